@@ -1,0 +1,1 @@
+SELECT sse_pg.last_id()

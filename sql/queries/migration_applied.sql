@@ -1,0 +1,1 @@
+INSERT INTO sse_pg.migrations (number, name) VALUES (%s, %s)

@@ -1,0 +1,1 @@
+SELECT number FROM sse_pg.migrations

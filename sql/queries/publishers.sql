@@ -1,0 +1,1 @@
+SELECT last, least_bound FROM sse_pg.publishers()

@@ -1,0 +1,1 @@
+DELETE FROM sse_pg.servers WHERE id = %s

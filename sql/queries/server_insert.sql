@@ -1,0 +1,1 @@
+INSERT INTO sse_pg.servers (name, pid, version) VALUES (%s, %s, %s) RETURNING id

@@ -1,0 +1,352 @@
+-- The schema sse_pg as it stands, readable on its own: psql -f sql/schema.sql makes it on an empty database.
+-- `sse-pg migrate` reaches the same schema through sql/migrations/; a test compares the two.
+--
+-- Advisory locks, by class (the first of the two keys):
+--   1936941617  a publisher in flight; the second key is the low half of its lower bound
+--   1936941618  the state of the tails: 1 = a tail is asleep, 2 = a tail is awake
+--   1936941619  a server that is up; the second key is servers.id
+--   1936941620  one at a time: 1 = migrate, 2 = maintenance
+
+CREATE SCHEMA IF NOT EXISTS sse_pg;
+
+-- What `sse-pg migrate` has applied.
+CREATE TABLE sse_pg.migrations (
+    number     integer PRIMARY KEY,
+    name       text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- ------------------------------------------------------------------ events
+
+-- Ids come from a sequence that must not cache: publisher_floor() reads its last value as a lower bound of
+-- every id that is still to be drawn. Partitioned by id, so that a purge drops tables and deletes no rows.
+CREATE TABLE sse_pg.events (
+    id         bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
+    channel    text NOT NULL,
+    event_type text NOT NULL DEFAULT 'message',
+    payload    jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- White space, control characters, comma and star have a meaning in URLs, in rules and on the wire.
+    CONSTRAINT events_channel CHECK (
+        char_length(channel) BETWEEN 1 AND 255
+        AND channel !~ '[\u0001-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000,*]'),
+    -- A line break would let an event type write fields of its own into the stream.
+    CONSTRAINT events_event_type CHECK (
+        char_length(event_type) BETWEEN 1 AND 255
+        AND strpos(event_type, E'\n') = 0 AND strpos(event_type, E'\r') = 0
+        AND NOT starts_with(event_type, 'sse-pg.')),
+    CONSTRAINT events_payload CHECK (octet_length(payload::text) <= 1048576)
+) PARTITION BY RANGE (id);
+
+CREATE INDEX events_channel_id ON sse_pg.events (channel, id);
+
+-- What no range takes yet. Publishing goes on even where nobody makes partitions ahead.
+CREATE TABLE sse_pg.events_default PARTITION OF sse_pg.events DEFAULT;
+
+-- One row of facts about the log.
+CREATE TABLE sse_pg.log (
+    only_row   boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    purged_to  bigint NOT NULL DEFAULT 0,     -- every id up to this one may be gone
+    settled_to bigint NOT NULL DEFAULT 0      -- no id up to this one can still become visible
+);
+INSERT INTO sse_pg.log DEFAULT VALUES;
+
+-- ------------------------------------------------------------------ publishers in flight, and the bell
+
+-- Runs before each INSERT or COPY; does its work once a transaction, and again after a savepoint rolled it back.
+--
+-- 1. Shows that this transaction publishes: a shared lock, held until the commit is visible, whose key is a
+--    lower bound of every id the transaction can draw. It is read and taken before any id is drawn.
+-- 2. Rings, unless a tail is awake (it polls) and none is asleep. NOTIFY makes commits wait for each other, so
+--    it is left out where nobody needs it. A tail that goes to sleep looks at the locks of 1 afterwards and keeps
+--    polling while one is held that may have looked before (docs/guarantee.md). Asking is a try of the exclusive lock, given
+--    back inside the same expression: a cancel between two statements would leave the lock behind.
+CREATE FUNCTION sse_pg.announce() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    bound bigint;
+    bell  text;
+    quiet boolean;
+    done  text;
+BEGIN
+    IF current_setting('sse_pg.announced', true) = 'yes' THEN
+        RETURN NULL;
+    END IF;
+    bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) & 4294967295;
+    -- int4 is signed: the upper half of the 32-bit range is its negative half
+    done := pg_advisory_xact_lock_shared(1936941617, (bound - (bound >> 31) * 4294967296)::integer)::text;
+    done := set_config('sse_pg.announced', 'yes', true);
+    -- A commit that is lost in a crash after it was visible would let its id be drawn again. The commit of
+    -- a publishing transaction is therefore flushed, whatever the session says.
+    IF current_setting('synchronous_commit') = 'off' THEN
+        done := set_config('synchronous_commit', 'local', true);
+    END IF;
+    bell := coalesce(current_setting('sse_pg.bell', true), '');
+    IF bell = 'off' THEN                 -- for PREPARE TRANSACTION, which allows no NOTIFY
+        RETURN NULL;
+    END IF;
+    quiet := bell <> 'always'
+        AND CASE WHEN pg_try_advisory_lock(1936941618, 1)
+                 THEN pg_advisory_unlock(1936941618, 1) ELSE false END           -- nobody is asleep
+        AND CASE WHEN pg_try_advisory_lock(1936941618, 2)
+                 THEN NOT pg_advisory_unlock(1936941618, 2) ELSE true END;       -- somebody is awake
+    IF NOT quiet THEN
+        done := pg_notify('sse_pg', '')::text;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER announce BEFORE INSERT ON sse_pg.events
+    FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.announce();
+
+-- The last id drawn, and the least bound of the publishers in flight, NULL when there is none. In this order: a
+-- publisher that takes its lock after the last value was read draws higher ids.
+CREATE FUNCTION sse_pg.publishers(OUT last bigint, OUT least_bound bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    last := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
+    -- The keys are the low 32 bits; a distance over 2^31 is a bound ahead of `last`.
+    SELECT min(last - CASE WHEN p.behind > 2147483648 THEN p.behind - 4294967296 ELSE p.behind END)
+      INTO least_bound
+      FROM (SELECT (last - l.objid::bigint) & 4294967295 AS behind
+              FROM pg_locks l
+             WHERE l.locktype = 'advisory' AND l.classid = 1936941617 AND l.objsubid = 2 AND l.granted
+               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())) p;
+END $$;
+
+-- An id at or below the floor that is missing in a snapshot taken after this call is dead: rolled back, or skipped
+-- by the sequence.
+CREATE FUNCTION sse_pg.publisher_floor() RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ SELECT least(last, coalesce(least_bound, last)) FROM sse_pg.publishers() $$;
+
+-- The last id that was drawn; 0 when none was.
+CREATE FUNCTION sse_pg.last_id() RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ SELECT coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) $$;
+
+-- ------------------------------------------------------------------ publish
+
+-- What a publisher meant by its key. The digest tells a repeated publish from a reused key.
+CREATE TABLE sse_pg.idempotency_keys (
+    key        text PRIMARY KEY CHECK (char_length(key) BETWEEN 1 AND 255),
+    digest     bytea NOT NULL,
+    event_id   bigint,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX idempotency_keys_created_at ON sse_pg.idempotency_keys (created_at);
+
+-- Publishes one event in the caller's transaction; returns its id. A repeated idempotency key returns the id it
+-- returned before, and raises SQLSTATE SP409 when the event differs.
+CREATE FUNCTION sse_pg.publish(channel text, event_type text, payload jsonb, idempotency_key text DEFAULT NULL)
+RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    published bigint;
+    known     sse_pg.idempotency_keys;
+    the_digest bytea;
+BEGIN
+    IF idempotency_key IS NULL THEN
+        INSERT INTO sse_pg.events (channel, event_type, payload)
+        VALUES (publish.channel, coalesce(publish.event_type, 'message'), publish.payload)
+        RETURNING id INTO published;
+        RETURN published;
+    END IF;
+    the_digest := sha256(convert_to(
+        jsonb_build_array(channel, coalesce(event_type, 'message'), payload)::text, 'UTF8'));
+    -- The key first: a second publisher with it waits here for the first one's commit.
+    INSERT INTO sse_pg.idempotency_keys (key, digest) VALUES (idempotency_key, the_digest)
+    ON CONFLICT (key) DO NOTHING;
+    IF NOT FOUND THEN
+        SELECT * INTO STRICT known FROM sse_pg.idempotency_keys k WHERE k.key = idempotency_key;
+        IF known.digest <> the_digest THEN
+            RAISE EXCEPTION 'the idempotency key % was used for another event', quote_literal(idempotency_key)
+                USING ERRCODE = 'SP409', HINT = 'Use a key of its own for each event.';
+        END IF;
+        RETURN known.event_id;
+    END IF;
+    INSERT INTO sse_pg.events (channel, event_type, payload)
+    VALUES (publish.channel, coalesce(publish.event_type, 'message'), publish.payload)
+    RETURNING id INTO published;
+    UPDATE sse_pg.idempotency_keys k SET event_id = published WHERE k.key = idempotency_key;
+    RETURN published;
+END $$;
+
+-- Publishes many events in one statement; returns a row for each, in order. The arrays are of one length; keys may
+-- be NULL as a whole or by element.
+CREATE FUNCTION sse_pg.publish_many(
+    channels text[], event_types text[], payloads text[], idempotency_keys text[] DEFAULT NULL)
+RETURNS TABLE (id bigint, created_at timestamptz)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    i integer;
+BEGIN
+    IF idempotency_keys IS NULL THEN
+        -- Rows are inserted, and ids drawn, in the order of the arrays.
+        RETURN QUERY
+        INSERT INTO sse_pg.events (channel, event_type, payload)
+        SELECT e.channel, e.event_type, e.payload::jsonb
+          FROM unnest(channels, event_types, payloads) WITH ORDINALITY AS e(channel, event_type, payload, place)
+         ORDER BY e.place
+        RETURNING id, created_at;
+        RETURN;
+    END IF;
+    FOR i IN 1 .. coalesce(array_length(channels, 1), 0) LOOP
+        publish_many.id := sse_pg.publish(channels[i], event_types[i], payloads[i]::jsonb, idempotency_keys[i]);
+        -- A repeated key may name an event that was purged since; then the time is not known any more.
+        publish_many.created_at := (SELECT e.created_at FROM sse_pg.events e WHERE e.id = publish_many.id);
+        RETURN NEXT;
+    END LOOP;
+END $$;
+
+-- ------------------------------------------------------------------ position
+
+-- The highest visible id, and the ranges below it that are not visible but may still come, ascending.
+--
+-- READ COMMITTED: the floor is read before the snapshot of the second statement, so the ranges are exact.
+-- REPEATABLE READ: one snapshot serves both, and a publisher may have gone between it and the look at the locks.
+-- There the ranges start at log.settled_to, which was true before the snapshot; dead ids may be among them, which
+-- costs the reader a look and no event.
+CREATE FUNCTION sse_pg.visible_position(OUT high bigint, OUT gap_first bigint[], OUT gap_last bigint[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    base bigint;
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        base := (SELECT l.settled_to FROM sse_pg.log l);
+    ELSE
+        base := sse_pg.publisher_floor();
+    END IF;
+    WITH visible AS (
+        SELECT e.id, lag(e.id, 1, base) OVER (ORDER BY e.id) AS before FROM sse_pg.events e WHERE e.id > base)
+    SELECT coalesce(max(v.id), base),
+           coalesce(array_agg(v.before + 1 ORDER BY v.id) FILTER (WHERE v.id > v.before + 1), '{}'),
+           coalesce(array_agg(v.id - 1 ORDER BY v.id) FILTER (WHERE v.id > v.before + 1), '{}')
+      INTO high, gap_first, gap_last
+      FROM visible v;
+END $$;
+
+-- The cursor at which a stream continues what the caller's transaction sees. In REPEATABLE READ that is the
+-- snapshot of the whole transaction; in READ COMMITTED the moment of this call, so call it before you read.
+-- The text is what sse_pg/cursor.py prints: high, then the gaps from the top down, each as the count of ids skipped
+-- since the gap above and, where it is longer than one id, its length. At most 128 bytes: where the gaps do not
+-- fit, high goes below the first that does not, and a reader may see events again.
+CREATE FUNCTION sse_pg.position() RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    here   record;
+    top    bigint;
+    above  bigint;
+    printed text;
+    kept   integer;
+BEGIN
+    SELECT * INTO here FROM sse_pg.visible_position();
+    kept := cardinality(here.gap_first);
+    top := here.high;
+    LOOP
+        IF kept <= 64 THEN       -- more never fit
+            above := top;
+            printed := top::text;
+            FOR i IN REVERSE kept .. 1 LOOP
+                printed := printed || CASE WHEN i = kept THEN '~' ELSE ',' END || (above - here.gap_last[i])
+                    || CASE WHEN here.gap_last[i] > here.gap_first[i]
+                            THEN '-' || (here.gap_last[i] - here.gap_first[i] + 1) ELSE '' END;
+                above := here.gap_first[i] - 1;
+            END LOOP;
+            EXIT WHEN length(printed) <= 128;
+        END IF;
+        top := here.gap_first[kept] - 1;
+        kept := kept - 1;
+    END LOOP;
+    RETURN printed;
+END $$;
+
+-- ------------------------------------------------------------------ subscriptions
+
+CREATE TABLE sse_pg.subscriptions (
+    user_id    text NOT NULL CHECK (char_length(user_id) BETWEEN 1 AND 255 AND user_id !~ '[\u0001-\u001f\u007f]'),
+    channel    text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (user_id, channel),
+    CONSTRAINT subscriptions_channel CHECK (
+        char_length(channel) BETWEEN 1 AND 255
+        AND channel !~ '[\u0001-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000,*]')
+);
+
+-- Tells the servers whose subscriptions changed, so that open streams follow; by name up to 100 users a statement, then
+-- "all". Unlike the bell this notification is not left out: no safety read looks at this table.
+CREATE FUNCTION sse_pg.subscriptions_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    users text[];
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        PERFORM pg_notify('sse_pg_control', 'subscriptions');
+        RETURN NULL;
+    END IF;
+    users := ARRAY(SELECT DISTINCT c.user_id FROM changed c LIMIT 101);
+    IF cardinality(users) > 100 THEN
+        PERFORM pg_notify('sse_pg_control', 'subscriptions');
+    ELSE
+        PERFORM pg_notify('sse_pg_control', 'subscriptions ' || u) FROM unnest(users) u;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER added AFTER INSERT ON sse_pg.subscriptions REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed();
+CREATE TRIGGER removed AFTER DELETE ON sse_pg.subscriptions REFERENCING OLD TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed();
+CREATE TRIGGER moved_to AFTER UPDATE ON sse_pg.subscriptions REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed();
+CREATE TRIGGER moved_from AFTER UPDATE ON sse_pg.subscriptions REFERENCING OLD TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed();
+CREATE TRIGGER emptied AFTER TRUNCATE ON sse_pg.subscriptions
+    FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed();
+
+-- True when the subscription is new.
+CREATE FUNCTION sse_pg.subscribe(user_id text, channel text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO sse_pg.subscriptions (user_id, channel) VALUES (subscribe.user_id, subscribe.channel)
+    ON CONFLICT DO NOTHING;
+    RETURN FOUND;
+END $$;
+
+-- True when there was one.
+CREATE FUNCTION sse_pg.unsubscribe(user_id text, channel text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM sse_pg.subscriptions s
+     WHERE s.user_id = unsubscribe.user_id AND s.channel = unsubscribe.channel;
+    RETURN FOUND;
+END $$;
+
+-- ------------------------------------------------------------------ servers
+
+-- A server holds a lock on its id as long as its LISTEN connection lives, so a server that dies is gone at once.
+CREATE TABLE sse_pg.servers (
+    id                 integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name               text NOT NULL,
+    pid                integer NOT NULL,
+    version            text NOT NULL,
+    started_at         timestamptz NOT NULL DEFAULT now(),
+    active_connections integer NOT NULL DEFAULT 0,
+    updated_at         timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE FUNCTION sse_pg.live_servers() RETURNS SETOF sse_pg.servers
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT s.*
+      FROM sse_pg.servers s
+      JOIN pg_locks l ON l.locktype = 'advisory' AND l.classid = 1936941619 AND l.objid::bigint = s.id
+           AND l.objsubid = 2 AND l.granted
+           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+     ORDER BY s.id
+$$;
+
+-- ------------------------------------------------------------------ rights
+
+-- Nobody may call these unless it is granted: GRANT USAGE ON SCHEMA sse_pg and EXECUTE on publish() make a publisher.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_pg FROM PUBLIC;

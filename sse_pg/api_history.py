@@ -1,0 +1,91 @@
+"""GET /api/events/history: the stored events, a page at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sse_pg import fields
+from sse_pg.bus import Bus
+from sse_pg.cursor import START, Cursor
+from sse_pg.event import event_json
+from sse_pg.problem import FieldError, invalid
+
+
+class HistoryApi:
+    """Paginated history."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this module."""
+        return [web.get("/api/events/history", self.history)]
+
+    async def history(self, request: web.Request) -> web.Response:
+        """Return a page. An ascending walk ends at a cursor that opens a stream with nothing lost between."""
+        query = request.query
+        channels = fields.query_channels(query, "channel", self._bus.settings.max_channels)
+        if not channels:
+            raise invalid([FieldError("channel", "this parameter is needed")])
+        event_type = query.get("eventType")
+        if event_type is not None:
+            fields.collect({"eventType": (fields.event_type_fault, event_type)})
+        limit = fields.query_integer(query, "limit", 50, 1, 1000)
+        after, before = fields.query_cursor(query, "after"), fields.query_cursor(query, "before")
+        order = fields.query_choice(query, "order", ("asc", "desc"))
+        walk = self._ascending if order == "asc" else self._descending
+        body = await walk(channels, after, before, limit, event_type)
+        headers = {}
+        if body["hasMore"]:
+            step = "after" if order == "asc" else "before"
+            headers["Link"] = f'<{request.rel_url.update_query({step: body["nextCursor"]})}>; rel="next"'
+        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=headers)
+
+    async def _ascending(
+        self,
+        channels: list[str],
+        after: Cursor | None,
+        before: Cursor | None,
+        limit: int,
+        event_type: str | None,
+    ) -> dict[str, Any]:
+        cursor = after or START
+        # First the position, then the rows: what is visible at the position is among the rows.
+        position = await self._bus.store.position()
+        if before is not None:
+            position = position.clip(max(0, before.high - 1))
+        page = await self._bus.store.page(
+            channels, cursor.missing_up_to(position.high), limit + 1, event_type=event_type
+        )
+        rows, more = page.events[:limit], page.full
+        events = [event for event in rows if position.offered(event.id)]
+        reached = cursor | (position.clip(rows[-1].id) if more else position)
+        body = {
+            "events": [event_json(event) for event in events],
+            "nextCursor": reached.text,
+            "hasMore": more,
+        }
+        if after is not None and after != START and after.missing_up_to(page.purged_to):
+            body["gap"] = {"reason": "expired", "after": after.text, "before": str(page.purged_to)}
+        return body
+
+    async def _descending(
+        self,
+        channels: list[str],
+        after: Cursor | None,
+        before: Cursor | None,
+        limit: int,
+        event_type: str | None,
+    ) -> dict[str, Any]:
+        top = before.high - 1 if before is not None else await self._bus.store.last_id()
+        wanted = (after or START).missing_up_to(top)
+        page = await self._bus.store.page(channels, wanted, limit + 1, event_type=event_type, descending=True)
+        rows = page.events[:limit]
+        return {
+            "events": [event_json(event) for event in rows],
+            "nextCursor": str(rows[-1].id) if page.full else None,
+            "hasMore": page.full,
+        }

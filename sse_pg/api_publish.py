@@ -1,0 +1,64 @@
+"""POST /api/events/publish"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from aiohttp import web
+
+from sse_pg import publish_body
+from sse_pg.bus import Bus
+from sse_pg.event import timestamp
+from sse_pg.problem import Problem
+from sse_pg.publisher import Draft, Published
+
+NDJSON = "application/x-ndjson"
+
+
+class PublishedJson(msgspec.Struct, frozen=True, rename="camel"):
+    """What a publisher is told. ``created_at`` is None where a repeated key names an event that was purged."""
+
+    id: int
+    channel: str
+    event_type: str
+    created_at: str | None
+
+
+class PublishApi:
+    """Publishing over HTTP."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this module."""
+        return [web.post("/api/events/publish", self.publish)]
+
+    async def publish(self, request: web.Request) -> web.Response:
+        """Publish the event or the events of a body; 201 once the commit is done."""
+        if request.content_type not in ("application/json", NDJSON):
+            raise Problem(
+                415,
+                f"Send JSON with the header Content-Type: application/json, or lines of it with {NDJSON}.",
+            )
+        settings = self._bus.settings
+        drafts, batch = publish_body.drafts(
+            await request.read(),
+            ndjson=request.content_type == NDJSON,
+            max_payload=settings.max_payload,
+            max_batch=settings.max_batch,
+        )
+        published = _told(drafts, await self._bus.publisher.publish(drafts))
+        return web.Response(
+            status=201,
+            body=msgspec.json.encode({"events": published} if batch else published[0]),
+            content_type="application/json",
+        )
+
+
+def _told(drafts: Sequence[Draft], published: Sequence[Published]) -> list[PublishedJson]:
+    return [
+        PublishedJson(number, draft.channel, draft.event_type, timestamp(created) if created else None)
+        for draft, (number, created) in zip(drafts, published, strict=True)
+    ]

@@ -1,0 +1,157 @@
+"""GET /api/events/stream: Server-Sent Events, from a cursor or from now on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from random import random
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from sse_pg import fields, wire
+from sse_pg.bus import Bus
+from sse_pg.cursor import START, Cursor
+from sse_pg.errors import BusUnavailable, CursorError
+from sse_pg.problem import FieldError, Problem, invalid, unavailable
+from sse_pg.stream import Stream
+
+log = logging.getLogger(__name__)
+
+HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+#: Milliseconds after which data that a peer does not acknowledge ends its connection.
+UNACKNOWLEDGED_MS = 30000
+
+
+class StreamApi:
+    """Opening streams and seeing them to their end."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this module."""
+        return [web.get("/api/events/stream", self.stream, allow_head=False)]
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a stream that lasts until the client goes or the server ends it."""
+        bus = self._bus
+        channels = fields.query_channels(request.query, "channels", bus.settings.max_channels)
+        user = fields.query_user(request.query)
+        envelope = fields.query_flag(request.query, "envelope")
+        if user is None and not channels:
+            raise invalid([FieldError("channels", "name channels, or a userId, or both")])
+        reason = bus.why_not_ready()
+        if reason is not None:
+            raise unavailable(f"Not ready: {reason}.")
+        if len(bus.hub.streams) >= bus.settings.max_streams:
+            raise unavailable(f"This server has its {bus.settings.max_streams} streams.")
+        if user is not None and channels:
+            await self._require_subscribed(user, channels)
+        transport = request.transport
+        if transport is None:
+            raise asyncio.CancelledError  # the client went while we looked
+        stream = Stream(
+            transport,
+            channels=frozenset(channels),
+            cursor=START,
+            envelope=envelope,
+            chunked=request.version >= HttpVersion11,
+            buffer_limit=bus.settings.stream_buffer,
+            now=time.monotonic(),
+        )
+        follows = user if not channels else None
+        opened = time.monotonic()
+        reason = "the client went"
+        try:
+            if follows is not None:
+                await bus.followers.follow(stream, follows)
+            response = web.StreamResponse(headers=HEADERS)
+            response.force_close()
+            await response.prepare(request)
+            _bound_unacknowledged(transport)
+            bus.hub.add(stream)
+            self._greet(stream, _asked_for(request))
+            log.info("stream opened: %s", _whom(request, stream, user))
+            await self._catch_up(stream)
+            reason = await stream.ended
+            return response
+        finally:
+            bus.hub.leave(stream)
+            if follows is not None:
+                bus.followers.leave(stream, follows)
+            log.info(
+                "stream closed: %s, %s, %.1f s, %d bytes",
+                _whom(request, stream, user),
+                reason,
+                time.monotonic() - opened,
+                stream.sent_bytes,
+            )
+
+    async def _require_subscribed(self, user: str, channels: list[str]) -> None:
+        subscribed = {name for name, _ in await self._bus.store.subscriptions(user)}
+        missing = [name for name in channels if name not in subscribed]
+        if missing:
+            raise Problem(
+                403,
+                f"User {user} is not subscribed to {', '.join(missing)}.",
+                errors=[FieldError("channels", name) for name in missing],
+            )
+
+    def _greet(self, stream: Stream, asked: str | None) -> None:
+        """Send the first block, and say so where the cursor means nothing here."""
+        position, now = self._bus.hub.position, time.monotonic()
+        retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
+        try:
+            stream.cursor = Cursor.parse(asked) if asked else position
+        except CursorError:
+            stream.cursor = position
+            stream.tell(
+                wire.hello(position, retry_ms) + wire.gap("unknown", (asked or "")[:128], position),
+                position,
+                now,
+            )
+            return
+        stream.tell(wire.hello(stream.cursor, retry_ms), stream.cursor, now)
+
+    async def _catch_up(self, stream: Stream) -> None:
+        """Make the stream live; where the database is away, wait with the stream open."""
+        while True:
+            try:
+                await self._bus.replay.catch_up(stream)
+                return
+            except BusUnavailable as error:
+                log.warning("a stream waits for the database: %s", error)
+                await asyncio.sleep(0.2 + 0.6 * random())  # noqa: S311 - jitter
+                await self._bus.tail.listening.wait()
+
+
+def _asked_for(request: web.Request) -> str | None:
+    """Return the cursor a client came with. The header is newer than the URL: browsers repeat the URL as it was."""
+    for text in (
+        request.headers.get("Last-Event-ID"),
+        request.query.get("lastEventId"),
+        request.query.get("last_event_id"),
+    ):
+        if text:
+            return text
+    return None
+
+
+def _whom(request: web.Request, stream: Stream, user: str | None) -> str:
+    names = sorted(stream.channels)
+    shown = ",".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{request.remote} user={user!r} channels={shown!r}"
+
+
+def _bound_unacknowledged(transport: asyncio.Transport) -> None:
+    """Let the kernel end a connection whose peer is gone without a word."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)

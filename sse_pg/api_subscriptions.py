@@ -1,0 +1,56 @@
+"""Which user is subscribed to which channel."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from sse_pg import fields
+from sse_pg.bus import Bus
+from sse_pg.event import timestamp
+from sse_pg.problem import FieldError, invalid
+
+
+class SubscriptionApi:
+    """Subscribe, unsubscribe, list."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this module."""
+        return [
+            web.post("/api/events/channels/subscribe", self.subscribe),
+            web.post("/api/events/channels/unsubscribe", self.unsubscribe),
+            web.get("/api/events/channels", self.channels),
+        ]
+
+    async def subscribe(self, request: web.Request) -> web.Response:
+        """Subscribe a user to a channel: 201 when that is new, 200 when it was there."""
+        body = fields.subscription_body(await fields.read_json(request))
+        new = await self._bus.store.subscribe(body.user_id, body.channel)
+        return _json({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
+
+    async def unsubscribe(self, request: web.Request) -> web.Response:
+        """End a subscription; 200 whether or not there was one."""
+        body = fields.subscription_body(await fields.read_json(request))
+        await self._bus.store.unsubscribe(body.user_id, body.channel)
+        return _json({"userId": body.user_id, "channel": body.channel, "subscribed": False})
+
+    async def channels(self, request: web.Request) -> web.Response:
+        """List a user's subscriptions."""
+        user = fields.query_user(request.query)
+        if user is None:
+            raise invalid([FieldError("userId", "this parameter is needed")])
+        found = await self._bus.store.subscriptions(user)
+        return _json(
+            {
+                "userId": user,
+                "channels": [name for name, _ in found],
+                "subscriptions": [{"channel": name, "createdAt": timestamp(since)} for name, since in found],
+            }
+        )
+
+
+def _json(body: object, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")

@@ -1,0 +1,40 @@
+"""The aiohttp application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from sse_pg.api_health import HealthApi
+from sse_pg.api_history import HistoryApi
+from sse_pg.api_publish import PublishApi
+from sse_pg.api_stream import StreamApi
+from sse_pg.api_subscriptions import SubscriptionApi
+from sse_pg.bus import Bus
+from sse_pg.config import Settings
+from sse_pg.openapi import openapi_routes
+from sse_pg.problem import problems
+
+BUS = web.AppKey("BUS", Bus)
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Return the application on a migrated database; it can be mounted in another one.
+
+    Run it with ``handler_cancellation=True``, as sse_pg.server does: a stream's handler has to end with its client.
+    """
+    app = web.Application(middlewares=[problems], client_max_size=settings.max_body)
+    bus = Bus(settings)
+    app[BUS] = bus
+    for api in (PublishApi, SubscriptionApi, StreamApi, HistoryApi, HealthApi):
+        app.add_routes(api(bus).routes())
+    app.add_routes(openapi_routes())
+    app.cleanup_ctx.append(_run_bus)
+    return app
+
+
+async def _run_bus(app: web.Application) -> AsyncIterator[None]:
+    await app[BUS].start()
+    yield
+    await app[BUS].stop()

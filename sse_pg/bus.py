@@ -1,0 +1,79 @@
+"""One server's parts, put together: who has whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from sse_pg.config import Settings
+from sse_pg.database import make_pool
+from sse_pg.followers import Followers
+from sse_pg.hub import Hub
+from sse_pg.presence import Presence
+from sse_pg.publisher import Publisher
+from sse_pg.pulse import Pulse
+from sse_pg.replay import Replay
+from sse_pg.store import Store
+from sse_pg.tail import Tail, server_identity
+
+
+class Bus:
+    """Everything between the HTTP handlers and the database."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pool = make_pool(settings.database_url, settings.pool_size, settings.pool_timeout)
+        self.store = Store(self.pool)
+        self.publisher = Publisher(self.pool)
+        self.hub = Hub(settings.ring_events, settings.ring_bytes)
+        self.followers = Followers(self.hub, self.store)
+        self.presence = Presence(self.hub, self.store, *server_identity(settings.server_name))
+        self.tail = Tail(
+            settings.listen_url,
+            self.hub,
+            self.followers,
+            order_wait=settings.order_wait,
+            poll=settings.poll,
+            safety_read=settings.safety_read,
+            masked=settings.bell == "masked",
+            on_connect=self.presence.register,
+        )
+        self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
+        self.pulse = Pulse(self.hub, settings.heartbeat, settings.position_refresh)
+        self.draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to follow the log; does not wait for the database."""
+        await self.pool.open(wait=False)
+        self._tasks = [
+            asyncio.create_task(part.run(), name=type(part).__name__) for part in (self.tail, self.presence, self.pulse)
+        ]
+
+    async def end_streams(self, seconds: float) -> None:
+        """End every stream, spread over a time, so that the clients do not all come back in the same moment."""
+        self.draining = True
+        streams = list(self.hub.streams)
+        for place, stream in enumerate(streams):
+            stream.end("the server stops")
+            if place + 1 < len(streams):
+                await asyncio.sleep(seconds / len(streams))
+
+    async def stop(self) -> None:
+        """Write what is waiting to be published, then let go of the database."""
+        await self.publisher.close()
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.presence.unregister()
+        await self.pool.close()
+
+    def why_not_ready(self) -> str | None:
+        """Say why this server cannot serve now, or None."""
+        if self.draining:
+            return "the server is stopping"
+        if not self.tail.listening.is_set():
+            return self.tail.last_error
+        return None

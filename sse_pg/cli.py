@@ -1,0 +1,193 @@
+"""The command line: ``sse-pg serve | migrate | publish | tail | history``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import psycopg
+
+from sse_pg import cli_history, cli_publish, cli_tail, embedded, logs
+from sse_pg.config import Settings, has_database
+from sse_pg.errors import EmbeddedError, SsePgError
+from sse_pg.migrate import migrate as apply_migrations
+from sse_pg.server import serve as run_server
+from sse_pg.version import VERSION
+
+T = TypeVar("T")
+
+_database_url = click.option(
+    "--database-url", metavar="URL", help="The database; else DATABASE_URL, else the embedded PostgreSQL."
+)
+_data_dir = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Where the embedded PostgreSQL keeps its data."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="sse-pg")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """An event bus on PostgreSQL: INSERT publishes, NOTIFY wakes, Server-Sent Events deliver."""
+
+
+@cli.command()
+@click.option("--host", metavar="H", help="Address to listen on [127.0.0.1].")
+@click.option("--port", type=int, metavar="P", help="Port to listen on [8080].")
+@_database_url
+@_data_dir
+def serve(host: str | None, port: int | None, database_url: str | None, data_dir: Path | None) -> None:
+    """Migrate, then serve. Without a database: start the embedded PostgreSQL, and stop it on exit."""
+    settings = _settings(host=host, port=port, database_url=database_url, data_dir=data_dir)
+    logs.configure(settings.log_level, settings.log_format)
+    with _database(settings) as ready:
+        for name in apply_migrations(ready.database_url):
+            click.echo(f"applied migration {name}")
+        _run(run_server(ready, _announce))
+
+
+def _announce(url: str) -> None:
+    click.echo(f"sse-pg {VERSION} listens on {url}")
+
+
+@cli.command()
+@_database_url
+@_data_dir
+def migrate(database_url: str | None, data_dir: Path | None) -> None:
+    """Bring the schema of the database up to date; safe to run from many places at once."""
+    settings = _settings(database_url=database_url, data_dir=data_dir)
+    with _database(settings) as ready:
+        applied = apply_migrations(ready.database_url)
+    for name in applied:
+        click.echo(f"applied migration {name}")
+    if not applied:
+        click.echo("the schema is up to date")
+
+
+@cli.command()
+@click.argument("channel")
+@click.argument("payload", required=False)
+@click.option("--type", "event_type", metavar="T", default="message", show_default=True, help="The event type.")
+@click.option("--key", metavar="K", help="Idempotency key of the one event: published once, however often it is sent.")
+@click.option("--text", is_flag=True, help="A line (or payload) that is not JSON is published as a JSON string.")
+@_database_url
+@_data_dir
+def publish(
+    channel: str,
+    payload: str | None,
+    event_type: str,
+    key: str | None,
+    text: bool,
+    database_url: str | None,
+    data_dir: Path | None,
+) -> None:
+    """Publish one event, or one for each line of standard input ("-" or no PAYLOAD); print the ids."""
+    settings = _running(_settings(database_url=database_url, data_dir=data_dir))
+    from_stdin = payload in (None, "-")
+    if from_stdin and key is not None:
+        raise click.UsageError("--key belongs to one event; it cannot stand for the lines of standard input")
+    template = cli_publish.Template(channel, event_type, text, settings.max_payload)
+    if from_stdin:
+        _run(cli_publish.publish_lines(settings, template, sys.stdin.buffer))
+    else:
+        _run(cli_publish.publish_one(settings, template, payload or "", key))
+
+
+@cli.command()
+@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
+@click.option("--from", "cursor", metavar="CURSOR", help="Where to begin; 0 is all that is retained. [now]")
+@click.option("--url", metavar="URL", help="The server [http://127.0.0.1:8080, with PORT].")
+def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None:
+    """Follow channels in the terminal, reconnecting; one JSON line an event."""
+    settings = _settings()
+    logs.configure(settings.log_level, "text")
+    _run(cli_tail.tail(url or f"http://127.0.0.1:{settings.port}", channels, cursor))
+
+
+@cli.command()
+@click.argument("channel")
+@click.option("--after", metavar="C", help="A cursor or an id; events after it.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="At most so many events [all].")
+@_database_url
+@_data_dir
+def history(
+    channel: str, after: str | None, limit: int | None, database_url: str | None, data_dir: Path | None
+) -> None:
+    """Print the stored events of a channel, one JSON line each; the cursor to go on from goes to standard error."""
+    settings = _running(_settings(database_url=database_url, data_dir=data_dir))
+    _run(cli_history.history(settings, channel, after, limit))
+
+
+# ---------------------------------------------------------------- the database
+
+
+def _settings(**flags: Any) -> Settings:
+    return Settings.from_env(os.environ, **flags)
+
+
+def _with_url(settings: Settings, url: str) -> Settings:
+    return Settings.from_env(os.environ, **{**_flags(settings), "database_url": url})
+
+
+def _flags(settings: Settings) -> dict[str, Any]:
+    return {"host": settings.host, "port": settings.port, "data_dir": settings.data_dir}
+
+
+@contextlib.contextmanager
+def _database(settings: Settings) -> Iterator[Settings]:
+    """Give settings with a database in them; an embedded one runs as long as the block."""
+    if has_database(settings, os.environ):
+        yield settings
+        return
+    directory = settings.data_dir or embedded.default_data_dir()
+    binaries = embedded.find_binaries(settings.postgres_bin)
+    with embedded.EmbeddedPostgres(directory, binaries=binaries) as postgres:
+        click.echo(f"PostgreSQL {binaries.major} ({binaries.origin}) with its data in {directory}")
+        click.echo(f"reach it with: {postgres.psql}")
+        yield _with_url(settings, postgres.url)
+
+
+def _running(settings: Settings) -> Settings:
+    """Give settings with a database that runs already."""
+    if has_database(settings, os.environ):
+        return settings
+    directory = settings.data_dir or embedded.default_data_dir()
+    url = embedded.running(directory)
+    if url is None:
+        raise EmbeddedError(
+            f"no server is running on {directory}: start one with `sse-pg serve`, or set DATABASE_URL to your database"
+        )
+    return _with_url(settings, url)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def main() -> None:
+    """Run the command line: errors are one line on standard error, exit code 1 (2 for usage)."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has enough; keep the interpreter from flushing into the void.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (SsePgError, psycopg.Error, OSError) as error:
+        if debug:
+            raise
+        click.echo(f"sse-pg: {str(error).strip() or type(error).__name__}".replace("\n", " "), err=True)
+        sys.exit(1)

@@ -1,0 +1,44 @@
+"""``sse-pg history``: pages through stored events."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import msgspec
+
+from sse_pg import fields
+from sse_pg.config import Settings
+from sse_pg.cursor import START, Cursor
+from sse_pg.database import make_pool
+from sse_pg.errors import CursorError, EventRefused
+from sse_pg.event import event_json
+from sse_pg.store import Store
+
+PAGE = 500
+
+
+async def history(settings: Settings, channel: str, after: str | None, limit: int | None) -> None:
+    """Print the events of a channel after a cursor, oldest first, and the cursor at which they end."""
+    if fault := fields.channel_fault(channel):
+        raise EventRefused(fault)
+    try:
+        cursor = Cursor.parse(after) if after else START
+    except CursorError as error:
+        raise CursorError(f"--after: {error}") from None
+    async with make_pool(settings.database_url, 1, settings.pool_timeout) as pool:
+        store = Store(pool)
+        left = limit
+        while left is None or left > 0:
+            position = await store.position()
+            count = PAGE if left is None else min(PAGE, left)
+            page = await store.page([channel], cursor.missing_up_to(position.high), count)
+            for event in page.events:
+                if position.offered(event.id):
+                    sys.stdout.write(msgspec.json.encode(event_json(event)).decode() + "\n")
+            if left is not None:
+                left -= len(page.events)
+            cursor = cursor | (position.clip(page.events[-1].id) if page.full else position)
+            if not page.full:
+                break
+    click.echo(f"next cursor: {cursor}", err=True)

@@ -1,0 +1,48 @@
+"""``sse-pg tail``: follows channels of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+import msgspec
+
+from sse_pg import client
+
+
+class _Line(msgspec.Struct):
+    """What is printed of an event."""
+
+    id: str
+    event: str
+    data: msgspec.Raw
+
+
+async def tail(url: str, channels: Sequence[str], cursor: str | None) -> None:
+    """Print a JSON line for each event, until SIGINT or SIGTERM. Gaps and reconnects are told on standard error.
+
+    Raises ClientError where the server refuses.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with client.subscribe(url, list(channels), cursor=cursor, on_gap=_gap, on_reconnect=_reconnect) as events:
+            async for event in events:
+                line = _Line(event.id, event.type, msgspec.Raw(event.data.encode()))
+                sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+                sys.stdout.flush()
+
+
+def _gap(gap: client.Gap) -> None:
+    click.echo(f"sse-pg: events after {gap.after} and before {gap.before} are lost ({gap.reason})", err=True)
+
+
+def _reconnect(lost: client.Reconnect) -> None:
+    click.echo(f"sse-pg: {lost.reason}; next attempt in {lost.delay:.1f} s", err=True)

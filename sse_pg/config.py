@@ -1,0 +1,271 @@
+"""The settings: one validated object, made once and passed down. Environment first, then flags.
+
+Each setting is one field with its variable, unit, bounds and meaning; ``.env.example`` and ``docs/settings.md`` are
+printed from here (``python -m sse_pg.config env|markdown``) and checked by a test.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from sse_pg.errors import SettingError
+
+
+def _setting(
+    env: str,
+    default: Any,
+    help_text: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    return field(
+        default=default,
+        metadata={"env": env, "help": help_text, "unit": unit, "low": low, "high": high, "choices": choices},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a server runs with. Durations are in seconds here, whatever the unit of the variable is."""
+
+    host: str = _setting("HOST", "127.0.0.1", "Address to listen on. The container sets 0.0.0.0.")
+    port: int = _setting("PORT", 8080, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    database_url: str | None = _setting(
+        "DATABASE_URL",
+        None,
+        "The database, as a postgresql:// URL or a libpq connection string; libpq's own PG* variables are honoured. "
+        "Without it, and without PGHOST, PGSERVICE or PGDATABASE, an embedded PostgreSQL is started.",
+    )
+    listen_database_url: str | None = _setting(
+        "SSE_PG_LISTEN_DATABASE_URL",
+        None,
+        "A way of its own for the LISTEN connection, past a transaction pooler.",
+    )
+    data_dir: Path | None = _setting(
+        "SSE_PG_DATA_DIR",
+        None,
+        "Where the embedded PostgreSQL keeps its data; by default /var/lib/sse-pg for root, else sse-pg in the "
+        "user's data directory.",
+    )
+    postgres_bin: Path | None = _setting(
+        "SSE_PG_POSTGRES_BIN",
+        None,
+        "Directory of the PostgreSQL programs for the embedded server; by default the wheel's, else the machine's.",
+    )
+    server_name: str | None = _setting(
+        "SSE_PG_SERVER_NAME", None, "Name of this server in active-connections; by default the host's name."
+    )
+    pool_size: int = _setting("SSE_PG_POOL_SIZE", 8, "Database connections for requests.", low=1, high=1000)
+    pool_timeout: float = _setting(
+        "SSE_PG_POOL_TIMEOUT_SECONDS",
+        5.0,
+        "How long a request waits for a connection before 503.",
+        unit="s",
+        low=0.1,
+        high=600,
+    )
+    order_wait: float = _setting(
+        "SSE_PG_ORDER_WAIT_MS",
+        0.02,
+        "How long events above a missing id are held back, so that they go out in order.",
+        unit="ms",
+        low=0,
+        high=1000,
+    )
+    poll: float = _setting(
+        "SSE_PG_POLL_MS", 0.005, "How often a busy server reads the log.", unit="ms", low=1, high=1000
+    )
+    safety_read: float = _setting(
+        "SSE_PG_SAFETY_READ_MS",
+        1.0,
+        "How often an idle server reads the log although no bell rang.",
+        unit="ms",
+        low=10,
+        high=60000,
+    )
+    bell: str = _setting(
+        "SSE_PG_BELL",
+        "masked",
+        "masked: publishers do not ring while every server is busy polling. always: they ring on every commit.",
+        choices=("masked", "always"),
+    )
+    heartbeat: float = _setting(
+        "SSE_PG_HEARTBEAT_SECONDS",
+        15.0,
+        "A stream that was silent for so long gets a comment.",
+        unit="s",
+        low=0.1,
+        high=3600,
+    )
+    position_refresh: float = _setting(
+        "SSE_PG_POSITION_SECONDS",
+        60.0,
+        "A quiet stream is told its position this often, if it moved.",
+        unit="s",
+        low=0.1,
+        high=86400,
+    )
+    retry: float = _setting(
+        "SSE_PG_RETRY_MS",
+        2.0,
+        "When a client that lost its stream comes back; each is told a value between half and one and a half of it.",
+        unit="ms",
+        low=0,
+        high=600000,
+    )
+    stream_buffer: int = _setting(
+        "SSE_PG_STREAM_BUFFER_BYTES",
+        1048576,
+        "A client that has more than this unread is disconnected.",
+        unit="bytes",
+        low=1024,
+        high=2**31,
+    )
+    ring_events: int = _setting(
+        "SSE_PG_RING_EVENTS",
+        10000,
+        "Recent events kept in memory for clients that reconnect.",
+        low=0,
+        high=10_000_000,
+    )
+    ring_bytes: int = _setting(
+        "SSE_PG_RING_BYTES", 67108864, "Memory for those events.", unit="bytes", low=0, high=2**40
+    )
+    replay_page: int = _setting(
+        "SSE_PG_REPLAY_PAGE",
+        500,
+        "Events read from the table at a time while a client catches up.",
+        low=1,
+        high=10000,
+    )
+    max_payload: int = _setting(
+        "SSE_PG_MAX_PAYLOAD_BYTES",
+        1048576,
+        "Largest payload over HTTP. The table has a limit of its own (docs/operating.md).",
+        unit="bytes",
+        low=1,
+        high=2**28,
+    )
+    max_body: int = _setting(
+        "SSE_PG_MAX_BODY_BYTES", 16777216, "Largest request body.", unit="bytes", low=1024, high=2**30
+    )
+    max_batch: int = _setting("SSE_PG_MAX_BATCH", 100000, "Most events in one request.", low=1, high=10_000_000)
+    max_channels: int = _setting("SSE_PG_MAX_CHANNELS", 1000, "Most channels on one stream.", low=1, high=100000)
+    max_streams: int = _setting(
+        "SSE_PG_MAX_STREAMS", 15000, "Most streams on one process; more get 503.", low=1, high=1_000_000
+    )
+    drain: float = _setting(
+        "SSE_PG_DRAIN_SECONDS",
+        5.0,
+        "Over how long a server that stops spreads the end of its streams.",
+        unit="s",
+        low=0,
+        high=3600,
+    )
+    log_level: str = _setting(
+        "SSE_PG_LOG_LEVEL", "info", "How much is logged.", choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = _setting(
+        "SSE_PG_LOG_FORMAT",
+        "auto",
+        "text, json, or auto: text on a terminal, JSON otherwise.",
+        choices=("auto", "text", "json"),
+    )
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str], **flags: Any) -> Settings:
+        """Read the environment; flags that are not None win.
+
+        Raises SettingError naming the variable, its value and what is allowed.
+        """
+        hints = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for spec in fields(cls):
+            text = env.get(spec.metadata["env"], "")
+            if flags.get(spec.name) is not None:
+                text = str(flags[spec.name])
+            if text:
+                values[spec.name] = _read(spec.metadata, hints[spec.name], text)
+        return cls(**values)
+
+    @property
+    def listen_url(self) -> str | None:
+        """The connection string of the LISTEN connection."""
+        return self.listen_database_url or self.database_url
+
+
+def has_database(settings: Settings, env: Mapping[str, str]) -> bool:
+    """Tell whether a database is named, by DATABASE_URL or in libpq's own variables."""
+    return settings.database_url is not None or any(env.get(name) for name in ("PGHOST", "PGSERVICE", "PGDATABASE"))
+
+
+def _read(meta: Mapping[str, Any], hint: Any, text: str) -> Any:
+    kind = next((t for t in get_args(hint) if t is not type(None)), hint)
+    low, high = meta["low"], meta["high"]
+    if meta["choices"]:
+        if text not in meta["choices"]:
+            raise SettingError(f"{meta['env']}={text!r}: allowed are {', '.join(meta['choices'])}")
+        return text
+    if kind not in (int, float):
+        return kind(text)
+    try:
+        number = kind(text)
+        allowed = low <= number <= high
+    except ValueError:
+        allowed = False
+    if not allowed:
+        what = "a whole number" if kind is int else "a number"
+        unit = f" {meta['unit']}" if meta["unit"] else ""
+        raise SettingError(f"{meta['env']}={text!r}: allowed is {what} from {low:g} to {high:g}{unit}")
+    return number / 1000 if meta["unit"] == "ms" else number
+
+
+def _shown(meta: Mapping[str, Any], default: Any) -> str:
+    if default is None:
+        return ""
+    if meta["unit"] == "ms":
+        default *= 1000
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def print_env() -> str:
+    """Return the text of ``.env.example``."""
+    lines = ["# Settings of sse-pg. Each line shows the default; take the # away to change it.", ""]
+    for spec in fields(Settings):
+        meta = spec.metadata
+        unit = f" [{meta['unit']}]" if meta["unit"] else ""
+        lines += [f"# {meta['help']}{unit}", f"#{meta['env']}={_shown(meta, spec.default)}", ""]
+    return "\n".join(lines)
+
+
+def print_markdown() -> str:
+    """Return the text of ``docs/settings.md``."""
+    lines = [
+        "# Settings",
+        "",
+        "Environment variables; `sse-pg serve --help` names the flags that go before them.",
+        "",
+        "| variable | default | unit | allowed | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for spec in fields(Settings):
+        meta = spec.metadata
+        allowed = ", ".join(meta["choices"]) or (
+            f"{meta['low']:g} to {meta['high']:g}" if meta["low"] is not None else ""
+        )
+        default = _shown(meta, spec.default)
+        lines.append(
+            f"| `{meta['env']}` | {f'`{default}`' if default else ''} | {meta['unit']} | {allowed} | {meta['help']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(print_markdown() if "markdown" in sys.argv[1:] else print_env())

@@ -1,0 +1,98 @@
+"""Connections: the pool for requests, the one connection that LISTENs, and what their errors mean."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import psycopg_pool
+
+from sse_pg.errors import BusUnavailable
+
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+Pool = psycopg_pool.AsyncConnectionPool[Connection]
+
+_APPLICATION = "sse-pg"
+# A peer that vanished without a word is noticed in half a minute, not in the two hours of the system's default.
+_KEEPALIVE = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20000,
+}
+
+#: SQLSTATE classes that say that the server, not the statement, is at fault: connection (08), resources (53: disk,
+#: memory, connections), operator intervention (57), system error (58).
+_AWAY = ("08", "53", "57", "58")
+
+
+def make_pool(url: str | None, size: int, timeout: float) -> Pool:
+    """Return the pool of request connections, not yet open. ``timeout`` in seconds."""
+    return psycopg_pool.AsyncConnectionPool(
+        url or "",
+        connection_class=psycopg.AsyncConnection[tuple[Any, ...]],
+        kwargs={"autocommit": True, "application_name": _APPLICATION, "connect_timeout": 5, **_KEEPALIVE},
+        min_size=1,
+        max_size=size,
+        timeout=timeout,
+        reconnect_timeout=5,
+        check=check_idle,
+        open=False,
+    )
+
+
+async def connect_listener(url: str | None) -> Connection:
+    """Open the connection that LISTENs."""
+    return await psycopg.AsyncConnection.connect(
+        url or "",
+        autocommit=True,
+        application_name=f"{_APPLICATION} tail",
+        connect_timeout=5,
+        **_KEEPALIVE,  # type: ignore[arg-type]
+    )
+
+
+async def check_idle(conn: Connection) -> None:
+    """Find out, without a round trip in the usual case, whether a pooled connection is still there.
+
+    An idle connection with something to read has been told that it is over (or has a notice): ask. The pool calls
+    this before it lends a connection, and takes another one where it raises.
+    """
+    poller = select.poll()  # not select(): file numbers go beyond 1024 with thousands of streams
+    poller.register(conn.fileno(), select.POLLIN)
+    if poller.poll(0):
+        await conn.execute(b"")
+    if conn.closed:
+        raise psycopg.OperationalError("the connection is closed")
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell whether an error means that the database cannot serve now."""
+    if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.PoolClosed | psycopg_pool.TooManyRequests):
+        return True
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is not None:
+        return error.sqlstate.startswith(_AWAY)
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+
+
+@asynccontextmanager
+async def reading(pool: Pool) -> AsyncIterator[Connection]:
+    """Lend a connection for reading; raises BusUnavailable when the database is away."""
+    try:
+        async with pool.connection() as conn:
+            yield conn
+    except psycopg.Error as error:
+        if is_away(error):
+            raise BusUnavailable(summary(error)) from error
+        raise
+
+
+def summary(error: BaseException) -> str:
+    """Return the first line of an error, for a log line or a person."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,67 @@
+"""Every error this package raises on purpose.
+
+    SsePgError
+    ├── SettingError        a setting has a value that cannot be used
+    ├── EmbeddedError       the embedded PostgreSQL cannot be had
+    ├── MigrationError      the schema cannot be brought up to date
+    ├── CursorError         a text is not a cursor
+    ├── BusUnavailable      the database does not answer
+    │   └── OutcomeUnknown  ... and it went away in the middle of a commit
+    ├── EventRefused        an event breaks a rule, so it was not published
+    │   ├── PayloadTooLarge
+    │   └── KeyReused
+    └── ClientError         a server did not answer as the contract says
+
+The message of each is one line that says what to do; the command line prints it as it is.
+"""
+
+
+class SsePgError(Exception):
+    """Base of everything raised on purpose."""
+
+
+class SettingError(SsePgError):
+    """A setting has a value that cannot be used; the message names it, the value and what is allowed."""
+
+
+class EmbeddedError(SsePgError):
+    """The embedded PostgreSQL cannot be found, started or reached."""
+
+
+class MigrationError(SsePgError):
+    """The schema of the database cannot be brought up to date."""
+
+
+class CursorError(SsePgError, ValueError):
+    """A text that a client sent is not a cursor."""
+
+
+class BusUnavailable(SsePgError):
+    """The database does not answer; nothing was published."""
+
+
+class OutcomeUnknown(BusUnavailable):
+    """The connection was lost while the commit was under way; the event may or may not be published."""
+
+
+class EventRefused(SsePgError):
+    """The database refused an event; nothing of its request was published.
+
+    ``index`` is the place of the event in its request, where it is known.
+    """
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class PayloadTooLarge(EventRefused):
+    """The payload is larger than the table takes."""
+
+
+class KeyReused(EventRefused):
+    """The idempotency key was used before, for another event."""
+
+
+class ClientError(SsePgError):
+    """A server did not answer a request as the contract says."""

@@ -1,0 +1,114 @@
+"""What one process knows of the log: what it has read, what may still come, what it has handed on.
+
+No input or output and no clock here: the tail reads, this object decides (docs/guarantee.md has the argument):
+
+* An id that is missing below one that was read is *open*: its transaction may commit yet.
+* ``settle(floor)`` buries the open ids at or below the floor, provided the floor was read before the rows.
+* An open id younger than ``wait`` holds the events above it back, so that they go out in the order of ids. Older
+  ones hold nothing back: they go into the cursor as gaps, and come when they commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sse_pg.cursor import Cursor
+from sse_pg.event import Event
+
+
+class Frontier:
+    """One reader's view of the log, from a start position onwards.
+
+    ``wait`` is in seconds; the times given to the methods are seconds of one monotonic clock.
+    """
+
+    def __init__(self, start: Cursor, wait: float) -> None:
+        self.wait = wait
+        self.position = start
+        """What was handed on. Every live stream was offered exactly this, in its channels."""
+        self.seen = start.high
+        """The highest id that was read or is known to be settled."""
+        self.open = start.gaps
+        """The ids up to ``seen`` that are missing and may still come."""
+        self._fresh: list[tuple[int, float]] = []
+        """(first open id, moment it was noticed) of the gaps that hold events back, ascending in both."""
+        self._held: list[Event] = []
+        """Events that were read and not handed on, ascending by id."""
+
+    def feed(self, rows: Iterable[Event], now: float) -> None:
+        """Take the rows of one read: those in ``open`` and those above ``seen``, ascending, from one snapshot."""
+        behind = bool(self._held)
+        for event in rows:
+            if event.id > self.seen:
+                if event.id > self.seen + 1:
+                    self.open = self.open.and_span(self.seen + 1, event.id - 1)
+                    self._fresh.append((self.seen + 1, now))
+                self.seen = event.id
+            elif event.id in self.open:
+                self.open = self.open.without(event.id)
+            else:
+                continue  # read before: a retry after a lost connection may repeat a read
+            self._held.append(event)
+        if behind:
+            self._held.sort(key=_by_id)
+
+    def settle(self, floor: int) -> None:
+        """Bury what is missing up to ``floor``, which was read before the rows that were fed last.
+
+        Only after a read that was complete: one that was cut off by its limit has not seen everything up to the floor.
+        """
+        dead = self.open.up_to(floor)
+        if dead:
+            self.open = self.open.above(floor)
+            if self.position.gaps:
+                self.position = Cursor(self.position.high, self.position.gaps - dead)
+        self.seen = max(self.seen, floor)
+
+    def release(self, now: float) -> list[tuple[Event, Cursor]]:
+        """Return the events to hand on now, ascending, each with the position after it."""
+        barrier = self._barrier(now)
+        out: list[tuple[Event, Cursor]] = []
+        position = self.position
+        count = 0
+        for event in self._held:
+            if barrier is not None and event.id > barrier:
+                break
+            count += 1
+            if event.id > position.high:
+                gaps = position.gaps
+                if self.open:
+                    gaps = gaps | (self.open.above(position.high).up_to(event.id))
+                position = Cursor(event.id, gaps)
+            else:
+                position = Cursor(position.high, position.gaps.without(event.id))
+            out.append((event, position))
+        del self._held[:count]
+        # What is settled or open above the last event belongs to the position too.
+        reach = self.seen if barrier is None else barrier - 1
+        if self._held:
+            reach = min(reach, self._held[0].id - 1)
+        if reach > position.high:
+            position = Cursor(reach, position.gaps | self.open.above(position.high).up_to(reach))
+        self.position = position
+        return out
+
+    def _barrier(self, now: float) -> int | None:
+        """Return the lowest open id that still holds events back."""
+        while self._fresh:
+            first, noticed = self._fresh[0]
+            rest = self.open.above(first - 1)
+            # A later notice starts above: what is open below it is as old as this one.
+            end = self._fresh[1][0] if len(self._fresh) > 1 else self.seen + 1
+            if now - noticed < self.wait and rest and rest.spans[0][0] < end:
+                return rest.spans[0][0]
+            self._fresh.pop(0)
+        return None
+
+    @property
+    def holding(self) -> bool:
+        """Tell whether events wait for a fresh gap; the tail looks again soon then."""
+        return bool(self._held)
+
+
+def _by_id(event: Event) -> int:
+    return event.id

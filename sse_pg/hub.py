@@ -1,0 +1,181 @@
+"""The fan-out: streams in groups of one set of channels, a batch of events written once per stream.
+
+All of it runs between awaits of the event loop, so that joining a stream and delivering to it cannot interleave.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+from sse_pg import wire
+from sse_pg.cursor import START, Cursor
+from sse_pg.event import Event
+from sse_pg.ring import Entry, Ring
+from sse_pg.stream import Stream
+
+Key = tuple[frozenset[str], bool, bool]
+Step = Literal["joined", "more", "behind", "ahead"]
+
+#: Bytes that are written to a stream before its client has to read some.
+AT_ONCE = 262144
+
+
+class Group:
+    """The live streams with the same channels and the same wire form."""
+
+    __slots__ = ("batch", "chunked", "envelope", "streams")
+
+    def __init__(self, envelope: bool, chunked: bool) -> None:
+        self.envelope = envelope
+        self.chunked = chunked
+        self.streams: set[Stream] = set()
+        self.batch: list[bytes] = []
+
+
+class Hub:
+    """Every stream of this process, and the position up to which the live ones were served."""
+
+    def __init__(self, ring_events: int, ring_bytes: int) -> None:
+        self._ring_size = (ring_events, ring_bytes)
+        self.position = START
+        self.ring = Ring(*self._ring_size, START)
+        self.streams: set[Stream] = set()
+        """All, those that catch up included."""
+        self._groups: dict[Key, Group] = {}
+        self._by_channel: dict[str, set[Group]] = {}
+        self._catch_ups: dict[tuple[Key, Cursor], tuple[bytes, Cursor | None]] = {}
+
+    def begin(self, position: Cursor) -> None:
+        """Start at a position, with nothing behind it."""
+        self.position = position
+        self.ring = Ring(*self._ring_size, position)
+        self._catch_ups.clear()
+
+    def restart(self, position: Cursor) -> None:
+        """Go on from a log that is not the one before: every stream is told that what lay between is unknown."""
+        before, now = self.position, time.monotonic()
+        self.begin(position)
+        block = wire.gap("unknown", before.text, position)
+        for stream in self.streams:
+            stream.cursor = position
+            stream.tell(block, position, now)
+
+    def deliver(self, released: Iterable[tuple[Event, Cursor]], position: Cursor) -> None:
+        """Hand events on to the live streams of their channels; afterwards all were offered ``position``."""
+        touched: list[Group] = []
+        for event, cursor in released:
+            entry = self.ring.add(event, cursor)
+            for group in self._by_channel.get(event.channel, ()):
+                if not group.batch:
+                    touched.append(group)
+                group.batch.append(entry.frame(group.envelope))
+        if position is not self.position:
+            self.position = position
+            self._catch_ups.clear()
+        now = time.monotonic()
+        for group in touched:
+            data = b"".join(group.batch)
+            group.batch = []
+            framed = wire.chunk(data) if group.chunked else data
+            for stream in group.streams:
+                stream.push(framed, now)
+                stream.told = position
+                stream.told_at = now
+
+    def add(self, stream: Stream) -> None:
+        """Count a stream that has opened; it catches up from its cursor and then joins."""
+        self.streams.add(stream)
+
+    def join(self, stream: Stream) -> Step:
+        """Bring a stream up to date from the ring and make it live, in one step between awaits.
+
+        "joined": it is live. "more": the ring has more for it than should be buffered at once; wait until it has read,
+        and call again. "behind": the ring does not reach back to its cursor. "ahead": the cursor has what this
+        server has not read yet.
+        """
+        cursor = stream.cursor
+        if not self.position.covers(cursor):
+            return "ahead"
+        key = _key(stream)
+        known = self._catch_ups.get((key, cursor))
+        if known is None:
+            missed = self.ring.since(cursor, stream.channels)
+            if missed is None:
+                return "behind"
+            known = self._catch_ups[key, cursor] = _joined(missed, stream)
+        data, reached = known
+        now = time.monotonic()
+        if data:
+            stream.push(data, now)
+        if reached is not None:
+            stream.cursor = reached
+            return "more"
+        stream.told, stream.told_at = self.position, now
+        stream.live = True
+        self._enter(stream, key)
+        return "joined"
+
+    def leave(self, stream: Stream) -> None:
+        """Forget a stream that has ended."""
+        self.streams.discard(stream)
+        if stream.live:
+            self._exit(stream)
+
+    def change_channels(self, stream: Stream, channels: frozenset[str]) -> None:
+        """Let a stream follow other channels from here on."""
+        if channels == stream.channels:
+            return
+        if stream.live:
+            self._exit(stream)
+        stream.channels = channels
+        if stream.live:
+            self._enter(stream, _key(stream))
+
+    def _enter(self, stream: Stream, key: Key) -> None:
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(stream.envelope, stream.chunked)
+            for channel in stream.channels:
+                self._by_channel.setdefault(channel, set()).add(group)
+        group.streams.add(stream)
+
+    def _exit(self, stream: Stream) -> None:
+        key = _key(stream)
+        group = self._groups[key]
+        group.streams.discard(stream)
+        if group.streams:
+            return
+        del self._groups[key]
+        for channel in stream.channels:
+            groups = self._by_channel[channel]
+            groups.discard(group)
+            if not groups:
+                del self._by_channel[channel]
+
+
+def _key(stream: Stream) -> Key:
+    return stream.channels, stream.envelope, stream.chunked
+
+
+def _joined(missed: list[Entry], stream: Stream) -> tuple[bytes, Cursor | None]:
+    """Return the framed blocks of what a stream missed, up to AT_ONCE bytes, and its cursor after a part of them."""
+    cursor, size = stream.cursor, 0
+    blocks: list[bytes] = []
+    for entry in missed:
+        if size > AT_ONCE:
+            break
+        after = cursor | entry.cursor
+        # A client that comes from another server may have been offered what lay in a gap here when this went out.
+        block = (
+            entry.frame(stream.envelope)
+            if after == entry.cursor
+            else wire.frame(entry.event, after, envelope=stream.envelope)
+        )
+        cursor = after
+        size += len(block)
+        blocks.append(block)
+    data = b"".join(blocks)
+    framed = wire.chunk(data) if data and stream.chunked else data
+    return framed, None if len(blocks) == len(missed) else cursor

@@ -1,0 +1,60 @@
+"""This server among the servers of the database: its row, the lock that shows it is up, its count of streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from sse_pg.database import Connection, summary
+from sse_pg.errors import BusUnavailable
+from sse_pg.hub import Hub
+from sse_pg.queries import query
+from sse_pg.store import Store
+from sse_pg.version import VERSION
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks at the count.
+INTERVAL = 0.25
+
+
+class Presence:
+    """Shows the number of streams to the other servers, at most four times a second."""
+
+    def __init__(self, hub: Hub, store: Store, name: str, pid: int) -> None:
+        self._hub = hub
+        self._store = store
+        self._name = name
+        self._pid = pid
+        self.server_id: int | None = None
+
+    async def register(self, conn: Connection) -> None:
+        """Take a row and its lock on the LISTEN connection; the lock goes with the connection."""
+        if self.server_id is None:
+            await conn.execute(query("servers_sweep"))
+            cursor = await conn.execute(query("server_insert"), (self._name, self._pid, VERSION))
+            row = await cursor.fetchone()
+            assert row is not None
+            self.server_id = row[0]
+        await conn.execute(query("server_lock"), (self.server_id,))
+
+    async def run(self) -> None:
+        """Keep the count in the row up to date, until cancelled."""
+        shown: tuple[int | None, int] = (None, 0)
+        while True:
+            now = (self.server_id, len(self._hub.streams))
+            if now != shown and self.server_id is not None:
+                try:
+                    await self._store.update_server(self.server_id, now[1])
+                    shown = now
+                except BusUnavailable as error:
+                    log.debug("the count of streams could not be written: %s", summary(error))
+            await asyncio.sleep(INTERVAL)
+
+    async def unregister(self) -> None:
+        """Take the row away, when the server stops in good order."""
+        if self.server_id is not None:
+            try:
+                await self._store.remove_server(self.server_id)
+            except BusUnavailable as error:
+                log.debug("the server's row stays until it is swept: %s", summary(error))

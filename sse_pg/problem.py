@@ -1,0 +1,144 @@
+"""Errors over HTTP: RFC 9457 problem documents, one line of help each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from sse_pg.errors import (
+    BusUnavailable,
+    CursorError,
+    EventRefused,
+    KeyReused,
+    OutcomeUnknown,
+    PayloadTooLarge,
+)
+
+log = logging.getLogger(__name__)
+
+CONTENT_TYPE = "application/problem+json"
+RETRY_AFTER = 2
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """Which field is wrong, and what is allowed."""
+
+    field: str
+    detail: str
+
+
+class Problem(Exception):
+    """An answer other than 2xx."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        kind: str = "about:blank",
+        title: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.errors = errors
+        self.kind = kind
+        self.title = title or HTTPStatus(status).phrase
+        self.headers = headers or {}
+
+    def response(self) -> web.Response:
+        """Return the problem document."""
+        body: dict[str, object] = {
+            "type": self.kind,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.errors:
+            body["errors"] = self.errors
+        return web.Response(
+            status=self.status,
+            body=msgspec.json.encode(body),
+            content_type=CONTENT_TYPE,
+            headers={"Cache-Control": "no-store", **self.headers},
+        )
+
+
+def invalid(errors: Sequence[FieldError]) -> Problem:
+    """Return the 422 that names the fields."""
+    return Problem(422, "; ".join(f"{error.field}: {error.detail}" for error in errors[:5]), errors=errors)
+
+
+def unavailable(detail: str, *, kind: str = "about:blank", title: str | None = None) -> Problem:
+    """Return the 503 that asks to come back."""
+    return Problem(503, detail, kind=kind, title=title, headers={"Retry-After": str(RETRY_AFTER)})
+
+
+def _problem_of(error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, OutcomeUnknown):
+        return unavailable(
+            "The connection to the database was lost during the commit: the event may or may not be published. "
+            "Publish again with the same idempotencyKey to be sure.",
+            kind="urn:sse-pg:outcome-unknown",
+            title="Outcome unknown",
+        )
+    if isinstance(error, BusUnavailable):
+        return unavailable(f"The database does not answer; nothing was published. ({error})")
+    if isinstance(error, EventRefused):
+        return _refused(error)
+    if isinstance(error, CursorError):
+        return Problem(422, str(error))
+    return Problem(500, "Something went wrong here; the server's log has more.")
+
+
+def _refused(error: EventRefused) -> Problem:
+    field = "payload" if not isinstance(error, KeyReused) else "idempotencyKey"
+    if error.index is not None:
+        field = f"events[{error.index}].{field}"
+    status = 409 if isinstance(error, KeyReused) else 413 if isinstance(error, PayloadTooLarge) else 422
+    return Problem(status, str(error), errors=[FieldError(field, str(error))])
+
+
+_DETAILS = {
+    404: "There is nothing at {path}.",
+    405: "{method} is not allowed here; allowed: {allow}.",
+    413: "The body is larger than {limit} bytes.",
+}
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into a problem document."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        detail = _DETAILS.get(error.status, error.reason).format(
+            path=request.path,
+            method=request.method,
+            allow=headers.get("Allow", ""),
+            limit=request.client_max_size,
+        )
+        problem = Problem(error.status, detail, headers=headers)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        problem = _problem_of(error)
+        if problem.status == 500:
+            log.exception("%s %r failed", request.method, request.path)
+    if problem.status == 413:
+        # What is left of the body is not read; the connection cannot serve another request.
+        problem.headers.setdefault("Connection", "close")
+    return problem.response()

@@ -1,0 +1,169 @@
+"""Publishing over HTTP: requests that arrive while one commit is under way share the next.
+
+One statement, one round trip, one commit for all of them, and each gets its own ids or its own error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+import psycopg
+
+from sse_pg.database import Pool, is_away, summary
+from sse_pg.errors import BusUnavailable, EventRefused, KeyReused, OutcomeUnknown, PayloadTooLarge
+from sse_pg.queries import query
+
+#: Events of one shared commit; a single request may be larger.
+SHARED_LIMIT = 1000
+
+Published = tuple[int, datetime | None]
+
+
+class Draft(msgspec.Struct, frozen=True, gc=False):
+    """An event to be published. ``payload`` is JSON text."""
+
+    channel: str
+    event_type: str
+    payload: str
+    key: str | None = None
+
+
+class _Unit:
+    """The drafts of one request: published together or not at all."""
+
+    __slots__ = ("done", "drafts")
+
+    def __init__(self, drafts: Sequence[Draft]) -> None:
+        self.drafts = drafts
+        self.done: asyncio.Future[list[Published]] = asyncio.get_running_loop().create_future()
+
+
+class Publisher:
+    """Writes drafts in the order in which they come."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._waiting: deque[_Unit] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def publish(self, drafts: Sequence[Draft]) -> list[Published]:
+        """Publish the drafts in one transaction; return (id, created at) of each, in order.
+
+        Raises EventRefused (or a subclass) where the database refuses one, BusUnavailable where it is away, and
+        OutcomeUnknown where it went away during the commit. A caller that is cancelled is not waited for; its
+        drafts are published all the same.
+        """
+        unit = _Unit(drafts)
+        self._waiting.append(unit)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return await unit.done
+
+    async def close(self) -> None:
+        """Wait until everything that was handed in is written or refused."""
+        while self._worker is not None:
+            await asyncio.wait([self._worker])
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                units = [self._waiting.popleft()]
+                count = len(units[0].drafts)
+                while self._waiting and count + len(self._waiting[0].drafts) <= SHARED_LIMIT:
+                    units.append(self._waiting.popleft())
+                    count += len(units[-1].drafts)
+                await self._write(units)
+        finally:
+            self._worker = None
+
+    async def _write(self, units: list[_Unit]) -> None:
+        try:
+            written = await self._send([draft for unit in units for draft in unit.drafts])
+        except EventRefused as refused:
+            if len(units) == 1:
+                _fail(units[0], await self._locate(units[0].drafts, refused))
+                return
+            for unit in units:  # nothing of the shared commit is there: each by itself
+                await self._write([unit])
+        except Exception as error:
+            for unit in units:
+                _fail(unit, error)
+        else:
+            at = 0
+            for unit in units:
+                if not unit.done.done():
+                    unit.done.set_result(written[at : at + len(unit.drafts)])
+                at += len(unit.drafts)
+
+    async def _send(self, drafts: Sequence[Draft]) -> list[Published]:
+        keys = [draft.key for draft in drafts] if any(draft.key is not None for draft in drafts) else None
+        sent = False
+        try:
+            async with self._pool.connection() as conn:
+                sent = True
+                cursor = await conn.execute(
+                    query("publish_many"),
+                    {
+                        "channels": [draft.channel for draft in drafts],
+                        "event_types": [draft.event_type for draft in drafts],
+                        "payloads": [draft.payload for draft in drafts],
+                        "keys": keys,
+                    },
+                )
+                return await cursor.fetchall()
+        except psycopg.Error as error:
+            raise _meaning(error, sent) from error
+
+    async def _locate(self, drafts: Sequence[Draft], refused: EventRefused) -> EventRefused:
+        """Find which draft of a request the database refuses, by halves, without publishing any."""
+        low, high = 0, len(drafts)
+        if high > 1 and not isinstance(refused, KeyReused):
+            while high - low > 1:
+                middle = (low + high) // 2
+                if await self._refuses(drafts[low:middle]):
+                    high = middle
+                else:
+                    low = middle
+        elif high > 1:
+            return refused
+        refused.index = low
+        return refused
+
+    async def _refuses(self, drafts: Sequence[Draft]) -> bool:
+        try:
+            async with self._pool.connection() as conn:
+                await conn.execute(query("check_payloads"), ([draft.payload for draft in drafts],))
+        except psycopg.Error as error:
+            if is_away(error):
+                raise BusUnavailable(summary(error)) from error
+            return True
+        return False
+
+
+def _fail(unit: _Unit, error: Exception) -> None:
+    if not unit.done.done():
+        unit.done.set_exception(error)
+
+
+def _meaning(error: psycopg.Error, sent: bool) -> Exception:
+    """Say what a database error means for the events that were being published."""
+    message = (error.diag.message_primary or summary(error)).strip()
+    state = error.sqlstate or ""
+    if state == "SP409":
+        return KeyReused(message)
+    if state == "23514" and error.diag.constraint_name == "events_payload":
+        return PayloadTooLarge("the payload is larger than the table takes")
+    if state.startswith(("22", "23", "54")):
+        detail = error.diag.message_detail
+        return EventRefused(f"{message}: {detail}" if detail and state.startswith("22") else message)
+    if not is_away(error):
+        return error
+    # An error with a code of its own has rolled the transaction back. A connection that ended while the statement was
+    # under way (no code, or the server's own shutdown) says nothing about the commit.
+    if sent and (not state or state.startswith(("08", "57P0"))):
+        return OutcomeUnknown(message)
+    return BusUnavailable(message)

@@ -1,0 +1,39 @@
+"""Signs of life on quiet streams: a heartbeat on silence, a new position now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from sse_pg import wire
+from sse_pg.hub import Hub
+from sse_pg.stream import Stream
+
+#: Streams looked at before others get their turn.
+AT_ONCE = 500
+
+
+class Pulse:
+    """Looks at every stream several times in a heartbeat."""
+
+    def __init__(self, hub: Hub, heartbeat: float, position_refresh: float) -> None:
+        self._hub = hub
+        self._heartbeat = heartbeat
+        self._refresh = position_refresh
+
+    async def run(self) -> None:
+        """Keep quiet streams alive, until cancelled."""
+        pause = min(1.0, self._heartbeat / 4, self._refresh / 4)
+        while True:
+            await asyncio.sleep(pause)
+            for count, stream in enumerate(list(self._hub.streams), 1):
+                self._touch(stream, time.monotonic())
+                if count % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+
+    def _touch(self, stream: Stream, now: float) -> None:
+        position = self._hub.position
+        if stream.live and now - stream.told_at >= self._refresh and stream.told != position:
+            stream.tell(wire.position(position), position, now)
+        elif now - stream.written_at >= self._heartbeat:
+            stream.write(wire.HEARTBEAT, now)

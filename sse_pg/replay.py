@@ -1,0 +1,95 @@
+"""Bringing one stream from its cursor to live: pages from the table at the client's speed, then the ring, then live."""
+
+from __future__ import annotations
+
+import time
+
+from sse_pg import wire
+from sse_pg.cursor import Cursor
+from sse_pg.hub import Hub
+from sse_pg.store import Page, Store
+from sse_pg.stream import Stream
+from sse_pg.tail import Tail
+
+#: A page with more payload than this is followed by a smaller one, one with less by a larger one.
+PAGE_BYTES = 262144
+FIRST_PAGE = 50
+
+
+class Replay:
+    """What catching up needs."""
+
+    def __init__(self, hub: Hub, store: Store, tail: Tail, page: int) -> None:
+        self._hub = hub
+        self._store = store
+        self._tail = tail
+        self._page = page
+
+    async def catch_up(self, stream: Stream) -> None:
+        """Send a stream what it missed and make it live; returns when it is live or has ended.
+
+        Memory is bounded by a page and the client's write buffer. Where production outruns the client, it stays here,
+        reading pages. Raises BusUnavailable when the database is away.
+        """
+        limit = min(FIRST_PAGE, self._page)
+        while not stream.ended.done() and not stream.transport.is_closing():
+            step = self._hub.join(stream)
+            if step == "joined":
+                return
+            if step == "ahead":
+                await self._wait_ahead(stream)
+                continue
+            if step == "behind":
+                limit = await self._send_page(stream, limit)
+            await stream.drained()
+
+    async def _wait_ahead(self, stream: Stream) -> None:
+        """The cursor claims what this server has not handed on: let it read, then judge the claim.
+
+        The client may come from a server that had read further; a read from now on sees all of that. What is still
+        missing then was never offered to anybody: a plain integer above a transaction in flight, or an id that was
+        rolled back. Beyond the sequence itself the cursor is of another log.
+        """
+        claimed = stream.cursor
+        await self._tail.fresh()
+        position = self._hub.position
+        if position.covers(claimed) or stream.cursor is not claimed:
+            return
+        if claimed.high > await self._store.last_id():
+            if stream.cursor is claimed:
+                position = self._hub.position
+                stream.cursor = position
+                stream.tell(wire.gap("unknown", claimed.text, position), position, time.monotonic())
+            return
+        if stream.cursor is claimed:
+            stream.cursor = claimed & self._hub.position
+
+    async def _send_page(self, stream: Stream, limit: int) -> int:
+        """Send one page from the table; return the limit for the next."""
+        cursor, position = stream.cursor, self._hub.position
+        page = await self._store.page(sorted(stream.channels), cursor.missing_up_to(position.high), limit)
+        if stream.cursor is not cursor:
+            return limit  # the log was replaced meanwhile
+        blocks: list[bytes] = []
+        expired = _expired(cursor, page)
+        if expired is not None:
+            blocks.append(wire.gap("expired", cursor.text, expired))
+            cursor = expired
+        for event in page.events:
+            if position.offered(event.id) and not cursor.offered(event.id):
+                blocks.append(
+                    wire.frame(event, cursor | position.clip(event.id), envelope=stream.envelope),
+                )
+        reached = cursor | (position.clip(page.events[-1].id) if page.full else position)
+        if blocks:
+            stream.tell(b"".join(blocks), reached, time.monotonic())
+        stream.cursor = reached
+        size = sum(map(len, blocks))
+        return max(1, limit // 4) if size > PAGE_BYTES else min(self._page, limit * 2)
+
+
+def _expired(cursor: Cursor, page: Page) -> Cursor | None:
+    """Return where a reader goes on whose cursor lacks ids that were purged, or None."""
+    if cursor.missing_up_to(page.purged_to):
+        return cursor | Cursor(page.purged_to)
+    return None

@@ -1,0 +1,103 @@
+"""The statements that requests make: one method each, on a connection of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sse_pg.cursor import Cursor
+from sse_pg.database import Pool, reading
+from sse_pg.event import Event
+from sse_pg.queries import query
+from sse_pg.ranges import Ranges
+
+
+@dataclass(frozen=True)
+class Page:
+    """Events of one read, and up to which id the log was purged at that moment."""
+
+    events: list[Event]
+    purged_to: int
+    full: bool
+    """Whether the limit cut the read off."""
+
+
+class Store:
+    """Reads and writes the schema sse_pg. Every method raises BusUnavailable when the database is away."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    async def page(
+        self,
+        channels: Sequence[str],
+        wanted: Ranges,
+        limit: int,
+        *,
+        event_type: str | None = None,
+        descending: bool = False,
+    ) -> Page:
+        """Return up to ``limit`` stored events of the channels within a set of ids."""
+        rows = await self._rows(
+            "page_desc" if descending else "page",
+            {
+                "channels": list(channels),
+                "first": [first for first, _ in wanted],
+                "last": [last for _, last in wanted],
+                "limit": limit,
+                "event_type": event_type,
+            },
+        )
+        events = [Event(*row[1:]) for row in rows if row[1] is not None]
+        return Page(events, rows[0][0], len(events) == limit)
+
+    async def position(self) -> Cursor:
+        """Return where a reader stands that has read all that is visible now."""
+        ((high, first, last),) = await self._rows("visible_position")
+        return Cursor(high, Ranges(zip(first, last, strict=True)))
+
+    async def last_id(self) -> int:
+        """Return the last id that was drawn."""
+        ((last,),) = await self._rows("last_id")
+        return int(last)
+
+    async def subscribe(self, user_id: str, channel: str) -> bool:
+        """Subscribe a user to a channel; True when that is new."""
+        return bool((await self._rows("subscribe", (user_id, channel)))[0][0])
+
+    async def unsubscribe(self, user_id: str, channel: str) -> bool:
+        """End a subscription; True when there was one."""
+        return bool((await self._rows("unsubscribe", (user_id, channel)))[0][0])
+
+    async def subscriptions(self, user_id: str) -> list[tuple[str, datetime]]:
+        """Return a user's channels, in order, each with the moment of its subscription."""
+        return [(row[0], row[1]) for row in await self._rows("subscriptions_of", (user_id,))]
+
+    async def subscriptions_of(self, users: Sequence[str]) -> dict[str, frozenset[str]]:
+        """Return the channels of each of these users; users without any are left out."""
+        return {row[0]: frozenset(row[1]) for row in await self._rows("subscriptions_of_many", (list(users),))}
+
+    async def servers(self) -> list[tuple[int, str, int, str, datetime, int]]:
+        """Return (id, name, pid, version, started, active connections) of each server that is up."""
+        return [tuple(row) for row in await self._rows("servers_live")]
+
+    async def update_server(self, server_id: int, active: int) -> None:
+        """Note how many streams a server has."""
+        async with reading(self.pool) as conn:
+            await conn.execute(query("server_update"), (active, server_id))
+
+    async def remove_server(self, server_id: int) -> None:
+        """Forget a server."""
+        async with reading(self.pool) as conn:
+            await conn.execute(query("server_delete"), (server_id,))
+
+    async def ping(self) -> None:
+        """Make a round trip."""
+        await self._rows("last_id")
+
+    async def _rows(self, name: str, params: Any = None) -> list[tuple[Any, ...]]:
+        async with reading(self.pool) as conn:
+            cursor = await conn.execute(query(name), params)
+            return await cursor.fetchall()

@@ -1,0 +1,298 @@
+"""The tail: the one connection that LISTENs, reads the log from where it stands, and hands events to the hub.
+
+Live delivery, catching up after a lost connection, a missed bell and a server's start are one path: read what lies
+above the position. The bell only says when.
+
+A tail is asleep (it waits for the bell) or awake (it polls). Which, it shows by shared locks that publishers look at
+before they ring (sql/schema.sql, announce). docs/guarantee.md has the argument why no event is overlooked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from random import random
+from typing import Any
+
+import psycopg
+
+from sse_pg.cursor import Cursor
+from sse_pg.database import Connection, connect_listener, summary
+from sse_pg.errors import BusUnavailable
+from sse_pg.event import Event
+from sse_pg.followers import Followers
+from sse_pg.frontier import Frontier
+from sse_pg.hub import Hub
+from sse_pg.queries import query
+
+log = logging.getLogger(__name__)
+
+#: Rows of one read: enough to amortise the round trip, little enough to hand on before the next.
+READ_LIMIT = 2000
+#: Reading goes over to polling when this many bells came within as many polls' time ...
+BUSY_BELLS = 10
+#: ... and back when so many polls in a row found nothing.
+IDLE_POLLS = 25
+#: Seconds between reads while events are held back for a missing id.
+GAP_POLL = 0.002
+#: Seconds between reads while a publisher is in flight that may not ring for us.
+NAP = 0.025
+#: Seconds without an answer after which the connection is taken for dead.
+DEADLINE = 10.0
+
+
+class Tail:
+    """Follows the log as long as ``run`` runs, over any number of connections."""
+
+    def __init__(
+        self,
+        url: str | None,
+        hub: Hub,
+        followers: Followers,
+        *,
+        order_wait: float,
+        poll: float,
+        safety_read: float,
+        masked: bool,
+        on_connect: Callable[[Connection], Any],
+    ) -> None:
+        self._url = url
+        self._hub = hub
+        self._followers = followers
+        self._order_wait = order_wait
+        self._poll = poll
+        self._safety_read = safety_read
+        self._masked = masked
+        self._on_connect = on_connect
+        self._frontier: Frontier | None = None
+        self._wake = asyncio.Event()
+        self._fresh: list[asyncio.Future[None]] = []
+        self._lay_down: int | None = None
+        self._bells: list[float] = []
+        self.listening = asyncio.Event()
+        """Set while the connection is up and the log was read once."""
+        self.last_error = "the LISTEN connection is not up yet"
+        self.awake = False
+
+    async def run(self) -> None:
+        """Follow the log until cancelled; a lost connection is made again with growing pauses."""
+        attempt = 0
+        while True:
+            try:
+                conn = await asyncio.wait_for(connect_listener(self._url), DEADLINE)
+                try:
+                    await self._start(conn)
+                    attempt = 0
+                    await self._follow(conn)
+                finally:
+                    self.listening.clear()
+                    await conn.close()
+            except (psycopg.Error, OSError, TimeoutError, BusUnavailable) as error:
+                self.last_error = f"the LISTEN connection is down: {summary(error)}"
+                pause = min(5.0, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
+                attempt = min(attempt + 1, 10)
+                log.warning("%s; next attempt in %.2f s", self.last_error, pause)
+                await asyncio.sleep(pause)
+
+    async def fresh(self) -> None:
+        """Wait for a read that begins after this call, and until nothing of it is held back."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._fresh.append(waiter)
+        self._wake.set()
+        await waiter
+
+    # ------------------------------------------------------------ starting
+
+    async def _start(self, conn: Connection) -> None:
+        """LISTEN first, then read: what commits in between is seen by either."""
+        conn.add_notify_handler(self._heard)
+        async with asyncio.timeout(DEADLINE):
+            await conn.execute(query("tail_session"))
+            await conn.execute(query("listen"))
+            await self._on_connect(conn)
+            self.awake = False
+            await conn.execute(query("sleep_begin"))
+            last, floor = await self._publishers(conn)
+        if self._frontier is None:
+            self._begin(Cursor(floor))
+            self._hub.begin(Cursor(floor))
+        elif last < self._frontier.seen:
+            # Ids are handed out a second time: a restored backup, another database, a failover that lost commits.
+            log.error("the log went back from id %d to %d; streams go on from here", self._frontier.seen, last)
+            self._begin(Cursor(floor))
+            self._hub.restart(Cursor(floor))
+        self._lay_down = last
+        self._followers.changed(None)
+        await self._pass(conn, settle=True)
+        self.last_error = ""
+        self.listening.set()
+
+    def _begin(self, position: Cursor) -> None:
+        self._frontier = Frontier(position, self._order_wait)
+
+    def _heard(self, notify: psycopg.Notify) -> None:
+        if notify.channel == "sse_pg_control":
+            what, _, user = notify.payload.partition(" ")
+            if what == "subscriptions":
+                self._followers.changed(user or None)
+
+    # ------------------------------------------------------------ following
+
+    async def _follow(self, conn: Connection) -> None:
+        idle = 0
+        last_settled = time.monotonic()
+        while True:
+            if self.awake:
+                woken = await self._pause(GAP_POLL if self._held else self._poll)
+            else:
+                woken = await self._wait(conn, self._nap())
+            now = time.monotonic()
+            settle = self._lay_down is not None or now - last_settled >= self._safety_read
+            found = await self._pass(conn, settle=settle)
+            if settle:
+                last_settled = now
+            if self.awake:
+                idle = 0 if found else idle + 1
+                if idle >= IDLE_POLLS:
+                    await self._fall_asleep(conn)
+            elif woken and found and self._busy(now):
+                await self._wake_up(conn)
+                idle = 0
+
+    def _nap(self) -> float:
+        """Return how long to wait for the bell."""
+        if self._held:
+            return GAP_POLL
+        return NAP if self._lay_down is not None else self._safety_read
+
+    @property
+    def _held(self) -> bool:
+        return self._frontier is not None and self._frontier.holding
+
+    def _busy(self, now: float) -> bool:
+        """Tell whether the bell rings about as often as polling would read."""
+        if not self._masked:
+            return False
+        self._bells.append(now)
+        if len(self._bells) < BUSY_BELLS:
+            return False
+        del self._bells[:-BUSY_BELLS]
+        return now - self._bells[0] < 2 * BUSY_BELLS * self._poll
+
+    async def _wake_up(self, conn: Connection) -> None:
+        """Show "awake" before "asleep" goes: a publisher in between sees both and rings."""
+        async with asyncio.timeout(DEADLINE):
+            await conn.execute(query("wake_begin"))
+            await conn.execute(query("sleep_end"))
+        self.awake = True
+        self._bells.clear()
+        self._lay_down = None
+
+    async def _fall_asleep(self, conn: Connection) -> None:
+        """Show "asleep", then poll on until nobody is in flight who may have looked before that.
+
+        A publisher takes its lock before it looks. One that looked before "asleep" was there has a bound of at most
+        the last id drawn by now, and is either among the locks, or gone and its rows visible.
+        """
+        async with asyncio.timeout(DEADLINE):
+            await conn.execute(query("sleep_begin"))
+            await conn.execute(query("wake_end"))
+            self._lay_down, _ = await self._publishers(conn)
+        self.awake = False
+
+    # ------------------------------------------------------------ reading
+
+    async def _publishers(self, conn: Connection) -> tuple[int, int]:
+        """Return the last id drawn and the floor; note when those who may not ring have gone."""
+        cursor = await conn.execute(query("publishers"), prepare=True)
+        row = await cursor.fetchone()
+        assert row is not None
+        last, bound = row
+        if self._lay_down is not None and (bound is None or bound > self._lay_down):
+            self._lay_down = None
+        return last, last if bound is None else min(last, bound)
+
+    async def _pass(self, conn: Connection, *, settle: bool) -> int:
+        """Read everything that is new and hand it on; return how many events that were."""
+        frontier = self._frontier
+        assert frontier is not None
+        waiting, self._fresh = self._fresh, []
+        found = 0
+        try:
+            async with asyncio.timeout(DEADLINE) as deadline:
+                while True:
+                    floor = None
+                    if settle or frontier.open:
+                        _, floor = await self._publishers(conn)
+                    rows = await self._read(conn, frontier)
+                    now = time.monotonic()
+                    frontier.feed(rows, now)
+                    cut_off = len(rows) == READ_LIMIT
+                    if floor is not None and not cut_off:
+                        frontier.settle(floor)
+                    await self._followers.refresh()
+                    self._hub.deliver(frontier.release(now), frontier.position)
+                    found += len(rows)
+                    if not cut_off:
+                        break
+                    deadline.reschedule(asyncio.get_running_loop().time() + DEADLINE)
+        except BaseException:
+            self._fresh += waiting
+            raise
+        if frontier.holding:
+            self._fresh += waiting
+        else:
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+        return found
+
+    async def _read(self, conn: Connection, frontier: Frontier) -> list[Event]:
+        params: dict[str, object] = {"seen": frontier.seen, "limit": READ_LIMIT}
+        name = "tail_read_above"
+        if frontier.open:
+            name = "tail_read"
+            params["first"] = [first for first, _ in frontier.open]
+            params["last"] = [last for _, last in frontier.open]
+        cursor = await conn.execute(query(name), params, prepare=True)
+        return [Event(*row) for row in await cursor.fetchall()]
+
+    # ------------------------------------------------------------ waiting
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait between polls; True when somebody asked for a read."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        self._wake.clear()
+        return True
+
+    async def _wait(self, conn: Connection, seconds: float) -> bool:
+        """Wait until the connection has something to read (the bell, or its end), or somebody asks for a read.
+
+        The notification itself is taken in by the read that follows. psycopg's own generator of notifications is not
+        used: it keeps the connection to itself while it waits.
+        """
+        heard = False
+        while (pending := conn.pgconn.notifies()) is not None:  # came behind the answer to the last query
+            self._heard(psycopg.Notify(pending.relname.decode(), pending.extra.decode(), pending.be_pid))
+            heard = True
+        if heard:
+            return True
+        loop = asyncio.get_running_loop()
+        descriptor = conn.fileno()
+        loop.add_reader(descriptor, self._wake.set)
+        try:
+            return await self._pause(seconds)
+        finally:
+            loop.remove_reader(descriptor)
+
+
+def server_identity(name: str | None) -> tuple[str, int]:
+    """Return the name and the process id under which a server shows itself."""
+    return name or os.uname().nodename, os.getpid()
