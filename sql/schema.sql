@@ -2,10 +2,12 @@
 -- `sse-pg migrate` reaches the same schema through sql/migrations/; a test compares the two.
 --
 -- Advisory locks, by class (the first of the two keys):
---   1936941617  a publisher in flight; the second key is the low half of its lower bound
+--   1936941617  a publisher in flight; the second key is the low half of a lower bound of its ids
 --   1936941618  the state of the tails: 1 = a tail is asleep, 2 = a tail is awake
 --   1936941619  a server that is up; the second key is servers.id
 --   1936941620  one at a time: 1 = migrate, 2 = maintenance
+--   1936941621  the upper bound that goes with a lower one: the statement is over
+--   1936941622  a publisher whose last lower bound has no upper one any more
 
 CREATE SCHEMA IF NOT EXISTS sse_pg;
 
@@ -47,35 +49,52 @@ CREATE TABLE sse_pg.events_default PARTITION OF sse_pg.events DEFAULT;
 CREATE TABLE sse_pg.log (
     only_row   boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     purged_to  bigint NOT NULL DEFAULT 0,     -- every id up to this one may be gone
-    settled_to bigint NOT NULL DEFAULT 0      -- no id up to this one can still become visible
+    -- No id up to this one can still become visible, but for those in the open ranges.
+    settled_to bigint NOT NULL DEFAULT 0,
+    open_first bigint[] NOT NULL DEFAULT '{}',
+    open_last  bigint[] NOT NULL DEFAULT '{}'
 );
 INSERT INTO sse_pg.log DEFAULT VALUES;
 
 -- ------------------------------------------------------------------ publishers in flight, and the bell
 
--- Runs before each INSERT or COPY; does its work once a transaction, and again after a savepoint rolled it back.
+-- Runs before each INSERT or COPY.
 --
 -- 1. Shows that this transaction publishes: a shared lock, held until the commit is visible, whose key is a
---    lower bound of every id the transaction can draw. It is read and taken before any id is drawn.
--- 2. Rings, unless a tail is awake (it polls) and none is asleep. NOTIFY makes commits wait for each other, so
---    it is left out where nobody needs it. A tail that goes to sleep looks at the locks of 1 afterwards and keeps
---    polling while one is held that may have looked before (docs/guarantee.md). Asking is a try of the exclusive lock, given
---    back inside the same expression: a cancel between two statements would leave the lock behind.
+--    lower bound of every id the statement can draw. It is read and taken before any id is drawn. close_window() adds
+--    the upper bound when the statement is over. A transaction that goes on publishing adds windows up to
+--    the fourth; then the last one stays open: 10,000 statements must not take 10,000 locks.
+-- 2. The first time in a transaction, rings, unless a tail is awake (it polls) and none is asleep. NOTIFY makes commits
+--    wait for each other, so it is left out where nobody needs it. A tail that goes to sleep looks at the locks of 1
+--    afterwards and polls on while one is held that may have looked before (docs/guarantee.md). Asking is a try of
+--    the exclusive lock, given back inside the same expression: a cancel between two statements would leave it behind.
+--
+-- A transaction-local setting remembers what is held, as windows:bound; a savepoint that rolls back takes both away.
 CREATE FUNCTION sse_pg.announce() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    held  text := coalesce(current_setting('sse_pg.announced', true), '');
     bound bigint;
     bell  text;
-    quiet boolean;
+    ring  boolean;
     done  text;
 BEGIN
-    IF current_setting('sse_pg.announced', true) = 'yes' THEN
+    IF held = 'open' THEN
         RETURN NULL;
     END IF;
-    bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) & 4294967295;
-    -- int4 is signed: the upper half of the 32-bit range is its negative half
-    done := pg_advisory_xact_lock_shared(1936941617, (bound - (bound >> 31) * 4294967296)::integer)::text;
-    done := set_config('sse_pg.announced', 'yes', true);
+    bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
+    IF held <> '' AND (held LIKE '4:%' OR bound = split_part(held, ':', 2)::bigint) THEN
+        done := pg_advisory_xact_lock_shared(1936941622, 0)::text;
+        done := set_config('sse_pg.announced', 'open', true);
+        RETURN NULL;
+    END IF;
+    done := pg_advisory_xact_lock_shared(1936941617,
+        ((bound & 4294967295) - ((bound >> 31) & 1) * 4294967296)::integer)::text;      -- int4 is signed: the upper half of the 32 bits is negative
+    IF held <> '' THEN
+        done := set_config('sse_pg.announced', (left(held, 1)::integer + 1) || ':' || bound, true);
+        RETURN NULL;
+    END IF;
+    done := set_config('sse_pg.announced', '1:' || bound, true);
     -- A commit that is lost in a crash after it was visible would let its id be drawn again. The commit of
     -- a publishing transaction is therefore flushed, whatever the session says.
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -85,40 +104,71 @@ BEGIN
     IF bell = 'off' THEN                 -- for PREPARE TRANSACTION, which allows no NOTIFY
         RETURN NULL;
     END IF;
-    quiet := bell <> 'always'
-        AND CASE WHEN pg_try_advisory_lock(1936941618, 1)
-                 THEN pg_advisory_unlock(1936941618, 1) ELSE false END           -- nobody is asleep
-        AND CASE WHEN pg_try_advisory_lock(1936941618, 2)
-                 THEN NOT pg_advisory_unlock(1936941618, 2) ELSE true END;       -- somebody is awake
-    IF NOT quiet THEN
+    ring := bell = 'always'
+        OR CASE WHEN pg_try_advisory_lock(1936941618, 1)
+                THEN NOT pg_advisory_unlock(1936941618, 1) ELSE true END         -- somebody is asleep
+        OR CASE WHEN pg_try_advisory_lock(1936941618, 2)
+                THEN pg_advisory_unlock(1936941618, 2) ELSE false END;           -- nobody is awake
+    IF ring THEN
         done := pg_notify('sse_pg', '')::text;
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Runs after each INSERT or COPY: no id beyond the sequence's last value was drawn by it.
+CREATE FUNCTION sse_pg.close_window() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    bound bigint;
+    done  text;
+BEGIN
+    IF current_setting('sse_pg.announced', true) <> 'open' THEN
+        bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
+        done := pg_advisory_xact_lock_shared(1936941621,
+            ((bound & 4294967295) - ((bound >> 31) & 1) * 4294967296)::integer)::text;
     END IF;
     RETURN NULL;
 END $$;
 
 CREATE TRIGGER announce BEFORE INSERT ON sse_pg.events
     FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.announce();
+CREATE TRIGGER close_window AFTER INSERT ON sse_pg.events
+    FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.close_window();
 
--- The last id drawn, and the least bound of the publishers in flight, NULL when there is none. In this order: a
--- publisher that takes its lock after the last value was read draws higher ids.
-CREATE FUNCTION sse_pg.publishers(OUT last bigint, OUT least_bound bigint)
+-- The last id drawn, and the windows of the publishers in flight: every id they can have drawn up to now lies in one.
+-- Read in this order: a publisher that takes a lock after the last value was read draws higher ids. So an id up to
+-- `last` that lies in no window and is missing in a snapshot taken after this call is dead: rolled back, or
+-- skipped by the sequence. `least_bound` is the lowest lower bound, NULL when nobody is in flight.
+CREATE FUNCTION sse_pg.publishers(
+    OUT last bigint, OUT least_bound bigint, OUT window_first bigint[], OUT window_last bigint[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     last := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
-    -- The keys are the low 32 bits; a distance over 2^31 is a bound ahead of `last`.
-    SELECT min(last - CASE WHEN p.behind > 2147483648 THEN p.behind - 4294967296 ELSE p.behind END)
-      INTO least_bound
-      FROM (SELECT (last - l.objid::bigint) & 4294967295 AS behind
-              FROM pg_locks l
-             WHERE l.locktype = 'advisory' AND l.classid = 1936941617 AND l.objsubid = 2 AND l.granted
-               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())) p;
+    WITH locks AS MATERIALIZED (
+        SELECT l.virtualtransaction AS publisher, l.classid::bigint AS class,
+               -- The keys are the low 32 bits; a distance over 2^31 is a bound ahead of `last`.
+               last - CASE WHEN d.behind > 2147483648 THEN d.behind - 4294967296 ELSE d.behind END AS bound
+          FROM pg_locks l, LATERAL (SELECT (last - l.objid::bigint) & 4294967295 AS behind) d
+         WHERE l.locktype = 'advisory' AND l.classid IN (1936941617, 1936941621, 1936941622)
+           AND l.objsubid = 2 AND l.granted
+           AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())),
+    numbered AS (
+        SELECT publisher, class, bound, row_number() OVER (PARTITION BY publisher, class ORDER BY bound) AS place,
+               lead(bound) OVER (PARTITION BY publisher, class ORDER BY bound) IS NULL AS newest
+          FROM locks),
+    windows AS (
+        SELECT low.bound, CASE WHEN low.newest AND still_open.publisher IS NOT NULL THEN NULL ELSE up.bound END AS upper
+          FROM numbered low
+          LEFT JOIN numbered up
+            ON up.publisher = low.publisher AND up.place = low.place AND up.class = 1936941621
+          LEFT JOIN numbered still_open
+            ON still_open.publisher = low.publisher AND still_open.class = 1936941622
+         WHERE low.class = 1936941617)
+    SELECT min(w.bound), coalesce(array_agg(w.bound + 1), '{}'),
+           coalesce(array_agg(coalesce(w.upper, 9223372036854775807)), '{}')
+      INTO least_bound, window_first, window_last
+      FROM windows w;
 END $$;
-
--- An id at or below the floor that is missing in a snapshot taken after this call is dead: rolled back, or skipped
--- by the sequence.
-CREATE FUNCTION sse_pg.publisher_floor() RETURNS bigint
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$ SELECT least(last, coalesce(least_bound, last)) FROM sse_pg.publishers() $$;
 
 -- The last id that was drawn; 0 when none was.
 CREATE FUNCTION sse_pg.last_id() RETURNS bigint
@@ -202,29 +252,38 @@ END $$;
 
 -- ------------------------------------------------------------------ position
 
--- The highest visible id, and the ranges below it that are not visible but may still come, ascending.
+-- Up to which id everything is visible or dead, but for the ranges that may still come, ascending.
 --
--- READ COMMITTED: the floor is read before the snapshot of the second statement, so the ranges are exact.
--- REPEATABLE READ: one snapshot serves both, and a publisher may have gone between it and the look at the locks.
--- There the ranges start at log.settled_to, which was true before the snapshot; dead ids may be among them, which
--- costs the reader a look and no event.
+-- READ COMMITTED: the windows are read before the snapshot of the second statement, so the ranges are exact.
+-- REPEATABLE READ: one snapshot serves all, and a publisher may have gone between it and a look at the locks. There
+-- what a tail noted in `log` before the snapshot says where to begin; dead ids may be among the ranges, which costs the
+-- reader a look and no event.
 CREATE FUNCTION sse_pg.visible_position(OUT high bigint, OUT gap_first bigint[], OUT gap_last bigint[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    base bigint;
+    firsts bigint[];
+    lasts  bigint[];
 BEGIN
     IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-        base := (SELECT l.settled_to FROM sse_pg.log l);
+        SELECT greatest(l.settled_to, (SELECT max(e.id) FROM sse_pg.events e)),
+               l.open_first || (l.settled_to + 1), l.open_last || 9223372036854775807
+          INTO high, firsts, lasts FROM sse_pg.log l;
     ELSE
-        base := sse_pg.publisher_floor();
+        SELECT p.last, p.window_first, p.window_last INTO high, firsts, lasts FROM sse_pg.publishers() p;
     END IF;
-    WITH visible AS (
-        SELECT e.id, lag(e.id, 1, base) OVER (ORDER BY e.id) AS before FROM sse_pg.events e WHERE e.id > base)
-    SELECT coalesce(max(v.id), base),
-           coalesce(array_agg(v.before + 1 ORDER BY v.id) FILTER (WHERE v.id > v.before + 1), '{}'),
-           coalesce(array_agg(v.id - 1 ORDER BY v.id) FILTER (WHERE v.id > v.before + 1), '{}')
-      INTO high, gap_first, gap_last
-      FROM visible v;
+    -- The windows as disjoint ranges up to high; in each, what lies between the ids that are visible.
+    WITH spans AS (
+        SELECT unnest(range_agg(int8range(w.first, least(w.last, high) + 1))) AS span
+          FROM unnest(firsts, lasts) AS w(first, last) WHERE w.first <= least(w.last, high)),
+    gaps AS (
+        SELECT lag(e.id, 1, lower(s.span) - 1) OVER (PARTITION BY s.span ORDER BY e.id) + 1 AS first, e.id - 1 AS last
+          FROM spans s
+         CROSS JOIN LATERAL (
+             SELECT i.id FROM sse_pg.events i WHERE i.id >= lower(s.span) AND i.id < upper(s.span)
+              UNION ALL SELECT upper(s.span)) e)
+    SELECT coalesce(array_agg(g.first ORDER BY g.first), '{}'), coalesce(array_agg(g.last ORDER BY g.first), '{}')
+      INTO gap_first, gap_last
+      FROM gaps g WHERE g.first <= g.last;
 END $$;
 
 -- The cursor at which a stream continues what the caller's transaction sees. In REPEATABLE READ that is the
@@ -244,6 +303,10 @@ BEGIN
     SELECT * INTO here FROM sse_pg.visible_position();
     kept := cardinality(here.gap_first);
     top := here.high;
+    IF kept > 0 AND here.gap_last[kept] = top THEN      -- a cursor ends with an id that was offered
+        top := here.gap_first[kept] - 1;
+        kept := kept - 1;
+    END IF;
     LOOP
         IF kept <= 64 THEN       -- more never fit
             above := top;

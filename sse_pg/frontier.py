@@ -3,7 +3,7 @@
 No input or output and no clock here: the tail reads, this object decides (docs/guarantee.md has the argument):
 
 * An id that is missing below one that was read is *open*: its transaction may commit yet.
-* ``settle(floor)`` buries the open ids at or below the floor, provided the floor was read before the rows.
+* ``settle`` buries the open ids that no publisher in flight can hold, provided those were read before the rows.
 * An open id younger than ``wait`` holds the events above it back, so that they go out in the order of ids. Older
   ones hold nothing back: they go into the cursor as gaps, and come when they commit.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from sse_pg.cursor import Cursor
 from sse_pg.event import Event
+from sse_pg.ranges import Ranges
 
 
 class Frontier:
@@ -52,16 +53,18 @@ class Frontier:
         if behind:
             self._held.sort(key=_by_id)
 
-    def settle(self, floor: int) -> None:
-        """Bury what is missing up to ``floor``, which was read before the rows that were fed last.
+    def settle(self, last: int, alive: Ranges) -> None:
+        """Bury what is missing up to ``last`` and lies in no window of a publisher in flight.
 
-        Only after a read that was complete: one that was cut off by its limit has not seen everything up to the floor.
+        Both were read, in this order, before the rows that were fed last. Only after a read that was complete: one
+        that was cut off by its limit has not seen everything up to ``last``.
         """
-        dead = self.open.up_to(floor)
+        dead = self.open.up_to(last) - alive
         if dead:
-            self.open = self.open.above(floor)
+            self.open = self.open - dead
             if self.position.gaps:
                 self.position = Cursor(self.position.high, self.position.gaps - dead)
+        floor = min(last, alive.spans[0][0] - 1) if alive else last
         self.seen = max(self.seen, floor)
 
     def release(self, now: float) -> list[tuple[Event, Cursor]]:

@@ -27,6 +27,7 @@ from sse_pg.followers import Followers
 from sse_pg.frontier import Frontier
 from sse_pg.hub import Hub
 from sse_pg.queries import query
+from sse_pg.ranges import Ranges
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Tail:
         self._wake = asyncio.Event()
         self._fresh: list[asyncio.Future[None]] = []
         self._lay_down: int | None = None
+        self._noted = 0
         self._bells: list[float] = []
         self.listening = asyncio.Event()
         """Set while the connection is up and the log was read once."""
@@ -115,23 +117,21 @@ class Tail:
             await self._on_connect(conn)
             self.awake = False
             await conn.execute(query("sleep_begin"))
-            last, floor = await self._publishers(conn)
+            last, alive = await self._publishers(conn)
+        start = Cursor(min(last, alive.spans[0][0] - 1) if alive else last)
         if self._frontier is None:
-            self._begin(Cursor(floor))
-            self._hub.begin(Cursor(floor))
+            self._frontier = Frontier(start, self._order_wait)
+            self._hub.begin(start)
         elif last < self._frontier.seen:
             # Ids are handed out a second time: a restored backup, another database, a failover that lost commits.
             log.error("the log went back from id %d to %d; streams go on from here", self._frontier.seen, last)
-            self._begin(Cursor(floor))
-            self._hub.restart(Cursor(floor))
+            self._frontier = Frontier(start, self._order_wait)
+            self._hub.restart(start)
         self._lay_down = last
         self._followers.changed(None)
         await self._pass(conn, settle=True)
         self.last_error = ""
         self.listening.set()
-
-    def _begin(self, position: Cursor) -> None:
-        self._frontier = Frontier(position, self._order_wait)
 
     def _heard(self, notify: psycopg.Notify) -> None:
         if notify.channel == "sse_pg_control":
@@ -152,7 +152,8 @@ class Tail:
             now = time.monotonic()
             settle = self._lay_down is not None or now - last_settled >= self._safety_read
             found = await self._pass(conn, settle=settle)
-            if settle:
+            if now - last_settled >= self._safety_read:
+                await self._note_settled(conn)
                 last_settled = now
             if self.awake:
                 idle = 0 if found else idle + 1
@@ -205,15 +206,15 @@ class Tail:
 
     # ------------------------------------------------------------ reading
 
-    async def _publishers(self, conn: Connection) -> tuple[int, int]:
-        """Return the last id drawn and the floor; note when those who may not ring have gone."""
+    async def _publishers(self, conn: Connection) -> tuple[int, Ranges]:
+        """Return the last id drawn and the ids that may still come; note when those who may not ring have gone."""
         cursor = await conn.execute(query("publishers"), prepare=True)
         row = await cursor.fetchone()
         assert row is not None
-        last, bound = row
-        if self._lay_down is not None and (bound is None or bound > self._lay_down):
+        last, least_bound, first_ids, last_ids = row
+        if self._lay_down is not None and (least_bound is None or least_bound > self._lay_down):
             self._lay_down = None
-        return last, last if bound is None else min(last, bound)
+        return last, Ranges(zip(first_ids, last_ids, strict=True))
 
     async def _pass(self, conn: Connection, *, settle: bool) -> int:
         """Read everything that is new and hand it on; return how many events that were."""
@@ -224,15 +225,15 @@ class Tail:
         try:
             async with asyncio.timeout(DEADLINE) as deadline:
                 while True:
-                    floor = None
+                    in_flight = None
                     if settle or frontier.open:
-                        _, floor = await self._publishers(conn)
+                        in_flight = await self._publishers(conn)
                     rows = await self._read(conn, frontier)
                     now = time.monotonic()
                     frontier.feed(rows, now)
                     cut_off = len(rows) == READ_LIMIT
-                    if floor is not None and not cut_off:
-                        frontier.settle(floor)
+                    if in_flight is not None and not cut_off:
+                        frontier.settle(*in_flight)
                     await self._followers.refresh()
                     self._hub.deliver(frontier.release(now), frontier.position)
                     found += len(rows)
@@ -259,6 +260,20 @@ class Tail:
             params["last"] = [last for _, last in frontier.open]
         cursor = await conn.execute(query(name), params, prepare=True)
         return [Event(*row) for row in await cursor.fetchall()]
+
+    async def _note_settled(self, conn: Connection) -> None:
+        """Note in the database, for position(), up to where the log is settled."""
+        frontier = self._frontier
+        assert frontier is not None
+        if frontier.seen > self._noted:
+            params = {
+                "high": frontier.seen,
+                "first": [first for first, _ in frontier.open],
+                "last": [last for _, last in frontier.open],
+            }
+            async with asyncio.timeout(DEADLINE):
+                await conn.execute(query("settled"), params)
+            self._noted = frontier.seen
 
     # ------------------------------------------------------------ waiting
 

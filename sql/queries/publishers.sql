@@ -1,1 +1,1 @@
-SELECT last, least_bound FROM sse_pg.publishers()
+SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()

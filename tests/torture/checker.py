@@ -1,0 +1,127 @@
+"""The checker: every client's record against the table."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import psycopg
+
+from torture.readers import Reader
+from torture.writers import Answers
+
+
+class Row(NamedTuple):
+    """What the table holds of a marked event."""
+
+    channel: str
+    checksum: int
+    writer: int
+    transaction: int
+    place: int
+
+
+@dataclass
+class Report:
+    """The figures of a run. A run is good when ``faults`` is empty."""
+
+    seed: int
+    events: int = 0
+    delivered: int = 0
+    connects: int = 0
+    lost: int = 0
+    doubled: int = 0
+    doubled_full_cursor: int = 0
+    altered: int = 0
+    unordered: int = 0
+    not_in_table: int = 0
+    http_lost: int = 0
+    http_unasked: int = 0
+    http_unknown: int = 0
+    ids_with_gaps: int = 0
+    gaps_told: int = 0
+    faults_injected: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> int:
+        """How many things went wrong that must not."""
+        return (
+            self.lost
+            + self.doubled
+            + self.altered
+            + self.unordered
+            + self.not_in_table
+            + self.http_lost
+            + self.http_unasked
+            + self.gaps_told
+        )
+
+
+def table(conninfo: str) -> dict[int, Row]:
+    """Read every marked event."""
+    rows: dict[int, Row] = {}
+    with psycopg.connect(conninfo) as conn, conn.cursor("all") as cursor:
+        cursor.itersize = 20000
+        for channel, payload in cursor.execute("SELECT channel, payload::text FROM sse_pg.events ORDER BY id"):
+            event = json.loads(payload)
+            if event["m"] in rows:
+                raise AssertionError(f"the table holds mark {event['m']} twice")
+            rows[event["m"]] = Row(
+                channel, zlib.crc32(payload.encode()), event["m"] >> 32, event["t"], event["n"]
+            )
+    return rows
+
+
+def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: Answers) -> Report:
+    """Fill a report with what the records of the readers lack or have too much."""
+    report.events = len(rows)
+    for number, reader in enumerate(readers):
+        channels = set(reader.channels)
+        expected = {mark for mark, row in rows.items() if row.channel in channels}
+        counts = Counter(reader.marks)
+        missing = expected - counts.keys()
+        report.lost += len(missing)
+        if missing:
+            report.examples.append(f"reader {number} lacks {sorted(missing)[:3]}; its cursor is {reader.cursor}")
+        for mark, count in counts.items():
+            if count > 1:
+                if mark in reader.excused:
+                    report.doubled_full_cursor += count - 1
+                else:
+                    report.doubled += count - 1
+                    report.examples.append(f"reader {number} has {mark} {count} times")
+        _check_content(report, rows, reader, number)
+        report.delivered += len(reader.marks)
+        report.connects += reader.connects
+        report.ids_with_gaps += reader.ids_with_gaps
+        report.gaps_told += len(reader.gaps_told)
+        report.examples += [f"reader {number} was told {told}" for told in reader.gaps_told]
+    report.http_lost = len(answers.accepted - rows.keys())
+    report.http_unasked = len(answers.refused & rows.keys())
+    report.http_unknown = answers.unknown
+    return report
+
+
+def _check_content(report: Report, rows: dict[int, Row], reader: Reader, number: int) -> None:
+    last: dict[tuple[int, int], int] = {}
+    seen: set[int] = set()
+    for mark, checksum in zip(reader.marks, reader.sums, strict=True):
+        row = rows.get(mark)
+        if row is None:
+            report.not_in_table += 1
+            report.examples.append(f"reader {number} has {mark}, the table does not")
+            continue
+        if checksum != row.checksum or row.channel not in reader.channels:
+            report.altered += 1
+        if mark in seen:
+            continue
+        seen.add(mark)
+        key = (row.writer, row.transaction)
+        if row.place < last.get(key, 0):
+            report.unordered += 1
+            report.examples.append(f"reader {number} has {mark} after a later event of its transaction")
+        last[key] = row.place

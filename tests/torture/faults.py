@@ -1,0 +1,176 @@
+"""Faults, one method each, and what they are done to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from random import Random
+
+import psycopg
+
+from sse_pg.embedded import EmbeddedPostgres
+from torture.proxy import Proxy
+
+SETTINGS = {
+    "SSE_PG_DRAIN_SECONDS": "0.3",
+    "SSE_PG_RETRY_MS": "50",
+    "SSE_PG_HEARTBEAT_SECONDS": "1",
+    "SSE_PG_POSITION_SECONDS": "1",
+    "SSE_PG_RING_EVENTS": "300",
+    "SSE_PG_REPLAY_PAGE": "100",
+    "SSE_PG_STREAM_BUFFER_BYTES": "65536",
+    "SSE_PG_LOG_LEVEL": "warning",
+}
+
+
+class ServerProcess:
+    """One ``sse-pg serve`` on a port of its own, behind its own proxy to the database."""
+
+    def __init__(self, port: int, database_url: str, log: str, env: dict[str, str]) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._port = port
+        self._database_url = database_url
+        self._log = log
+        self._env = env
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, if it does not run."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sse_pg", "serve", "--port", str(self._port)],
+                env={**os.environ, **SETTINGS, **self._env, "DATABASE_URL": self._database_url},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
+    async def ended(self) -> None:
+        """Wait until it has ended."""
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+
+
+class Faults:
+    """Does something bad at random, and makes it good again."""
+
+    def __init__(
+        self, seed: int, postgres: EmbeddedPostgres, servers: list[ServerProcess], proxies: list[Proxy]
+    ) -> None:
+        self._random = Random(f"{seed} faults")
+        self._postgres = postgres
+        self._servers = servers
+        self._proxies = proxies
+        self.done: list[str] = []
+
+    async def run(self, pause: float, *, database_faults: bool = True) -> None:
+        """Do one after the other until cancelled; each is made good before the next."""
+        kinds = [
+            (self.terminate_listen, 4),
+            (self.terminate_any, 4),
+            (self.cut_proxy, 3),
+            (self.hang_proxy, 2),
+            (self.kill_server, 2),
+            (self.stop_server, 2),
+            (self.freeze_server, 1),
+        ]
+        if database_faults:
+            kinds += [(self.restart_fast, 1), (self.crash_database, 1), (self.database_away, 1)]
+        while True:
+            await asyncio.sleep(self._random.expovariate(1 / pause))
+            (kind,) = self._random.choices([k for k, _ in kinds], [w for _, w in kinds])
+            self.done.append(kind.__name__)
+            await kind()
+
+    async def terminate_listen(self) -> None:
+        """End the backends of all LISTEN connections."""
+        await self._sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sse-pg tail'")
+
+    async def terminate_any(self) -> None:
+        """End a client backend, whosever it is."""
+        await self._sql(
+            "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 2) some"
+        )
+
+    async def cut_proxy(self) -> None:
+        """Cut a server off its database; it may come back at once."""
+        self._random.choice(self._proxies).cut()
+
+    async def hang_proxy(self) -> None:
+        """Let a server's connections hang for a while."""
+        proxy = self._random.choice(self._proxies)
+        proxy.hang()
+        await asyncio.sleep(self._random.uniform(0.2, 3))
+        proxy.resume()
+
+    async def kill_server(self) -> None:
+        """Kill -9, and start again."""
+        server = self._random.choice(self._servers)
+        server.kill()
+        await asyncio.sleep(self._random.uniform(0, 1))
+        server.start()
+
+    async def stop_server(self) -> None:
+        """SIGTERM under load, and start again."""
+        server = self._random.choice(self._servers)
+        server.signal(signal.SIGTERM)
+        await server.ended()
+        server.start()
+
+    async def freeze_server(self) -> None:
+        """Stop a server's process for a while; the others go on."""
+        server = self._random.choice(self._servers)
+        server.signal(signal.SIGSTOP)
+        await asyncio.sleep(self._random.uniform(0.2, 2))
+        server.signal(signal.SIGCONT)
+
+    async def restart_fast(self) -> None:
+        """Restart PostgreSQL in good order."""
+        await asyncio.to_thread(self._postgres.stop)
+        await asyncio.to_thread(self._postgres.start)
+
+    async def crash_database(self) -> None:
+        """kill -9 the postmaster."""
+        os.kill(self._postgres.pid, signal.SIGKILL)
+        await asyncio.to_thread(self._postgres.stop)
+        await asyncio.to_thread(self._postgres.start)
+
+    async def database_away(self) -> None:
+        """Take PostgreSQL away for some seconds."""
+        await asyncio.to_thread(self._postgres.stop)
+        await asyncio.sleep(self._random.uniform(1, 6))
+        await asyncio.to_thread(self._postgres.start)
+
+    async def _sql(self, statement: str) -> None:
+        with contextlib.suppress(psycopg.Error):
+            async with await psycopg.AsyncConnection.connect(self._postgres.url, autocommit=True) as conn:
+                await conn.execute(statement)
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports

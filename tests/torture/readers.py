@@ -1,0 +1,88 @@
+"""Readers: clients that are dropped, stall, move between servers, and keep a record of what they were given."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from array import array
+from random import Random
+
+import aiohttp
+
+
+class Reader:
+    """One client with its channels. ``marks`` and ``sums`` are its record, in the order of arrival."""
+
+    def __init__(self, number: int, seed: int, urls: list[str], channels: tuple[str, ...], start: str | None) -> None:
+        self._random = Random(f"{seed} reader {number}")
+        self._urls = urls
+        self.channels = channels
+        self.cursor = start
+        self.marks = array("Q")
+        self.sums = array("L")
+        self.connects = 0
+        self.ids = 0
+        self.ids_with_gaps = 0
+        self.gaps_told: list[str] = []
+        self.excused: set[int] = set()
+        """Marks that may come twice: what arrived before a reconnect with a cursor that was full."""
+        self.opened = asyncio.Event()
+        self.dropping = True
+        self._full = False
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+            while True:
+                try:
+                    await self._connection(session)
+                except (aiohttp.ClientError, OSError, TimeoutError):
+                    await asyncio.sleep(self._random.uniform(0.02, 0.3))
+
+    async def _connection(self, session: aiohttp.ClientSession) -> None:
+        headers = {} if self.cursor is None else {"Last-Event-ID": self.cursor}
+        if self.cursor is not None and len(self.cursor) > 100:
+            self.excused.update(self.marks[-5000:])
+        life = self._random.expovariate(1 / 4) if self.dropping else 3600
+        url = self._random.choice(self._urls)
+        async with session.get(
+            f"{url}/api/events/stream",
+            params={"channels": ",".join(self.channels)},
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=8),
+        ) as response:
+            if response.status != 200:
+                await asyncio.sleep(0.1)
+                return
+            self.connects += 1
+            try:
+                async with asyncio.timeout(life):
+                    await self._read(response)
+            except TimeoutError:
+                if self._random.random() < 0.1:
+                    await asyncio.sleep(self._random.uniform(1, 3))  # stalls, then goes without a word
+            response.close()
+
+    async def _read(self, response: aiohttp.ClientResponse) -> None:
+        rest = b""
+        async for data in response.content.iter_any():
+            *blocks, rest = (rest + data).split(b"\n\n")
+            for block in blocks:
+                self._take(block)
+
+    def _take(self, block: bytes) -> None:
+        fields = dict(line.partition(b": ")[::2] for line in block.split(b"\n"))
+        if b"id" not in fields:
+            return
+        name, data = fields.get(b"event"), fields.get(b"data", b"")
+        if name == b"tick":
+            self.marks.append(json.loads(data)["m"])
+            self.sums.append(zlib.crc32(data))
+            self.ids += 1
+            self.ids_with_gaps += b"~" in fields[b"id"]
+        elif name == b"sse-pg.gap":
+            self.gaps_told.append(data.decode())
+        elif name == b"sse-pg.hello":
+            self.opened.set()
+        self.cursor = fields[b"id"].decode()

@@ -1,0 +1,156 @@
+"""One run: writers, readers, servers and faults from a seed, then the check."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from sse_pg.embedded import EmbeddedPostgres, find_binaries
+from sse_pg.migrate import migrate
+from torture.checker import Report, check, table
+from torture.faults import Faults, ServerProcess, free_ports
+from torture.proxy import Proxy
+from torture.readers import Reader
+from torture.writers import CHANNELS, Answers, Writer
+
+
+@dataclass
+class Plan:
+    """What a run is made of. Times in seconds."""
+
+    seed: int
+    seconds: float = 20.0
+    writers: int = 8
+    readers: int = 12
+    servers: int = 2
+    pause: float = 0.02
+    fault_pause: float = 2.0
+    database_faults: bool = True
+    catch_up: float = 60.0
+    sabotage: str | None = None
+    """SQL that breaks the mechanism, to show that the checker notices."""
+    server_env: dict[str, str] = field(default_factory=dict)
+    postgres_bin: str | None = None
+
+
+async def torture(plan: Plan) -> Report:
+    """Run a plan and check it. The directory of a bad run is kept and named."""
+    directory = Path(tempfile.mkdtemp(prefix="sse-pg-torture-", dir="/tmp"))
+    directory.chmod(0o755)
+    binaries = find_binaries(Path(plan.postgres_bin) if plan.postgres_bin else None)
+    options = {"max_connections": "200", "max_prepared_transactions": "20", "fsync": "off"}
+    postgres = EmbeddedPostgres(directory / "data", binaries=binaries, options=options)
+    await asyncio.to_thread(postgres.start)
+    try:
+        report = await _run(plan, directory, postgres)
+    finally:
+        await asyncio.to_thread(postgres.stop)
+    if not report.faults:
+        shutil.rmtree(directory, ignore_errors=True)
+    else:
+        report.examples.append(f"logs and data are kept in {directory}")
+    return report
+
+
+async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Report:
+    migrate(postgres.url)
+    if plan.sabotage:
+        with psycopg.connect(postgres.url, autocommit=True) as conn:
+            conn.execute(plan.sabotage)
+    target = conninfo_to_dict(postgres.url)
+    socket_path = f"{target['host']}/.s.PGSQL.{target.get('port', 5432)}"
+    proxies, servers = [], []
+    for number, port in enumerate(free_ports(plan.servers)):
+        proxy = Proxy(socket_path)
+        proxies.append(proxy)
+        url = make_conninfo(postgres.url, host="127.0.0.1", port=await proxy.start())
+        servers.append(ServerProcess(port, url, str(directory / f"server{number}.log"), plan.server_env))
+    for server in servers:
+        server.start()
+    urls = [server.url for server in servers]
+    rand = Random(f"{plan.seed} plan")
+    readers = [
+        Reader(n, plan.seed, urls, tuple(rand.sample(CHANNELS, rand.choice((1, 2, 8)))), rand.choice((None, "0")))
+        for n in range(plan.readers)
+    ]
+    answers = Answers()
+    writers = [Writer(n, plan.seed, postgres.url, urls, answers) for n in range(1, plan.writers + 1)]
+    faults = Faults(plan.seed, postgres, servers, proxies)
+    tasks = [asyncio.create_task(reader.run()) for reader in readers]
+    try:
+        await asyncio.wait_for(asyncio.gather(*(reader.opened.wait() for reader in readers)), 60)
+        writing = [asyncio.create_task(writer.run(plan.pause)) for writer in writers]
+        breaking = asyncio.create_task(faults.run(plan.fault_pause, database_faults=plan.database_faults))
+        # Clients that come later and want all that is retained.
+        for n in range(3):
+            await asyncio.sleep(plan.seconds / 3)
+            reader = Reader(plan.readers + n, plan.seed, urls, CHANNELS, "0")
+            readers.append(reader)
+            tasks.append(asyncio.create_task(reader.run()))
+        await _calm_down(writers, writing, breaking, proxies, servers, postgres)
+        rows = table(postgres.url)
+        for reader in readers:
+            reader.dropping = False
+        await _caught_up(readers, rows, plan.catch_up)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for server in servers:
+            server.kill()
+        for proxy in proxies:
+            await proxy.close()
+    report = Report(plan.seed, faults_injected=dict(Counter(faults.done)))
+    return check(report, rows, readers, answers)
+
+
+async def _calm_down(
+    writers: list[Writer],
+    writing: list[asyncio.Task[None]],
+    breaking: asyncio.Task[None],
+    proxies: list[Proxy],
+    servers: list[ServerProcess],
+    postgres: EmbeddedPostgres,
+) -> None:
+    """Stop the faults, make them good, let the writers finish, and settle what was prepared."""
+    breaking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await breaking
+    for proxy in proxies:
+        proxy.resume()
+    with contextlib.suppress(Exception):
+        await asyncio.to_thread(postgres.stop)
+    await asyncio.to_thread(postgres.start)
+    for server in servers:
+        server.signal(18)
+        server.start()
+    for writer in writers:
+        writer.stopping = True
+    await asyncio.gather(*writing)
+    with psycopg.connect(postgres.url, autocommit=True) as conn:
+        for (name,) in conn.execute("SELECT gid FROM pg_prepared_xacts").fetchall():
+            conn.execute(f"COMMIT PREPARED '{name}'")
+
+
+async def _caught_up(readers: list[Reader], rows: dict[int, object], patience: float) -> None:
+    """Wait until every reader has as many events as the table has for it, or the patience ends."""
+    wanted = [
+        sum(1 for row in rows.values() if row.channel in reader.channels)  # type: ignore[attr-defined]
+        for reader in readers
+    ]
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if all(len(set(reader.marks)) >= count for reader, count in zip(readers, wanted, strict=True)):
+            break
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(1.0)  # what comes twice may come now
