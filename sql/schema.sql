@@ -52,7 +52,8 @@ CREATE TABLE sse_pg.log (
     -- No id up to this one can still become visible, but for those in the open ranges.
     settled_to bigint NOT NULL DEFAULT 0,
     open_first bigint[] NOT NULL DEFAULT '{}',
-    open_last  bigint[] NOT NULL DEFAULT '{}'
+    open_last  bigint[] NOT NULL DEFAULT '{}',
+    identity   text NOT NULL DEFAULT ''      -- log_identity() when a server last looked
 );
 INSERT INTO sse_pg.log DEFAULT VALUES;
 
@@ -323,6 +324,76 @@ BEGIN
         kept := kept - 1;
     END LOOP;
     RETURN printed;
+END $$;
+
+-- ------------------------------------------------------------------ epochs
+
+-- Where ids may have been handed out twice: after a restored backup or a failover that lost commits, the sequence
+-- stands lower than it did. A new epoch jumps over what may have been drawn. A cursor between the two ends of
+-- an epoch is of the log that was lost: nobody can say what it lacks.
+CREATE TABLE sse_pg.epochs (
+    starts_at     bigint PRIMARY KEY,         -- ids of the epoch are higher
+    settled_to    bigint NOT NULL,            -- ids up to this one are of the log before, and certain
+    identity      text NOT NULL,
+    noticed_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Which log this is: the cluster, its timeline (a promotion begins a new one), the table. A part that may not be
+-- read counts as unchanged.
+CREATE FUNCTION sse_pg.log_identity() RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    cluster  text := '';
+    timeline text := '';
+BEGIN
+    BEGIN
+        cluster := (SELECT c.system_identifier::text FROM pg_control_system() c);
+        timeline := left(pg_walfile_name(pg_current_wal_lsn()), 8);
+    EXCEPTION WHEN insufficient_privilege OR feature_not_supported THEN
+        NULL;
+    END;
+    RETURN concat_ws('/', cluster, timeline, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()),
+                     'sse_pg.events'::regclass::oid);
+END $$;
+
+-- Begins an epoch: the next id is at least a thousand million higher. Call it by hand after restoring a snapshot of a disk,
+-- which looks like the cluster it was taken of. Returns the id above which the epoch's ids lie.
+CREATE FUNCTION sse_pg.begin_epoch() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known sse_pg.log;
+    start bigint;
+BEGIN
+    SELECT * INTO STRICT known FROM sse_pg.log FOR UPDATE;
+    -- Less than 2^31: publishers that are in flight now stay within reach of publishers().
+    start := setval('sse_pg.events_id_seq', sse_pg.last_id() + 1000000000);
+    INSERT INTO sse_pg.epochs (starts_at, settled_to, identity) VALUES (start, known.settled_to, sse_pg.log_identity());
+    UPDATE sse_pg.log SET identity = sse_pg.log_identity();
+    RETURN start;
+END $$;
+
+-- Begins an epoch when the log is not the one that it was when somebody last looked. Each server asks before it
+-- reads. Returns whether it began one.
+CREATE FUNCTION sse_pg.check_epoch() RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known text;
+    here  text := sse_pg.log_identity();
+BEGIN
+    known := (SELECT l.identity FROM sse_pg.log l);
+    IF known = here THEN
+        RETURN false;
+    END IF;
+    known := (SELECT l.identity FROM sse_pg.log l FOR UPDATE);     -- one server at a time
+    IF known = here THEN
+        RETURN false;
+    END IF;
+    IF known = '' OR sse_pg.last_id() = 0 THEN                     -- a new log
+        UPDATE sse_pg.log SET identity = here;
+        RETURN false;
+    END IF;
+    PERFORM sse_pg.begin_epoch();
+    RETURN true;
 END $$;
 
 -- ------------------------------------------------------------------ subscriptions

@@ -69,10 +69,10 @@ class StreamApi:
         follows = user if not channels else None
         opened = time.monotonic()
         reason = "the client went"
+        response = web.StreamResponse(headers=HEADERS)
         try:
             if follows is not None:
                 await bus.followers.follow(stream, follows)
-            response = web.StreamResponse(headers=HEADERS)
             response.force_close()
             await response.prepare(request)
             _bound_unacknowledged(transport)
@@ -81,6 +81,14 @@ class StreamApi:
             log.info("stream opened: %s", _whom(request, stream, user))
             await self._catch_up(stream)
             reason = await stream.ended
+            return response
+        except Exception:
+            if not response.prepared:
+                raise
+            # The head is out: a problem document would land in the middle of the blocks.
+            log.exception("a stream failed: %s", _whom(request, stream, user))
+            reason = "an error"
+            transport.abort()
             return response
         finally:
             bus.hub.leave(stream)
@@ -109,16 +117,16 @@ class StreamApi:
         position, now = self._bus.hub.position, time.monotonic()
         retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
         try:
-            stream.cursor = Cursor.parse(asked) if asked else position
+            claimed = Cursor.parse(asked) if asked else position
+            stream.cursor = self._bus.hub.last_certain(claimed)
+            lost = stream.cursor is not claimed
         except CursorError:
-            stream.cursor = position
-            stream.tell(
-                wire.hello(position, retry_ms) + wire.gap("unknown", (asked or "")[:128], position),
-                position,
-                now,
-            )
-            return
-        stream.tell(wire.hello(stream.cursor, retry_ms), stream.cursor, now)
+            stream.cursor, lost = position, True
+        greeting = wire.hello(stream.cursor, retry_ms)
+        if lost:
+            # In one write: a client that drops between the two would take the hello's position for its own.
+            greeting += wire.gap("unknown", _printable(asked or ""), stream.cursor)
+        stream.tell(greeting, stream.cursor, now)
 
     async def _catch_up(self, stream: Stream) -> None:
         """Make the stream live; where the database is away, wait with the stream open."""
@@ -142,6 +150,11 @@ def _asked_for(request: web.Request) -> str | None:
         if text:
             return text
     return None
+
+
+def _printable(asked: str) -> str:
+    """Return what can be told of a text that is no cursor; a header may hold bytes that are not UTF-8."""
+    return asked[:128].encode(errors="replace").decode()
 
 
 def _whom(request: web.Request, stream: Stream, user: str | None) -> str:

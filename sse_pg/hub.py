@@ -43,6 +43,8 @@ class Hub:
         self.ring = Ring(*self._ring_size, START)
         self.streams: set[Stream] = set()
         """All, those that catch up included."""
+        self.epochs: list[tuple[int, int]] = []
+        """Pairs of ids; a cursor between the two is of a log that was lost."""
         self._groups: dict[Key, Group] = {}
         self._by_channel: dict[str, set[Group]] = {}
         self._catch_ups: dict[tuple[Key, Cursor], tuple[bytes, Cursor | None]] = {}
@@ -83,6 +85,13 @@ class Hub:
                 stream.push(framed, now)
                 stream.told = position
                 stream.told_at = now
+
+    def last_certain(self, cursor: Cursor) -> Cursor:
+        """Return the cursor, or the part of it that is of this log where it comes from one that was lost."""
+        for settled_to, starts_at in self.epochs:
+            if settled_to < cursor.high < starts_at:
+                return cursor.clip(settled_to)
+        return cursor
 
     def add(self, stream: Stream) -> None:
         """Count a stream that has opened; it catches up from its cursor and then joins."""

@@ -50,7 +50,8 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         await stop.wait()
         log.info("stopping: %d streams end within %g s", len(app[BUS].hub.streams), settings.drain)
-        await site.stop()
+        # Still listening: whoever asks /readyz is told that this server stops, rather than refused.
         await app[BUS].end_streams(settings.drain)
+        await site.stop()
     finally:
         await runner.cleanup()

@@ -117,16 +117,19 @@ class Tail:
             await self._on_connect(conn)
             self.awake = False
             await conn.execute(query("sleep_begin"))
+            await conn.execute(query("check_epoch"))
+            epochs = await (await conn.execute(query("epochs"))).fetchall()
             last, alive = await self._publishers(conn)
         start = Cursor(min(last, alive.spans[0][0] - 1) if alive else last)
         if self._frontier is None:
             self._frontier = Frontier(start, self._order_wait)
             self._hub.begin(start)
-        elif last < self._frontier.seen:
-            # Ids are handed out a second time: a restored backup, another database, a failover that lost commits.
-            log.error("the log went back from id %d to %d; streams go on from here", self._frontier.seen, last)
+        elif last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
+            # A restored backup, another database, a failover that may have lost commits.
+            log.error("the log is not the one that was read up to id %d; it is at %d", self._frontier.seen, last)
             self._frontier = Frontier(start, self._order_wait)
             self._hub.restart(start)
+        self._hub.epochs = [(settled_to, starts_at) for settled_to, starts_at in epochs]
         self._lay_down = last
         self._followers.changed(None)
         await self._pass(conn, settle=True)

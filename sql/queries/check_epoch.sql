@@ -1,0 +1,1 @@
+SELECT sse_pg.check_epoch()
