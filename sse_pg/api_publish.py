@@ -9,6 +9,7 @@ from aiohttp import web
 
 from sse_pg import publish_body
 from sse_pg.bus import Bus
+from sse_pg.errors import EventRefused
 from sse_pg.event import timestamp
 from sse_pg.problem import Problem
 from sse_pg.publisher import Draft, Published
@@ -49,7 +50,12 @@ class PublishApi:
             max_payload=settings.max_payload,
             max_batch=settings.max_batch,
         )
-        published = _told(drafts, await self._bus.publisher.publish(drafts))
+        try:
+            published = _told(drafts, await self._bus.publisher.publish(drafts))
+        except EventRefused as refused:
+            if not batch:
+                refused.index = None  # the problem then names the field alone
+            raise
         return web.Response(
             status=201,
             body=msgspec.json.encode({"events": published} if batch else published[0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Coroutine, Iterator
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import click
 import psycopg
 
-from sse_pg import cli_history, cli_publish, cli_tail, embedded, logs
+from sse_pg import cli_history, cli_publish, cli_signals, cli_tail, embedded, logs
 from sse_pg.config import Settings, has_database
 from sse_pg.errors import EmbeddedError, SsePgError
 from sse_pg.migrate import migrate as apply_migrations
@@ -30,10 +31,22 @@ _data_dir = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; a signal that it does not deal with itself gives its usual exit code."""
+        try:
+            return super().invoke(ctx)
+        except cli_signals.Ended as ended:
+            sys.exit(ended.exit_code)
+
+
+_debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="sse-pg")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def cli(debug: bool) -> None:
+@_debug
+def cli() -> None:
     """An event bus on PostgreSQL: INSERT publishes, NOTIFY wakes, Server-Sent Events deliver."""
 
 
@@ -42,14 +55,24 @@ def cli(debug: bool) -> None:
 @click.option("--port", type=int, metavar="P", help="Port to listen on [8080].")
 @_database_url
 @_data_dir
+@_debug
 def serve(host: str | None, port: int | None, database_url: str | None, data_dir: Path | None) -> None:
     """Migrate, then serve. Without a database: start the embedded PostgreSQL, and stop it on exit."""
-    settings = _settings(host=host, port=port, database_url=database_url, data_dir=data_dir)
-    logs.configure(settings.log_level, settings.log_format)
-    with _database(settings) as ready:
-        for name in apply_migrations(ready.database_url):
-            click.echo(f"applied migration {name}")
-        _run(run_server(ready, _announce))
+    # To be told to stop is how a server ends, also while it starts: exit code 0.
+    with contextlib.suppress(cli_signals.Ended):
+        settings = _settings(host=host, port=port, database_url=database_url, data_dir=data_dir)
+        logs.configure(settings.log_level, settings.log_format)
+        with _database(settings) as ready:
+            for name in apply_migrations(ready.database_url):
+                click.echo(f"applied migration {name}")
+            _run(_serve(ready))
+
+
+async def _serve(settings: Settings) -> None:
+    try:
+        await run_server(settings, _announce)
+    finally:
+        cli_signals.hold()
 
 
 def _announce(url: str) -> None:
@@ -59,6 +82,7 @@ def _announce(url: str) -> None:
 @cli.command()
 @_database_url
 @_data_dir
+@_debug
 def migrate(database_url: str | None, data_dir: Path | None) -> None:
     """Bring the schema of the database up to date; safe to run from many places at once."""
     settings = _settings(database_url=database_url, data_dir=data_dir)
@@ -78,6 +102,7 @@ def migrate(database_url: str | None, data_dir: Path | None) -> None:
 @click.option("--text", is_flag=True, help="A line (or payload) that is not JSON is published as a JSON string.")
 @_database_url
 @_data_dir
+@_debug
 def publish(
     channel: str,
     payload: str | None,
@@ -94,7 +119,7 @@ def publish(
         raise click.UsageError("--key belongs to one event; it cannot stand for the lines of standard input")
     template = cli_publish.Template(channel, event_type, text, settings.max_payload)
     if from_stdin:
-        _run(cli_publish.publish_lines(settings, template, sys.stdin.buffer))
+        _run(cli_publish.publish_lines(settings, template, _stdin()))
     else:
         _run(cli_publish.publish_one(settings, template, payload or "", key))
 
@@ -102,12 +127,14 @@ def publish(
 @cli.command()
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @click.option("--from", "cursor", metavar="CURSOR", help="Where to begin; 0 is all that is retained. [now]")
-@click.option("--url", metavar="URL", help="The server [http://127.0.0.1:8080, with PORT].")
+@click.option("--url", metavar="URL", help="The server [http://127.0.0.1:8080, with HOST and PORT].")
+@_debug
 def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None:
     """Follow channels in the terminal, reconnecting; one JSON line an event."""
     settings = _settings()
     logs.configure(settings.log_level, "text")
-    _run(cli_tail.tail(url or f"http://127.0.0.1:{settings.port}", channels, cursor))
+    with contextlib.suppress(cli_signals.Ended):
+        _run(cli_tail.tail(url or _local_url(settings), channels, cursor))
 
 
 @cli.command()
@@ -116,6 +143,7 @@ def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="At most so many events [all].")
 @_database_url
 @_data_dir
+@_debug
 def history(
     channel: str, after: str | None, limit: int | None, database_url: str | None, data_dir: Path | None
 ) -> None:
@@ -131,14 +159,6 @@ def _settings(**flags: Any) -> Settings:
     return Settings.from_env(os.environ, **flags)
 
 
-def _with_url(settings: Settings, url: str) -> Settings:
-    return Settings.from_env(os.environ, **{**_flags(settings), "database_url": url})
-
-
-def _flags(settings: Settings) -> dict[str, Any]:
-    return {"host": settings.host, "port": settings.port, "data_dir": settings.data_dir}
-
-
 @contextlib.contextmanager
 def _database(settings: Settings) -> Iterator[Settings]:
     """Give settings with a database in them; an embedded one runs as long as the block."""
@@ -147,10 +167,16 @@ def _database(settings: Settings) -> Iterator[Settings]:
         return
     directory = settings.data_dir or embedded.default_data_dir()
     binaries = embedded.find_binaries(settings.postgres_bin)
-    with embedded.EmbeddedPostgres(directory, binaries=binaries) as postgres:
+    postgres = embedded.EmbeddedPostgres(directory, binaries=binaries)
+    cli_signals.be_patient()
+    try:
+        postgres.start()
         click.echo(f"PostgreSQL {binaries.major} ({binaries.origin}) with its data in {directory}")
         click.echo(f"reach it with: {postgres.psql}")
-        yield _with_url(settings, postgres.url)
+        yield dataclasses.replace(settings, database_url=postgres.url)
+    finally:
+        cli_signals.hold()
+        postgres.stop()
 
 
 def _running(settings: Settings) -> Settings:
@@ -163,7 +189,19 @@ def _running(settings: Settings) -> Settings:
         raise EmbeddedError(
             f"no server is running on {directory}: start one with `sse-pg serve`, or set DATABASE_URL to your database"
         )
-    return _with_url(settings, url)
+    return dataclasses.replace(settings, database_url=url)
+
+
+def _local_url(settings: Settings) -> str:
+    """Return where a server with the same settings is reached from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def _stdin() -> int:
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed; give a PAYLOAD")
+    return sys.stdin.fileno()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -172,22 +210,41 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 def main() -> None:
     """Run the command line: errors are one line on standard error, exit code 1 (2 for usage)."""
-    debug = "--debug" in sys.argv[1:]
+    words = sys.argv[1:]
+    debug = "--debug" in words[: words.index("--") if "--" in words else None]
+    cli_signals.install()
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="sse-pg", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "sse-pg"
+        click.echo(f"sse-pg: {error.format_message()} ({command} --help shows the usage)", err=True)
+        sys.exit(error.exit_code)
+    except cli_signals.Ended as ended:
+        sys.exit(ended.exit_code)
+    except click.Abort:
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output has enough; keep the interpreter from flushing into the void.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (SsePgError, psycopg.Error, OSError) as error:
+    except Exception as error:
         if debug:
             raise
-        click.echo(f"sse-pg: {str(error).strip() or type(error).__name__}".replace("\n", " "), err=True)
+        click.echo(f"sse-pg: {_one_line(error)}", err=True)
         sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
+        return f"{error.diag.message_primary}: run `sse-pg migrate` on this database first"
+    text = " ".join(str(error).split())
+    if isinstance(error, SsePgError | psycopg.Error | OSError):
+        return text or type(error).__name__
+    return f"unexpected {type(error).__name__}: {text} (--debug shows where)"

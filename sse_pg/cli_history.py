@@ -8,9 +8,9 @@ import click
 import msgspec
 
 from sse_pg import fields
+from sse_pg.cli_database import open_pool
 from sse_pg.config import Settings
 from sse_pg.cursor import START, Cursor
-from sse_pg.database import make_pool
 from sse_pg.errors import CursorError, EventRefused
 from sse_pg.event import event_json
 from sse_pg.store import Store
@@ -26,13 +26,15 @@ async def history(settings: Settings, channel: str, after: str | None, limit: in
         cursor = Cursor.parse(after) if after else START
     except CursorError as error:
         raise CursorError(f"--after: {error}") from None
-    async with make_pool(settings.database_url, 1, settings.pool_timeout) as pool:
+    async with open_pool(settings, 1) as pool:
         store = Store(pool)
         left = limit
         while left is None or left > 0:
             position = await store.position()
             count = PAGE if left is None else min(PAGE, left)
             page = await store.page([channel], cursor.missing_up_to(position.high), count)
+            if cursor != START and cursor.missing_up_to(page.purged_to):
+                click.echo(f"sse-pg: events after {cursor} up to {page.purged_to} are purged", err=True)
             for event in page.events:
                 if position.offered(event.id):
                     sys.stdout.write(msgspec.json.encode(event_json(event)).decode() + "\n")
@@ -41,4 +43,5 @@ async def history(settings: Settings, channel: str, after: str | None, limit: in
             cursor = cursor | (position.clip(page.events[-1].id) if page.full else position)
             if not page.full:
                 break
+    sys.stdout.flush()
     click.echo(f"next cursor: {cursor}", err=True)

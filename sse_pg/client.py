@@ -35,7 +35,12 @@ _OWN_NAMES = "sse-pg."
 _LEAST_RETRY = 0.05  # seconds; a server that says "retry: 0" gets no busy loop
 _LONGEST_WAIT = 86400.0  # seconds; a slip in Retry-After must not end a subscription
 _PROBLEM_LIMIT = 64 << 10
-_BAD_URL = (aiohttp.InvalidURL, aiohttp.TooManyRedirects)
+_BAD_URL = (
+    aiohttp.InvalidURL,
+    aiohttp.NonHttpUrlClientError,
+    aiohttp.RedirectClientError,
+    aiohttp.TooManyRedirects,
+)
 _LOST = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 
 
@@ -326,6 +331,7 @@ class Subscription:
             raise ClientError(f"{self._url} answers {response.content_type}, not an event stream")
 
     async def _read(self, response: aiohttp.ClientResponse) -> None:
+        self._parser.feed(b"")  # raises what the chunk before could not, for the blocks in it
         chunk = await self._bounded(response.content.readany(), self._max_silence)
         if not chunk:
             raise aiohttp.ServerDisconnectedError("the server ended the stream")

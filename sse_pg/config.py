@@ -37,6 +37,13 @@ class Settings:
 
     host: str = _setting("HOST", "127.0.0.1", "Address to listen on. The container sets 0.0.0.0.")
     port: int = _setting("PORT", 8080, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    workers: int = _setting(
+        "SSE_PG_WORKERS",
+        1,
+        "Server processes on the one port; more use more cores. Each has its own LISTEN connection, pool and limits.",
+        low=1,
+        high=256,
+    )
     database_url: str | None = _setting(
         "DATABASE_URL",
         None,

@@ -5,7 +5,7 @@ Ids commit out of order, so "everything up to 1042" is not enough: 1040 may stil
 ``1042`` while there are no gaps, which is nearly always. With gaps it goes on after ``~``, from the top down: how
 many ids to skip since the gap above (or since ``high``) and, where the gap is longer than one id, its length::
 
-    1042~2,4-3      high 1042; 1040 is missing, and 1034 to 1036
+    1042~2,4-3      high 1042; 1040 is missing, and 1033 to 1035
 
 Every byte is a digit or one of ``~ , -``: a browser may send such a Last-Event-ID across origins, up to 128 bytes
 (the CORS-safelisted request-header rules of the Fetch standard).
@@ -97,7 +97,7 @@ class Cursor:
         """Return the cursor of a reader that was offered the part up to ``number`` only."""
         if number >= self.high:
             return self
-        return Cursor(number, self.gaps.up_to(number))
+        return _trimmed(number, self.gaps.up_to(number))
 
     def __or__(self, other: Cursor) -> Cursor:
         """Return the cursor of a reader that was offered what either was."""
@@ -109,7 +109,14 @@ class Cursor:
     def __and__(self, other: Cursor) -> Cursor:
         """Return the cursor of a reader that was offered what both were."""
         high = min(self.high, other.high)
-        return Cursor(high, self.gaps.up_to(high) | other.gaps.up_to(high))
+        return _trimmed(high, self.gaps.up_to(high) | other.gaps.up_to(high))
+
+
+def _trimmed(high: int, gaps: Ranges) -> Cursor:
+    """Return a cursor whose high may lie in the last gap; then it ends below that gap."""
+    if high in gaps:
+        return Cursor(gaps.spans[-1][0] - 1, gaps.up_to(gaps.spans[-1][0] - 1))
+    return Cursor(high, gaps)
 
 
 def _print(high: int, spans: tuple[tuple[int, int], ...]) -> str:

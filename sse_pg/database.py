@@ -27,7 +27,8 @@ _KEEPALIVE = {
 
 #: SQLSTATE classes that say that the server, not the statement, is at fault: connection (08), resources (53: disk,
 #: memory, connections), operator intervention (57), system error (58).
-_AWAY = ("08", "53", "57", "58")
+#: 25006: it only reads, as a primary does that was demoted.
+_AWAY = ("08", "53", "57", "58", "25006")
 
 
 def make_pool(url: str | None, size: int, timeout: float) -> Pool:

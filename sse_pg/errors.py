@@ -4,6 +4,7 @@
     ├── SettingError        a setting has a value that cannot be used
     ├── EmbeddedError       the embedded PostgreSQL cannot be had
     ├── MigrationError      the schema cannot be brought up to date
+    ├── WorkerError         a server process of several cannot start
     ├── CursorError         a text is not a cursor
     ├── BusUnavailable      the database does not answer
     │   └── OutcomeUnknown  ... and it went away in the middle of a commit
@@ -30,6 +31,10 @@ class EmbeddedError(SsePgError):
 
 class MigrationError(SsePgError):
     """The schema of the database cannot be brought up to date."""
+
+
+class WorkerError(SsePgError):
+    """A process of several that serve together cannot start."""
 
 
 class CursorError(SsePgError, ValueError):

@@ -74,7 +74,8 @@ class Problem(Exception):
 
 def invalid(errors: Sequence[FieldError]) -> Problem:
     """Return the 422 that names the fields."""
-    return Problem(422, "; ".join(f"{error.field}: {error.detail}" for error in errors[:5]), errors=errors)
+    named = [f"{error.field}: {error.detail}" if error.field else error.detail for error in errors[:5]]
+    return Problem(422, "; ".join(named), errors=errors)
 
 
 def unavailable(detail: str, *, kind: str = "about:blank", title: str | None = None) -> Problem:
@@ -134,6 +135,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         problem = Problem(error.status, detail, headers=headers)
     except asyncio.CancelledError:
         raise
+    except web.RequestPayloadError:
+        problem = Problem(400, "The body cannot be read: its chunks or its Content-Encoding are broken.")
+        problem.headers["Connection"] = "close"
     except Exception as error:
         problem = _problem_of(error)
         if problem.status == 500:

@@ -42,9 +42,10 @@ def drafts(body: bytes, *, ndjson: bool, max_payload: int, max_batch: int) -> tu
     except UnicodeDecodeError as error:
         raise fields.malformed(error) from None
     try:
-        events, batch = _decode(body, ndjson)
-    except msgspec.ValidationError:
-        raise _explain(body, ndjson) from None
+        try:
+            events, batch = _decode(body, ndjson)
+        except msgspec.ValidationError:
+            raise _explain(body, ndjson) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise (_bad_line(body) if ndjson else None) or fields.malformed(error) from None
     if batch and not events:
@@ -88,21 +89,22 @@ def _check(event: EventBody, prefix: str, max_payload: int) -> None:
 
 
 def _bad_line(body: bytes) -> Problem | None:
-    for number, line in enumerate(body.splitlines(), 1):
+    for number, line in enumerate(body.split(b"\n"), 1):
         if line.strip():
             try:
-                msgspec.json.decode(line, type=msgspec.Raw)
-                msgspec.json.decode(line)
+                _one.decode(line)
+            except msgspec.ValidationError:
+                continue
             except (msgspec.DecodeError, RecursionError) as error:
                 return Problem(400, f"Line {number} is not JSON: {error}.")
     return None
 
 
 def _explain(body: bytes, ndjson: bool) -> Problem:
-    """Name every field that is wrong in the first event that is."""
+    """Name every field that is wrong in the first event that is; raises what a decoder raises beyond that event."""
     items: Sequence[bytes | msgspec.Raw]
     if ndjson:
-        items = [line for line in body.splitlines() if line.strip()]
+        items = [line for line in body.split(b"\n") if line.strip()]
         batch = True
     else:
         items, batch = _items(body)
@@ -123,7 +125,9 @@ def _items(body: bytes) -> tuple[Sequence[bytes | msgspec.Raw], bool]:
         whole = _raw_object.decode(body)
     except msgspec.ValidationError:
         return [body], False
-    if "events" in whole and "channel" not in whole:
+    if "events" in whole and not whole.keys() & set(_FIELDS):
+        if errors := [FieldError(name, "there is no such field; there is events") for name in whole if name != "events"]:
+            raise invalid(errors)
         try:
             return _raw_list.decode(whole["events"]), True
         except msgspec.ValidationError:
@@ -136,8 +140,6 @@ def _faults(item: bytes, prefix: str) -> list[FieldError]:
         given = _raw_object.decode(item)
     except msgspec.ValidationError:
         return [FieldError(prefix.rstrip("."), "an event is an object with channel and payload")]
-    except msgspec.DecodeError as error:
-        return [FieldError(prefix.rstrip("."), str(error))]
     errors = [
         FieldError(f"{prefix}{name}", "this field is needed") for name in ("channel", "payload") if name not in given
     ]
@@ -145,7 +147,8 @@ def _faults(item: bytes, prefix: str) -> list[FieldError]:
         if name not in _FIELDS:
             errors.append(FieldError(f"{prefix}{name}", f"there is no such field; there are {', '.join(_FIELDS)}"))
         elif name != "payload":
-            value = msgspec.json.decode(raw)
-            if not isinstance(value, str) and not (name == "idempotencyKey" and value is None):
+            try:
+                msgspec.json.decode(raw, type=str | None if name == "idempotencyKey" else str)
+            except msgspec.ValidationError:
                 errors.append(FieldError(f"{prefix}{name}", "a string is needed"))
     return errors

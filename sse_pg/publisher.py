@@ -42,6 +42,10 @@ class _Unit:
         self.done: asyncio.Future[list[Published]] = asyncio.get_running_loop().create_future()
 
 
+class _Collided(BusUnavailable):
+    """A deadlock or a serialization failure: rolled back, and worth another try."""
+
+
 class Publisher:
     """Writes drafts in the order in which they come."""
 
@@ -81,8 +85,12 @@ class Publisher:
             self._worker = None
 
     async def _write(self, units: list[_Unit]) -> None:
+        drafts = [draft for unit in units for draft in unit.drafts]
         try:
-            written = await self._send([draft for unit in units for draft in unit.drafts])
+            try:
+                written = await self._send(drafts)
+            except _Collided:
+                written = await self._send(drafts)  # the other transaction went on; it is over or about to be
         except EventRefused as refused:
             if len(units) == 1:
                 _fail(units[0], await self._locate(units[0].drafts, refused))
@@ -160,6 +168,8 @@ def _meaning(error: psycopg.Error, sent: bool) -> Exception:
     if state.startswith(("22", "23", "54")):
         detail = error.diag.message_detail
         return EventRefused(f"{message}: {detail}" if detail and state.startswith("22") else message)
+    if state.startswith("40"):
+        return _Collided(message)
     if not is_away(error):
         return error
     # An error with a code of its own has rolled the transaction back. A connection that ended while the statement was

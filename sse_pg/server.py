@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
@@ -19,17 +20,30 @@ log = logging.getLogger(__name__)
 MAX_LINE = 65536
 #: Seconds that requests in flight get when the server stops.
 LAST_REQUESTS = 10.0
+#: Seconds that connections accepted last get to send their request when another process takes over.
+LAST_ACCEPTED = 0.5
+#: Connections that wait to be accepted.
+BACKLOG = 1024
 
 
-async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+async def serve(
+    settings: Settings,
+    announce: Callable[[str], None],
+    *,
+    sockets: Sequence[socket.socket] = (),
+    ready: Callable[[], None] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then drain. ``announce`` gets the URL once the port is open.
 
-    Raises SettingError when the address cannot be listened on.
+    ``sockets`` are listened on in place of the address; SIGHUP then says that another process accepts from them now.
+    ``ready`` is called once the log is followed. Raises SettingError when the address cannot be listened on.
     """
-    stop = asyncio.Event()
+    stop, handed_over = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    if sockets:
+        loop.add_signal_handler(signal.SIGHUP, lambda: (handed_over.set(), stop.set()))
     app = create_app(settings)
     runner = web.AppRunner(
         app,
@@ -40,18 +54,39 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         max_field_size=MAX_LINE,
     )
     await runner.setup()
+    telling = asyncio.create_task(_tell(app[BUS].tail.listening, ready)) if ready else None
     try:
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
         try:
-            await site.start()
+            for each in sockets:
+                await web.SockSite(runner, each, backlog=BACKLOG).start()
+            if not sockets:
+                await web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG).start()
         except OSError as error:
             raise SettingError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
         host, port = runner.addresses[0][:2]
         announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         await stop.wait()
         log.info("stopping: %d streams end within %g s", len(app[BUS].hub.streams), settings.drain)
-        # Still listening: whoever asks /readyz is told that this server stops, rather than refused.
+        if handed_over.is_set():
+            await _let_go(runner, sockets)
+        # Else still listening: whoever asks /readyz is told that this server stops, rather than refused.
         await app[BUS].end_streams(settings.drain)
-        await site.stop()
     finally:
+        if telling is not None:
+            telling.cancel()
         await runner.cleanup()
+
+
+async def _let_go(runner: web.AppRunner, sockets: Sequence[socket.socket]) -> None:
+    """Accept no more, and refuse nobody who was accepted: their requests have a moment to come in."""
+    for each in sockets:
+        # Not closed yet: asyncio drops the connections whose acceptance is under way when it closes a server.
+        asyncio.get_running_loop().remove_reader(each)
+    await asyncio.sleep(LAST_ACCEPTED)
+    if runner.server is not None:
+        runner.server.pre_shutdown()  # closes what is kept alive without a request
+
+
+async def _tell(listening: asyncio.Event, ready: Callable[[], None]) -> None:
+    await listening.wait()
+    ready()

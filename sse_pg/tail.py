@@ -120,21 +120,29 @@ class Tail:
             await conn.execute(query("check_epoch"))
             epochs = await (await conn.execute(query("epochs"))).fetchall()
             last, alive = await self._publishers(conn)
-        start = Cursor(min(last, alive.spans[0][0] - 1) if alive else last)
+        start = _start_of(last, alive)
         if self._frontier is None:
-            self._frontier = Frontier(start, self._order_wait)
+            # What is missing now holds nothing back: a stream from now on is not to be given what was there before.
+            self._frontier = Frontier(start, 0.0)
             self._hub.begin(start)
         elif last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
-            # A restored backup, another database, a failover that may have lost commits.
-            log.error("the log is not the one that was read up to id %d; it is at %d", self._frontier.seen, last)
-            self._frontier = Frontier(start, self._order_wait)
-            self._hub.restart(start)
+            self._begin_anew(last, alive)
         self._hub.epochs = [(settled_to, starts_at) for settled_to, starts_at in epochs]
         self._lay_down = last
         self._followers.changed(None)
         await self._pass(conn, settle=True)
+        self._frontier.wait = self._order_wait
         self.last_error = ""
         self.listening.set()
+
+    def _begin_anew(self, last: int, alive: Ranges) -> None:
+        """Go on in another log: a restored backup, another database, a failover that may have lost commits."""
+        assert self._frontier is not None
+        log.error("the log is not the one that was read up to id %d; it is at %d", self._frontier.seen, last)
+        start = _start_of(last, alive)
+        self._frontier = Frontier(start, 0.0)
+        self._noted = 0
+        self._hub.restart(start)
 
     def _heard(self, notify: psycopg.Notify) -> None:
         if notify.channel == "sse_pg_control":
@@ -309,6 +317,11 @@ class Tail:
             return await self._pause(seconds)
         finally:
             loop.remove_reader(descriptor)
+
+
+def _start_of(last: int, alive: Ranges) -> Cursor:
+    """Return the position below everything that may still come."""
+    return Cursor(min(last, alive.spans[0][0] - 1) if alive else last)
 
 
 def server_identity(name: str | None) -> tuple[str, int]:

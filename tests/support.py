@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import openapi_check
 from aiohttp import web
 
 from sse_pg.app import BUS, create_app
@@ -170,7 +171,9 @@ class Client:
         """Return (status, decoded JSON body, response)."""
         async with self.session.request(method, self.url + path, **kwargs) as response:
             text = await response.text()
-            return response.status, json.loads(text) if text else None, response
+            body = json.loads(text) if text else None
+            openapi_check.check(method, path.partition("?")[0], response.status, response.content_type, body)
+            return response.status, body, response
 
     async def get(self, path: str, **kwargs: Any) -> tuple[int, Any]:
         """Return (status, body)."""

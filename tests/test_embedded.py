@@ -19,7 +19,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from sse_pg import embedded
+from sse_pg import embedded_binaries, embedded_log
 from sse_pg.embedded import Binaries, EmbeddedPostgres, default_data_dir, find_binaries, running
 from sse_pg.errors import EmbeddedError
 
@@ -31,7 +31,7 @@ needs_root = pytest.mark.skipif(not ROOT, reason="only root becomes another user
 def installed() -> dict[int, Binaries]:
     """Every PostgreSQL of this machine that counts, by its major version."""
     found: dict[int, Binaries] = {}
-    for directory, _ in embedded._places():
+    for directory, _ in embedded_binaries.places():
         with contextlib.suppress(EmbeddedError):
             one = find_binaries(directory)
             found.setdefault(one.major, one)
@@ -262,7 +262,7 @@ def values_of_one(url: str) -> int:
 def test_a_large_log_is_put_aside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedPostgres(place) as server:
         pass
-    monkeypatch.setattr(embedded, "LOG_BYTES", 10)
+    monkeypatch.setattr(embedded_log, "LOG_BYTES", 10)
     with EmbeddedPostgres(place):
         assert "ready to accept" in (place / "postgres.log.1").read_text()
     assert server.log.read_text().count("ready to accept") == 1
@@ -277,8 +277,7 @@ def test_a_second_start_is_refused(place: Path) -> None:
         with pytest.raises(EmbeddedError) as error:
             EmbeddedPostgres(place).start()
         assert one_line(error) == (
-            f"{place} is in use by process {process.pid}; "
-            "give another --data-dir, or set DATABASE_URL to use it"
+            f"{place} is in use by process {process.pid}; give another --data-dir, or set DATABASE_URL to use it"
         )
         url = running(place)
         assert url
@@ -319,7 +318,7 @@ def test_no_binaries_says_what_to_install(monkeypatch: pytest.MonkeyPatch, place
     with pytest.raises(EmbeddedError) as error:
         find_binaries(place)
     assert str(place) in one_line(error)
-    monkeypatch.setattr(embedded, "_places", lambda: iter([(place, "a test")]))
+    monkeypatch.setattr(embedded_binaries, "places", lambda: iter([(place, "a test")]))
     with pytest.raises(EmbeddedError) as error:
         find_binaries()
     text = one_line(error)
@@ -439,9 +438,7 @@ def test_a_stale_pid_file_does_not_hinder(place: Path) -> None:
         text = (cluster / "postmaster.pid").read_text()
     user = cluster.stat()
     # The number now belongs to another process of the same user, as happens after a container's restart.
-    sleeper = subprocess.Popen(
-        ["sleep", "60"], user=user.st_uid if ROOT else None, extra_groups=[] if ROOT else None
-    )
+    sleeper = subprocess.Popen(["sleep", "60"], user=user.st_uid if ROOT else None, extra_groups=[] if ROOT else None)
     try:
         (cluster / "postmaster.pid").write_text(text.replace(str(server._pid), str(sleeper.pid), 1))
         assert running(place) is None

@@ -24,6 +24,7 @@ def main() -> None:
     sys.stdout.write(f"{plan}\n")
     sys.stdout.flush()
     report = asyncio.run(torture(plan))
+    sys.stdout.write(f"faults: {report.faults}\n")
     for name, value in dataclasses.asdict(report).items():
         sys.stdout.write(f"{name}: {value}\n")
     sys.exit(1 if report.faults else 0)

@@ -70,9 +70,7 @@ def table(conninfo: str) -> dict[int, Row]:
             event = json.loads(payload)
             if event["m"] in rows:
                 raise AssertionError(f"the table holds mark {event['m']} twice")
-            rows[event["m"]] = Row(
-                channel, zlib.crc32(payload.encode()), event["m"] >> 32, event["t"], event["n"]
-            )
+            rows[event["m"]] = Row(channel, zlib.crc32(payload.encode()), event["m"] >> 32, event["t"], event["n"])
     return rows
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL's socket that can be cut, or hang: it then keeps connections open and passes nothing."""
+"""A TCP proxy before PostgreSQL's socket that can be cut, or hang: it keeps connections open and passes nothing."""
 
 from __future__ import annotations
 

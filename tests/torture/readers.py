@@ -14,7 +14,17 @@ import aiohttp
 class Reader:
     """One client with its channels. ``marks`` and ``sums`` are its record, in the order of arrival."""
 
-    def __init__(self, number: int, seed: int, urls: list[str], channels: tuple[str, ...], start: str | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        seed: int,
+        urls: list[str],
+        channels: tuple[str, ...],
+        start: str | None,
+        *,
+        ignore_gaps: bool = False,
+    ) -> None:
+        self._ignore_gaps = ignore_gaps
         self._random = Random(f"{seed} reader {number}")
         self._urls = urls
         self.channels = channels
@@ -29,7 +39,6 @@ class Reader:
         """Marks that may come twice: what arrived before a reconnect with a cursor that was full."""
         self.opened = asyncio.Event()
         self.dropping = True
-        self._full = False
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -86,3 +95,5 @@ class Reader:
         elif name == b"sse-pg.hello":
             self.opened.set()
         self.cursor = fields[b"id"].decode()
+        if self._ignore_gaps:
+            self.cursor = self.cursor.partition("~")[0]

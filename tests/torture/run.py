@@ -39,8 +39,12 @@ class Plan:
     catch_up: float = 60.0
     sabotage: str | None = None
     """SQL that breaks the mechanism, to show that the checker notices."""
+    ignore_gaps: bool = False
+    """Let the readers resume as if ids committed in order, to show the same."""
     server_env: dict[str, str] = field(default_factory=dict)
     postgres_bin: str | None = None
+    keep: bool = True
+    """Whether the directory of a bad run is kept."""
 
 
 async def torture(plan: Plan) -> Report:
@@ -55,7 +59,7 @@ async def torture(plan: Plan) -> Report:
         report = await _run(plan, directory, postgres)
     finally:
         await asyncio.to_thread(postgres.stop)
-    if not report.faults:
+    if not report.faults or not plan.keep:
         shutil.rmtree(directory, ignore_errors=True)
     else:
         report.examples.append(f"logs and data are kept in {directory}")
@@ -80,7 +84,14 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
     urls = [server.url for server in servers]
     rand = Random(f"{plan.seed} plan")
     readers = [
-        Reader(n, plan.seed, urls, tuple(rand.sample(CHANNELS, rand.choice((1, 2, 8)))), rand.choice((None, "0")))
+        Reader(
+            n,
+            plan.seed,
+            urls,
+            tuple(rand.sample(CHANNELS, rand.choice((1, 2, 8)))),
+            rand.choice((None, "0")),
+            ignore_gaps=plan.ignore_gaps,
+        )
         for n in range(plan.readers)
     ]
     answers = Answers()

@@ -111,9 +111,10 @@ class Writer:
         await conn.execute(INSERT, self._event())
 
     async def _copy(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        async with conn.cursor() as cursor, cursor.copy(
-            "COPY sse_pg.events (channel, event_type, payload) FROM STDIN"
-        ) as copy:
+        async with (
+            conn.cursor() as cursor,
+            cursor.copy("COPY sse_pg.events (channel, event_type, payload) FROM STDIN") as copy,
+        ):
             for _ in range(self._random.choice((3, 30, 300))):
                 await copy.write_row(self._event())
 

@@ -1,0 +1,35 @@
+"""The progress of ``sse-pg publish`` on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import rich.console
+import rich.progress
+
+
+@contextmanager
+def progress(total_bytes: int | None) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that takes events published and bytes read so far; where nobody looks, it does nothing."""
+    console = rich.console.Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _events, _bytes: None
+        return
+    columns = (
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.fields[events]:,} events"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("{task.fields[rate]}"),
+    )
+    # The ids belong to standard output; on a terminal they go above the bar, in a file they stay.
+    with rich.progress.Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as shown:
+        task = shown.add_task("publish", total=total_bytes, events=0, rate="")
+
+        def advance(events: int, bytes_read: int) -> None:
+            elapsed = shown.tasks[0].elapsed or 0.0
+            rate = f"{events / elapsed:,.0f}/s" if elapsed else ""
+            shown.update(task, completed=bytes_read, events=events, rate=rate)
+
+        yield advance

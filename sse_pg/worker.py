@@ -1,0 +1,131 @@
+"""One of several server processes on a port: ``python -m sse_pg.worker``, started by sse_pg.workers.
+
+It reads one line from its stdin, the order; the end of that pipe means that the parent is gone, by whatever means. To
+its stdout it writes reports, one a line. SIGTERM ends it as it ends any server; SIGHUP says that another worker has
+taken over its sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+
+from sse_pg import logs
+from sse_pg.config import Settings
+from sse_pg.errors import SsePgError
+from sse_pg.server import serve
+
+log = logging.getLogger(__name__)
+
+#: Held back by the parent while a worker starts, until the handlers are there.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Order(msgspec.Struct):
+    """What a worker serves; ``sockets`` are the descriptors of those that it listens on."""
+
+    settings: Settings
+    sockets: list[int]
+
+    def line(self) -> bytes:
+        """Return the order as the line that a worker reads."""
+        return msgspec.json.encode(self, enc_hook=str) + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> Order:
+        """Return the order of a line."""
+        return msgspec.json.decode(line, type=cls, dec_hook=_path)
+
+
+class Report(msgspec.Struct, omit_defaults=True):
+    """What a worker tells: it listens (on ``url``), it is ready (the database answers too), or why it failed."""
+
+    url: str | None = None
+    ready: bool = False
+    failed: str | None = None
+
+    def line(self) -> bytes:
+        """Return the report as the line that the parent reads."""
+        return msgspec.json.encode(self) + b"\n"
+
+    @classmethod
+    def read(cls, line: bytes) -> Report:
+        """Return the report of a line."""
+        return msgspec.json.decode(line, type=cls)
+
+
+def main() -> None:
+    """Serve as ordered, until a signal or the end of the parent."""
+    reports = os.dup(1)
+    os.dup2(2, 1)  # whatever prints does not garble the reports
+    line = _first_line()
+    if not line:
+        sys.exit(1)
+    order = Order.read(line)
+    logs.configure(order.settings.log_level, order.settings.log_format)
+    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
+
+    def tell(report: Report) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(reports, report.line())
+
+    def announce(url: str) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        tell(Report(url=url))
+
+    sockets = [socket.socket(fileno=number) for number in order.sockets]
+    for each in sockets:
+        each.set_inheritable(False)
+    try:
+        asyncio.run(serve(order.settings, announce, sockets=sockets, ready=lambda: tell(Report(ready=True))))
+    except Exception as error:
+        log.debug("the worker fails", exc_info=True)
+        tell(Report(failed=_one_line(error)))
+        sys.exit(1)
+
+
+def _first_line() -> bytes:
+    """Read the order, and nothing into a buffer that the thread would have to know."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = os.read(0, 65536)
+        if not data:
+            return b""
+        line += data
+    return line
+
+
+def _end_with_the_parent() -> None:
+    """End on the spot when the parent is gone without having told us to stop: it was killed, and so are we."""
+    while os.read(0, 4096):
+        pass
+    log.error("the parent of this worker is gone; the worker ends")
+    os._exit(1)
+
+
+def _path(kind: type, value: Any) -> Any:
+    if kind is not Path:
+        raise NotImplementedError(kind)
+    return Path(value)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, SsePgError | psycopg.Error | OSError):
+        return text[:1000] or type(error).__name__
+    return f"unexpected {type(error).__name__}: {text[:1000]}"
+
+
+if __name__ == "__main__":
+    main()

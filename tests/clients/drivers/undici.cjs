@@ -1,0 +1,5 @@
+'use strict'
+const { EventSource } = require('undici')
+const { listen, url } = require('./common.cjs')
+
+listen(new EventSource(url))

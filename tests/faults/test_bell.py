@@ -1,0 +1,190 @@
+"""Every interleaving of a tail that goes to sleep or wakes up with a publisher: no event waits for the safety read.
+
+The publisher runs the trigger of the schema with places to stop put into it; the tail stops before its statements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from support import PATIENCE, Launcher
+
+from faults.helpers import connection, following, insert
+from sse_pg import tail as tail_module
+from sse_pg.queries import query
+
+#: Seconds; far beyond the patience of a test, so a wake-up that is lost fails it.
+NEVER = 60.0
+
+STOP = 424242
+#: The publisher's own steps, by what has just happened at the end of each.
+PUBLISHER = ("bound read", "lock taken", "bell looked at", "inserted", "committed")
+#: Statements of the tail from the first of a change on: the change itself, and a look and a read after it.
+TAIL_STEPS = {"sleep_begin": 5, "wake_begin": 4}
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    """Wait for a condition that holds very soon."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.0002)
+
+
+class SteppedTail:
+    """Lets the statements of a tail pass one by one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._names = {
+            query(name): name for name in ("sleep_begin", "sleep_end", "wake_begin", "wake_end", "publishers")
+        } | {query("tail_read"): "read", query("tail_read_above"): "read"}
+        self.stop_at: str | None = None
+        self.at: str | None = None
+        """The statement before which it stands."""
+        self.resting = False
+        """It waits for the bell, and for nothing else."""
+        self._stepping = False
+        self._go = asyncio.Event()
+        stepped = self
+
+        class Connection(psycopg.AsyncConnection[Any]):
+            async def execute(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+                await stepped._before(stepped._names.get(statement))
+                return await super().execute(statement, params, **kwargs)
+
+        async def connect(url: str | None) -> Any:
+            return await Connection.connect(url or "", autocommit=True)
+
+        pause = tail_module.Tail._pause
+
+        async def resting(tail: tail_module.Tail, seconds: float) -> bool:
+            stepped.resting = seconds == NEVER
+            woken = await pause(tail, seconds)
+            stepped.resting = False
+            return woken
+
+        monkeypatch.setattr(tail_module, "connect_listener", connect)
+        monkeypatch.setattr(tail_module.Tail, "_pause", resting)
+        # One bell wakes it, one poll without a find puts it to sleep.
+        monkeypatch.setattr(tail_module, "BUSY_BELLS", 1)
+        monkeypatch.setattr(tail_module, "IDLE_POLLS", 1)
+
+    async def _before(self, name: str | None) -> None:
+        if name is None:
+            return
+        if name == self.stop_at:
+            self._stepping, self.stop_at = True, None
+        if self._stepping:
+            self.at = name
+            await self._go.wait()
+            self._go.clear()
+
+    async def step(self) -> str:
+        """Let it do the statement before which it stands; return when it stands again, or rests."""
+        done, self.at = self.at, None
+        if done is None:
+            return "rests"
+        self._go.set()
+        await eventually(lambda: self.at is not None or self.resting)
+        return done
+
+    def let_go(self) -> None:
+        """Let it run."""
+        self._stepping = False
+        if self.at is not None:
+            self.at = None
+            self._go.set()
+
+
+class SteppedPublisher:
+    """One transaction that publishes in steps."""
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any], gate: psycopg.AsyncConnection[Any], payload: int) -> None:
+        self._conn = conn
+        self._gate = gate
+        self._payload = payload
+        self._steps = self._run()
+
+    async def step(self) -> str:
+        """Do one step; return its name."""
+        async with asyncio.timeout(PATIENCE):
+            return await anext(self._steps)
+
+    async def _run(self) -> AsyncIterator[str]:
+        stops = (1, 2, 3)
+        for stop in stops:
+            await self._gate.execute("SELECT pg_advisory_lock(%s, %s)", (STOP, stop))
+        inserting = asyncio.create_task(insert(self._conn, self._payload))
+        for stop in stops:
+            await self._stands_at(stop)
+            yield PUBLISHER[stop - 1]
+            await self._gate.execute("SELECT pg_advisory_unlock(%s, %s)", (STOP, stop))
+        await inserting
+        yield PUBLISHER[3]
+        await self._conn.commit()
+        yield PUBLISHER[4]
+
+    async def _stands_at(self, stop: int) -> None:
+        waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND classid = %s AND objid = %s AND database ="
+        waiting += " (SELECT oid FROM pg_database WHERE datname = current_database())"
+        while (await (await self._gate.execute(waiting, (STOP, stop))).fetchone()) is None:
+            await asyncio.sleep(0)
+
+
+def _with_stops(db: psycopg.Connection) -> None:
+    """Put the places to stop into the trigger function."""
+    (text,) = db.execute("SELECT pg_get_functiondef('sse_pg.announce'::regproc)").fetchone() or ("",)
+    places = ("    done := pg_advisory_xact_lock_shared(1936941617,", "    bell :=", "    IF ring ")
+    for stop, place in enumerate(places, 1):
+        stopping = f"    PERFORM pg_advisory_xact_lock_shared({STOP}, {stop});\n{place}"
+        text, count = re.subn(f"^{re.escape(place)}", stopping, text, flags=re.MULTILINE)
+        assert count == 1, f"the trigger has changed at {place!r}"
+    db.execute(text)
+
+
+def _interleavings(steps: int) -> Iterator[tuple[int, ...]]:
+    """For each step of the tail, how many steps the publisher has done before it."""
+    return itertools.combinations_with_replacement(range(len(PUBLISHER) + 1), steps)
+
+
+@pytest.mark.parametrize("first", ["sleep_begin", "wake_begin"])
+async def test_no_wake_up_is_lost(
+    launch: Launcher, database_url: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    stepped = SteppedTail(monkeypatch)
+    server = await launch(safety_read=NEVER)
+    _with_stops(db)
+    number = 0
+    async with (
+        following(server.url) as follower,
+        connection(database_url) as starter,
+        connection(database_url) as gate,
+        connection(database_url, autocommit=False) as conn,
+    ):
+        for number, places in enumerate(_interleavings(TAIL_STEPS[first]), 1):
+            await eventually(lambda: stepped.resting)
+            stepped.stop_at = first
+            # The bell of this one wakes the tail; the calm after it puts it to sleep.
+            await insert(starter, -number)
+            await eventually(lambda: stepped.at == first)
+            history: list[str] = []
+            publisher = SteppedPublisher(conn, gate, number)
+            done = 0
+            for place in places:
+                for _ in range(place - done):
+                    history.append(await publisher.step())
+                done = place
+                history.append(f"[{await stepped.step()}]")
+            stepped.let_go()
+            for _ in range(len(PUBLISHER) - done):
+                history.append(await publisher.step())
+            try:
+                await follower.until(lambda n=number: follower.payloads[-1] == n, patience=5)
+            except TimeoutError:
+                pytest.fail(f"lost until the safety read: {', '.join(history)}")
+    assert len(follower.payloads) == len(set(follower.payloads)) == 2 * number

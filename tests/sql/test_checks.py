@@ -1,0 +1,131 @@
+"""What the table refuses, against what the HTTP interface refuses: character by character, all of Unicode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from sse_pg import fields
+
+CHECK = psycopg.errors.CheckViolation
+POINTS = [number for number in range(1, 0x110000) if not 0xD800 <= number <= 0xDFFF]
+
+
+def insert(db: psycopg.Connection, channel: str = "a", event_type: str = "t", payload: str = "1") -> None:
+    db.execute(
+        "INSERT INTO sse_pg.events (channel, event_type, payload) VALUES (%s, %s, %s)", [channel, event_type, payload]
+    )
+
+
+def condition(db: psycopg.Connection, table: str, column: str) -> str:
+    """Return the CHECK on one column, as the table holds it."""
+    found = db.execute(
+        "SELECT pg_get_expr(c.conbin, c.conrelid) FROM pg_constraint c"
+        "  JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)"
+        " WHERE c.conrelid = %s::regclass AND c.contype = 'c' AND a.attname = %s",
+        [table, column],
+    ).fetchall()
+    assert len(found) == 1
+    return str(found[0][0])
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "fault", "refused"),
+    [
+        ("sse_pg.events", "channel", fields.channel_fault, 80),
+        ("sse_pg.subscriptions", "channel", fields.channel_fault, 80),
+        ("sse_pg.events", "event_type", fields.event_type_fault, 2),
+        ("sse_pg.subscriptions", "user_id", fields.user_fault, 32),
+        ("sse_pg.idempotency_keys", "key", fields.key_fault, 0),
+    ],
+)
+def test_each_character(
+    db: psycopg.Connection, table: str, column: str, fault: Callable[[str], str | None], refused: int
+) -> None:
+    rows = db.execute(
+        f"SELECT n FROM (SELECT n, 'a' || chr(n) || 'b' AS {column} FROM generate_series(1, 1114111) n"  # type: ignore[arg-type]
+        f" WHERE n NOT BETWEEN 55296 AND 57343) s WHERE NOT ({condition(db, table, column)}) ORDER BY n"
+    ).fetchall()
+    by_table = [number for (number,) in rows]
+    by_python = [number for number in POINTS if fault(f"a{chr(number)}b") is not None]
+    assert by_table == by_python
+    assert abs(len(by_table) - refused) <= 15
+
+
+@pytest.mark.parametrize("bad", ["", "a b", " a", "a ", "a,b", "*", "a*", "a\tb", "a\nb", "a\x01", "\u3000", "x" * 256])
+def test_bad_channels(db: psycopg.Connection, bad: str) -> None:
+    assert fields.channel_fault(bad)
+    with pytest.raises(CHECK, match="events_channel"):
+        insert(db, channel=bad)
+    with pytest.raises(CHECK, match="subscriptions_channel"):
+        db.execute("SELECT sse_pg.subscribe('u', %s)", [bad])
+    with pytest.raises(CHECK, match="events_channel"):
+        db.execute("SELECT sse_pg.publish(%s, 't', '1')", [bad])
+
+
+@pytest.mark.parametrize("bad", ["", "a\nb", "a\rb", "\n", "\r", "sse-pg.hello", "sse-pg.", "x" * 256])
+def test_bad_event_types(db: psycopg.Connection, bad: str) -> None:
+    assert fields.event_type_fault(bad)
+    with pytest.raises(CHECK, match="events_event_type"):
+        insert(db, event_type=bad)
+
+
+@pytest.mark.parametrize("good", ["a", "x" * 255, "\U0001f600" * 255, "a.b:c/d-e_f#g?h", "ä", "\u200b", "日本"])
+def test_good_names(db: psycopg.Connection, good: str) -> None:
+    assert fields.channel_fault(good) is fields.event_type_fault(good) is fields.user_fault(good) is None
+    insert(db, channel=good, event_type=good)
+    assert db.execute("SELECT sse_pg.subscribe(%s, %s)", [good, good]).fetchone() == (True,)
+
+
+@pytest.mark.parametrize("good", ["sse-pg", "SSE-PG.x", "x sse-pg.", " a ", "a b\tc,*"])
+def test_event_types_are_freer(db: psycopg.Connection, good: str) -> None:
+    assert fields.event_type_fault(good) is None
+    insert(db, event_type=good)
+
+
+@pytest.mark.parametrize("bad", ["", "a\nb", "\x7f", "x" * 256])
+def test_bad_users(db: psycopg.Connection, bad: str) -> None:
+    assert fields.user_fault(bad)
+    with pytest.raises(CHECK, match="subscriptions_user_id"):
+        db.execute("SELECT sse_pg.subscribe(%s, 'a')", [bad])
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 256])
+def test_bad_keys(db: psycopg.Connection, bad: str) -> None:
+    assert fields.key_fault(bad)
+    with pytest.raises(CHECK, match="idempotency_keys"):
+        db.execute("SELECT sse_pg.publish('a', 't', '1', %s)", [bad])
+
+
+def test_the_largest_payload(db: psycopg.Connection) -> None:
+    """Counted in bytes of the text that goes out, quotes included."""
+    insert(db, payload='"' + "x" * (1048576 - 2) + '"')
+    insert(db, payload='"' + "ä" * (1048576 // 2 - 1) + '"')
+    with pytest.raises(CHECK, match="events_payload"):
+        insert(db, payload='"' + "x" * (1048576 - 1) + '"')
+    with pytest.raises(CHECK, match="events_payload"):
+        insert(db, payload='"' + "ä" * (1048576 // 2) + '"')
+
+
+@pytest.mark.parametrize("column", ["channel", "event_type", "payload"])
+def test_nothing_is_null(db: psycopg.Connection, column: str) -> None:
+    values = {"channel": "a", "event_type": "t", "payload": "1", column: None}
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        db.execute(
+            "INSERT INTO sse_pg.events (channel, event_type, payload)"
+            " VALUES (%(channel)s, %(event_type)s, %(payload)s)",
+            values,
+        )
+
+
+def test_json_null_is_a_payload(db: psycopg.Connection) -> None:
+    insert(db, payload="null")
+    assert db.execute("SELECT payload::text FROM sse_pg.events").fetchone() == ("null",)
+
+
+def test_the_event_type_defaults_to_message(db: psycopg.Connection) -> None:
+    db.execute("INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '1')")
+    db.execute("SELECT sse_pg.publish('a', NULL, '1')")
+    assert db.execute("SELECT DISTINCT event_type FROM sse_pg.events").fetchall() == [("message",)]

@@ -1,0 +1,141 @@
+"""Who may do what: roles with the least that publishing takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from sse_pg.embedded import EmbeddedPostgres
+
+DENIED = psycopg.errors.InsufficientPrivilege
+
+
+@pytest.fixture
+def role(postgres: EmbeddedPostgres, database_url: str) -> Iterator[str]:
+    """A role without any right."""
+    name = f"r{uuid4().hex[:12]}"
+    with psycopg.connect(make_conninfo(postgres.url, dbname="postgres"), autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+    yield name
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+        conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def grant(db: psycopg.Connection, role: str, *rights: str) -> None:
+    for right in rights:
+        db.execute(sql.SQL("GRANT {} TO {}").format(sql.SQL(right), sql.Identifier(role)))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def as_role(database_url: str, role: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(make_conninfo(database_url, user=role), autocommit=True) as conn:
+        yield conn
+
+
+PUBLISH = "SELECT sse_pg.publish('a', 't', '{}')"
+INSERT = "INSERT INTO sse_pg.events (channel, event_type, payload) VALUES ('a', 't', '{}')"
+
+
+def test_publish_alone(db: psycopg.Connection, role: str, as_role: psycopg.Connection) -> None:
+    grant(db, role, "USAGE ON SCHEMA sse_pg", "EXECUTE ON FUNCTION sse_pg.publish")
+    assert as_role.execute(PUBLISH).fetchone() == (1,)
+    assert as_role.execute("SELECT sse_pg.publish('a', 't', '{}', 'key')").fetchone() == (2,)
+    assert as_role.execute("SELECT sse_pg.publish('a', 't', '{}', 'key')").fetchone() == (2,)
+    assert db.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (2,)
+    for statement in (
+        "SELECT * FROM sse_pg.events",
+        "SELECT * FROM sse_pg.events_default",
+        "SELECT * FROM sse_pg.idempotency_keys",
+        "SELECT * FROM sse_pg.subscriptions",
+        "SELECT * FROM sse_pg.log",
+        INSERT,
+        "UPDATE sse_pg.events SET payload = '1'",
+        "DELETE FROM sse_pg.events",
+        "TRUNCATE sse_pg.events",
+        "SELECT nextval('sse_pg.events_id_seq')",
+        "SELECT setval('sse_pg.events_id_seq', 1)",
+        "SELECT sse_pg.position()",
+        "SELECT * FROM sse_pg.publishers()",
+        "SELECT sse_pg.subscribe('u', 'a')",
+        "SELECT * FROM sse_pg.publish_many('{a}', '{t}', '{1}')",
+    ):
+        with pytest.raises(DENIED):
+            as_role.execute(statement)  # type: ignore[arg-type]
+
+
+def test_usage_without_execute_is_not_enough(db: psycopg.Connection, role: str, as_role: psycopg.Connection) -> None:
+    with pytest.raises(DENIED):
+        as_role.execute(PUBLISH)
+    grant(db, role, "USAGE ON SCHEMA sse_pg")
+    with pytest.raises(DENIED):
+        as_role.execute(PUBLISH)
+
+
+def test_no_function_is_for_everybody(db: psycopg.Connection, role: str) -> None:
+    functions = db.execute(
+        "SELECT p.oid::regprocedure::text, has_function_privilege(%s, p.oid, 'EXECUTE')"
+        "  FROM pg_proc p WHERE p.pronamespace = 'sse_pg'::regnamespace",
+        [role],
+    ).fetchall()
+    assert len(functions) > 8
+    assert [name for name, allowed in functions if allowed] == []
+
+
+def test_every_function_has_its_search_path_pinned(db: psycopg.Connection) -> None:
+    loose = db.execute(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'sse_pg'::regnamespace"
+        "   AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)"
+    ).fetchall()
+    assert loose == []
+
+
+def test_insert_alone(db: psycopg.Connection, role: str, as_role: psycopg.Connection) -> None:
+    grant(db, role, "USAGE ON SCHEMA sse_pg", "INSERT (channel, event_type, payload) ON sse_pg.events")
+    with as_role.transaction():
+        as_role.execute(INSERT)
+        assert db.execute("SELECT least_bound FROM sse_pg.publishers()").fetchone() == (0,)
+    assert db.execute("SELECT id, channel, event_type FROM sse_pg.events").fetchall() == [(1, "a", "t")]
+    with as_role.cursor().copy("COPY sse_pg.events (channel, event_type, payload) FROM STDIN") as copy:
+        copy.write_row(("b", "t", "1"))
+    for statement in (
+        INSERT + " RETURNING id",
+        "SELECT id FROM sse_pg.events",
+        "INSERT INTO sse_pg.events (id, channel, event_type, payload)"
+        " OVERRIDING SYSTEM VALUE VALUES (9, 'a', 't', '1')",
+        "INSERT INTO sse_pg.events (channel, event_type, payload, created_at) VALUES ('a', 't', '1', now())",
+        "INSERT INTO sse_pg.events_default (channel, event_type, payload) VALUES ('a', 't', '1')",
+    ):
+        with pytest.raises(DENIED):
+            as_role.execute(statement)  # type: ignore[arg-type]
+    assert db.execute("SELECT max(id) FROM sse_pg.events").fetchone() == (2,)
+
+
+def test_nobody_hides_behind_a_table_of_the_same_name(
+    db: psycopg.Connection, role: str, as_role: psycopg.Connection
+) -> None:
+    """The functions run with their owner's rights: what a caller puts before pg_catalog is not looked at."""
+    grant(db, role, "USAGE ON SCHEMA sse_pg", "EXECUTE ON FUNCTION sse_pg.publish")
+    as_role.execute("CREATE TEMP TABLE pg_locks (x integer)")
+    as_role.execute("CREATE FUNCTION pg_temp.sha256(bytea) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea'")
+    as_role.execute("SET search_path = pg_temp, pg_catalog")
+    assert as_role.execute("SELECT sse_pg.publish('a', 't', '{}', 'key')").fetchone() == (1,)
+    assert db.execute("SELECT length(digest) FROM sse_pg.idempotency_keys").fetchone() == (32,)
+
+
+def test_ids_cannot_be_chosen(db: psycopg.Connection) -> None:
+    with pytest.raises(psycopg.errors.GeneratedAlways):
+        db.execute("INSERT INTO sse_pg.events (id, channel, payload) VALUES (5, 'a', '1')")
+
+
+def test_the_sequence_does_not_cache(db: psycopg.Connection) -> None:
+    row = db.execute(
+        "SELECT seqcache, seqincrement, seqcycle FROM pg_sequence"
+        " WHERE seqrelid = pg_get_serial_sequence('sse_pg.events', 'id')::regclass"
+    ).fetchone()
+    assert row == (1, 1, False)

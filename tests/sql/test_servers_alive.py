@@ -1,0 +1,69 @@
+"""live_servers(): a row counts as long as its lock is held."""
+
+from __future__ import annotations
+
+import psycopg
+
+from sse_pg.queries import query
+
+
+def register(conn: psycopg.Connection, name: str) -> int:
+    row = conn.execute(query("server_insert"), [name, 42, "1.0"]).fetchone()
+    assert row is not None
+    conn.execute(query("server_lock"), [row[0]])
+    return int(row[0])
+
+
+def alive(conn: psycopg.Connection) -> list[str]:
+    return [name for (name,) in conn.execute("SELECT name FROM sse_pg.live_servers()").fetchall()]
+
+
+def test_a_server_lives_as_long_as_its_connection(db: psycopg.Connection, database_url: str) -> None:
+    assert alive(db) == []
+    with (
+        psycopg.connect(database_url, autocommit=True) as one,
+        psycopg.connect(database_url, autocommit=True) as two,
+    ):
+        register(one, "one")
+        register(two, "two")
+        assert alive(db) == ["one", "two"]
+        db.execute("SELECT pg_terminate_backend(%s, 20000)", [one.info.backend_pid])
+        assert alive(db) == ["two"]
+    db.execute("SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE pid = %s", [two.info.backend_pid])
+    assert alive(db) == []
+
+
+def test_a_row_without_a_lock_is_dead(db: psycopg.Connection) -> None:
+    db.execute(query("server_insert"), ["gone", 42, "1.0"])
+    assert alive(db) == []
+
+
+def test_a_lock_in_another_database_is_another_server(
+    db: psycopg.Connection, database_url: str, empty_database_url: str
+) -> None:
+    row = db.execute(query("server_insert"), ["gone", 42, "1.0"]).fetchone()
+    assert row is not None
+    with psycopg.connect(empty_database_url, autocommit=True) as elsewhere:
+        elsewhere.execute(query("server_lock"), [row[0]])
+        assert alive(db) == []
+
+
+def test_the_sweep_takes_the_dead_and_leaves_the_fresh(db: psycopg.Connection, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as one:
+        register(one, "alive")
+        db.execute(query("server_insert"), ["dead", 42, "1.0"])
+        db.execute("UPDATE sse_pg.servers SET updated_at = now() - interval '1 hour'")
+        db.execute(query("server_insert"), ["fresh", 42, "1.0"])
+        db.execute(query("servers_sweep"))
+        rows = db.execute("SELECT name FROM sse_pg.servers ORDER BY name").fetchall()
+        assert rows == [("alive",), ("fresh",)]
+
+
+def test_the_count_is_kept(db: psycopg.Connection) -> None:
+    number = register(db, "one")
+    db.execute(query("server_update"), [7, number])
+    row = db.execute(query("servers_live")).fetchone()
+    assert row is not None
+    assert (row[0], row[1], row[-1]) == (number, "one", 7)
+    db.execute(query("server_delete"), [number])
+    assert alive(db) == []

@@ -1,0 +1,54 @@
+"""A short torture in the suite, and proof that its checker has teeth."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+import pytest
+
+from torture.run import Plan, torture
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("torture")]
+
+PROGRAMS = os.environ.get("SSE_PG_TEST_POSTGRES")
+
+
+def test_nothing_lost_nothing_doubled() -> None:
+    seed = random.randrange(10**6)
+    report = asyncio.run(torture(Plan(seed, seconds=20, fault_pause=1.0, postgres_bin=PROGRAMS)))
+    assert report.faults == 0, report
+    assert report.events > 500
+    assert report.delivered > report.events
+    assert report.connects > 20
+    assert report.ids_with_gaps > 0
+
+
+def test_the_checker_sees_publishers_that_do_not_show_themselves() -> None:
+    plan = Plan(
+        1,
+        seconds=5,
+        fault_pause=1000,
+        database_faults=False,
+        catch_up=3,
+        sabotage="DROP TRIGGER announce ON sse_pg.events; DROP TRIGGER close_window ON sse_pg.events",
+        server_env={"SSE_PG_SAFETY_READ_MS": "20"},
+        postgres_bin=PROGRAMS,
+        keep=False,
+    )
+    assert asyncio.run(torture(plan)).lost > 0
+
+
+def test_the_checker_sees_readers_that_ignore_gaps() -> None:
+    plan = Plan(
+        1,
+        seconds=8,
+        fault_pause=1000,
+        database_faults=False,
+        catch_up=3,
+        ignore_gaps=True,
+        postgres_bin=PROGRAMS,
+        keep=False,
+    )
+    assert asyncio.run(torture(plan)).lost > 0
