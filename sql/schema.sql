@@ -42,8 +42,21 @@ CREATE TABLE sse_pg.events (
 
 CREATE INDEX events_channel_id ON sse_pg.events (channel, id);
 
+-- A bound of the ids in the default partition, declared IMMUTABLE though it reads a setting. While the setting is empty
+-- it bounds nothing. Maintenance asks the index which ids are there, sets the bound and attaches: PostgreSQL evaluates
+-- the function, takes the CHECK below for the proof, and reads no whole table under a lock that stops publishing.
+CREATE FUNCTION sse_pg.id_limit(which text, otherwise bigint) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN coalesce(nullif(current_setting('sse_pg.' || which, true), '')::bigint, otherwise);
+END $$;
+
 -- What no range takes yet. Publishing goes on even where nobody makes partitions ahead.
-CREATE TABLE sse_pg.events_default PARTITION OF sse_pg.events DEFAULT;
+CREATE TABLE sse_pg.events_default PARTITION OF sse_pg.events (
+    CONSTRAINT events_default_ids CHECK (
+        id BETWEEN sse_pg.id_limit('first_in_default', -9223372036854775808)
+               AND sse_pg.id_limit('last_in_default', 9223372036854775807))
+) DEFAULT;
 
 -- One row of facts about the log.
 CREATE TABLE sse_pg.log (
@@ -480,7 +493,320 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
      ORDER BY s.id
 $$;
 
+-- ------------------------------------------------------------------ retention
+
+-- The partitions that are ranges of ids, ascending.
+CREATE FUNCTION sse_pg.partitions() RETURNS TABLE (part regclass, first_id bigint, last_id bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.oid::regclass, b.bounds[1]::bigint, b.bounds[2]::bigint - 1
+      FROM pg_inherits i
+      JOIN pg_class c ON c.oid = i.inhrelid
+     CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
+           '^FOR VALUES FROM \(''(\d+)''\) TO \(''(\d+)''\)$') AS b(bounds)
+     WHERE i.inhparent = 'sse_pg.events'::regclass AND b.bounds IS NOT NULL
+     ORDER BY 2
+$$;
+
+-- Does a piece of work while nobody else uses sse_pg.events; false when no moment for it came. Whoever publishes or
+-- reads meanwhile waits: for our turn, 30 ms at most, and for the work, a few more. Where a transaction holds the table
+-- for longer, nobody is made to wait at all.
+--
+-- The lock excludes publishers although PostgreSQL attaches a partition under a weaker one. A statement routes its rows
+-- by the partitions it found when it began: a COPY that began before the attach would send an id of the new range to
+-- the default partition, and fail.
+CREATE FUNCTION sse_pg.alone(work text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '30ms' AS $$
+DECLARE
+    here  text[];
+    stay  text[];        -- who has been here since we began to look
+    tries integer := 0;
+BEGIN
+    FOR look IN 1 .. 20 LOOP
+        here := ARRAY(
+            SELECT DISTINCT l.virtualtransaction FROM pg_locks l
+             WHERE l.locktype = 'relation' AND l.relation = 'sse_pg.events'::regclass AND l.granted
+               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+               AND l.pid IS DISTINCT FROM pg_backend_pid());
+        stay := CASE WHEN stay IS NULL THEN here
+                     ELSE ARRAY(SELECT unnest(stay) INTERSECT SELECT unnest(here)) END;
+        IF cardinality(here) = 0 OR (look > 1 AND cardinality(stay) = 0) THEN
+            BEGIN
+                LOCK TABLE ONLY sse_pg.events IN ACCESS EXCLUSIVE MODE;
+                PERFORM set_config('lock_timeout', '5ms', true);
+                EXECUTE work;
+                RETURN true;
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                tries := tries + 1;
+                EXIT WHEN tries = 4;
+                stay := NULL;
+            END;
+        END IF;
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+    RETURN false;
+END $$;
+
+-- Makes a table like sse_pg.events that is no partition yet.
+CREATE FUNCTION sse_pg.make_table(name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('CREATE TABLE sse_pg.%I (LIKE sse_pg.events INCLUDING ALL EXCLUDING IDENTITY)', name);
+END $$;
+
+CREATE FUNCTION sse_pg.rename_table(old_name text, new_name text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    index_name name;
+BEGIN
+    EXECUTE format('ALTER TABLE sse_pg.%I RENAME TO %I', old_name, new_name);
+    FOR index_name IN
+        SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+         WHERE i.indrelid = format('sse_pg.%I', new_name)::regclass AND starts_with(c.relname, old_name)
+    LOOP
+        EXECUTE format('ALTER INDEX sse_pg.%I RENAME TO %I',
+                       index_name, new_name || substr(index_name, length(old_name) + 1));
+    END LOOP;
+END $$;
+
+CREATE FUNCTION sse_pg.partition_name(first_id bigint) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT 'events_p' || lpad(first_id::text, greatest(15, length(first_id::text)), '0') $$;
+
+-- Run by alone(): attaches tables made before.
+CREATE FUNCTION sse_pg.attach_partitions(firsts bigint[], ends bigint[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    LOCK TABLE ONLY sse_pg.events_default IN ACCESS EXCLUSIVE MODE NOWAIT;
+    IF sse_pg.last_id() >= greatest(firsts[1], 1) THEN
+        RAISE EXCEPTION 'the sequence has come to id %', firsts[1] USING ERRCODE = 'lock_not_available';
+    END IF;
+    IF NOT EXISTS (SELECT FROM sse_pg.events_default d WHERE d.id >= firsts[1] ORDER BY d.id LIMIT 1) THEN
+        PERFORM set_config('sse_pg.last_in_default', (firsts[1] - 1)::text, true);      -- see id_limit()
+    END IF;
+    FOR i IN 1 .. cardinality(firsts) LOOP
+        EXECUTE format('ALTER TABLE sse_pg.events ATTACH PARTITION sse_pg.%I FOR VALUES FROM (%s) TO (%s)',
+                       sse_pg.partition_name(firsts[i]), firsts[i], ends[i]);
+    END LOOP;
+    PERFORM set_config('sse_pg.last_in_default', '', true);
+END $$;
+
+-- Run by alone(): turns the default partition as a whole into that of the ids from `first_id` to the next multiple of
+-- `size`, without a look at its rows, and puts the empty table events_default_next in its place.
+CREATE FUNCTION sse_pg.convert_default(first_id bigint, size bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    end_id bigint := (greatest(sse_pg.last_id(), first_id) / size + 1) * size;
+BEGIN
+    LOCK TABLE ONLY sse_pg.events_default IN ACCESS EXCLUSIVE MODE NOWAIT;
+    IF EXISTS (SELECT FROM sse_pg.events_default d WHERE d.id < first_id ORDER BY d.id LIMIT 1)
+       OR EXISTS (SELECT FROM sse_pg.events_default d WHERE d.id >= end_id ORDER BY d.id LIMIT 1) THEN
+        RAISE EXCEPTION 'sse_pg.events_default holds ids outside of % to %', first_id, end_id - 1
+            USING HINT = 'They were inserted with OVERRIDING SYSTEM VALUE. Delete them; retention goes on then.';
+    END IF;
+    ALTER TABLE sse_pg.events DETACH PARTITION sse_pg.events_default;
+    PERFORM set_config('sse_pg.first_in_default', first_id::text, true),
+            set_config('sse_pg.last_in_default', (end_id - 1)::text, true);             -- see id_limit()
+    EXECUTE format('ALTER TABLE sse_pg.events ATTACH PARTITION sse_pg.events_default FOR VALUES FROM (%s) TO (%s)',
+                   first_id, end_id);
+    PERFORM set_config('sse_pg.first_in_default', '', true), set_config('sse_pg.last_in_default', '', true);
+    ALTER TABLE sse_pg.events_default DROP CONSTRAINT events_default_ids;
+    PERFORM sse_pg.rename_table('events_default', sse_pg.partition_name(first_id));
+    PERFORM sse_pg.rename_table('events_default_next', 'events_default');
+    ALTER TABLE sse_pg.events ATTACH PARTITION sse_pg.events_default DEFAULT;
+END $$;
+
+-- Makes partitions for the ids to come: `ahead` of them beyond that of the last id drawn, each up to a multiple of
+-- `size`. Where the sequence has outrun the partitions, it converts the default one first. Returns how many it made,
+-- 0 when all are there, NULL when it has to be called again later: somebody holds the table, or makes partitions too.
+CREATE FUNCTION sse_pg.make_partitions(ahead integer DEFAULT 4, size bigint DEFAULT 1000000) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
+DECLARE
+    last     bigint;
+    first_id bigint;
+    firsts   bigint[] := '{}';
+    ends     bigint[] := '{}';
+BEGIN
+    IF ahead < 0 OR size < 1 OR ahead IS NULL OR size IS NULL THEN
+        RAISE EXCEPTION 'make_partitions(%, %): ahead is 0 or more, size 1 or more', ahead, size
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(1936941620, 2) THEN
+        RETURN NULL;
+    END IF;
+    last := sse_pg.last_id();
+    SELECT coalesce(max(p.last_id) + 1, (SELECT l.purged_to + (l.purged_to > 0)::integer FROM sse_pg.log l))
+      INTO first_id FROM sse_pg.partitions() p;
+    IF last >= first_id AND last > 0 THEN
+        PERFORM sse_pg.make_table('events_default_next');
+        ALTER TABLE sse_pg.events_default_next ADD CONSTRAINT events_default_ids CHECK (
+            id BETWEEN sse_pg.id_limit('first_in_default', -9223372036854775808)
+                   AND sse_pg.id_limit('last_in_default', 9223372036854775807));
+        IF sse_pg.alone(format('SELECT sse_pg.convert_default(%s, %s)', first_id, size)) THEN
+            RETURN 1;
+        END IF;
+        DROP TABLE sse_pg.events_default_next;
+        RETURN NULL;
+    END IF;
+    WHILE first_id <= last + ahead * size AND cardinality(firsts) < 8 LOOP
+        firsts := firsts || first_id;
+        first_id := (first_id / size + 1) * size;
+        ends := ends || first_id;
+    END LOOP;
+    IF cardinality(firsts) = 0 THEN
+        RETURN 0;
+    END IF;
+    PERFORM sse_pg.make_table(sse_pg.partition_name(f)) FROM unnest(firsts) f;
+    IF sse_pg.alone(format('SELECT sse_pg.attach_partitions(%L, %L)', firsts, ends)) THEN
+        RETURN cardinality(firsts);
+    END IF;
+    FOR i IN 1 .. cardinality(firsts) LOOP
+        EXECUTE format('DROP TABLE sse_pg.%I', sse_pg.partition_name(firsts[i]));
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+-- Notes that ids up to this one may be gone. Committed together with their going.
+CREATE FUNCTION sse_pg.note_purged(up_to bigint) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ UPDATE sse_pg.log SET purged_to = up_to WHERE purged_to < up_to $$;
+
+-- Run by alone().
+CREATE FUNCTION sse_pg.drop_partitions(parts regclass[], up_to bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    part regclass;
+BEGIN
+    FOREACH part IN ARRAY parts LOOP
+        EXECUTE format('LOCK TABLE ONLY %s IN ACCESS EXCLUSIVE MODE NOWAIT', part);
+        EXECUTE format('DROP TABLE %s', part);
+    END LOOP;
+    PERFORM sse_pg.note_purged(up_to);
+END $$;
+
+-- How many ids a partition spans, without the jumps where an epoch begins: at most so many events are in it.
+CREATE FUNCTION sse_pg.ids_in(part regclass) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    low  bigint;
+    high bigint;
+BEGIN
+    EXECUTE format('SELECT min(id), max(id) FROM %s', part) INTO low, high;
+    RETURN coalesce(high - low + 1 - (SELECT coalesce(sum(e.starts_at - greatest(e.settled_to, low)), 0)
+                                        FROM sse_pg.epochs e WHERE e.starts_at BETWEEN low AND high), 0);
+END $$;
+
+-- Drops the partitions that lie below what is to be kept, the oldest first, eight in a call: those above which
+-- `keep_events` ids are, and those whose newest event is older than `keep`. NULL is no limit; one limit is enough for a
+-- partition to go. What a publisher in flight can still write to, or a server that is up has not read, stays. Where a
+-- transaction holds sse_pg.events for long, the partitions are emptied instead, which needs no lock on it; a later call
+-- drops them. Also deletes idempotency keys older than `keep_keys`, 10,000 in a call.
+--
+-- `events` is how many ids the partitions spanned; `state` is done, more (call again) or busy (call again later).
+CREATE FUNCTION sse_pg.purge(
+    keep_events bigint DEFAULT NULL, keep interval DEFAULT NULL, keep_keys interval DEFAULT NULL,
+    OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint, OUT purged_to bigint, OUT state text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '30ms' AS $$
+#variable_conflict use_variable
+DECLARE
+    noted   bigint;      -- purged before; a partition below was emptied and is still to be dropped
+    settled bigint;      -- nothing up to here is still to be written or read
+    above   bigint := 0;
+    newest  timestamptz;
+    p       record;
+    parts   regclass[] := '{}';      -- ascending, as are the other arrays
+    lasts   bigint[] := '{}';
+    spans   bigint[] := '{}';
+    aboves  bigint[] := '{}';        -- ids in newer partitions
+    sizes   bigint[] := '{}';
+    old     integer := 0;            -- how many, from the first, are to go
+    gone    integer := 0;            -- how many went
+BEGIN
+    partitions := 0; events := 0; bytes := 0; keys := 0; state := 'done';
+    SELECT l.purged_to INTO noted FROM sse_pg.log l;
+    purged_to := noted;
+    IF NOT pg_try_advisory_xact_lock(1936941620, 2) THEN
+        state := 'busy';
+        RETURN;
+    END IF;
+    IF keep_keys IS NOT NULL THEN
+        DELETE FROM sse_pg.idempotency_keys k WHERE k.key IN (
+            SELECT o.key FROM sse_pg.idempotency_keys o WHERE o.created_at < now() - keep_keys
+             ORDER BY o.created_at LIMIT 10000 FOR UPDATE SKIP LOCKED);
+        GET DIAGNOSTICS keys = ROW_COUNT;
+        state := CASE WHEN keys = 10000 THEN 'more' ELSE state END;
+    END IF;
+    SELECT least(f.last, f.least_bound) INTO settled FROM sse_pg.publishers() f;
+    IF EXISTS (SELECT FROM sse_pg.live_servers()) THEN
+        SELECT least(settled, l.settled_to) INTO settled FROM sse_pg.log l;
+    END IF;
+    above := sse_pg.ids_in('sse_pg.events_default');
+    FOR p IN SELECT q.part, q.last_id, sse_pg.ids_in(q.part) AS span FROM sse_pg.partitions() q ORDER BY q.first_id DESC
+    LOOP
+        parts := p.part || parts;
+        lasts := p.last_id || lasts;
+        spans := p.span || spans;
+        aboves := above || aboves;
+        above := above + p.span;
+    END LOOP;
+    FOR i IN 1 .. cardinality(parts) LOOP
+        EXIT WHEN lasts[i] > settled;
+        IF lasts[i] > noted AND (keep_events IS NULL OR aboves[i] < keep_events) THEN
+            EXIT WHEN keep IS NULL;
+            EXECUTE format('SELECT created_at FROM %s ORDER BY id DESC LIMIT 1', parts[i]) INTO newest;
+            EXIT WHEN newest >= now() - keep;
+        END IF;
+        sizes := sizes || pg_total_relation_size(parts[i]);
+        old := i;
+    END LOOP;
+    IF old = 0 THEN
+        RETURN;
+    END IF;
+    gone := least(old, 8);
+    IF sse_pg.alone(format('SELECT sse_pg.drop_partitions(%L, %s)', parts[1:gone], lasts[gone])) THEN
+        state := CASE WHEN old > gone THEN 'more' ELSE state END;
+    ELSE
+        gone := 0;
+        state := 'busy';
+        FOR i IN 1 .. old LOOP
+            BEGIN
+                IF lasts[i] > noted THEN
+                    EXECUTE format('TRUNCATE TABLE ONLY %s', parts[i]);
+                END IF;
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                EXIT;
+            END;
+            gone := i;
+        END LOOP;
+        PERFORM sse_pg.note_purged(lasts[gone]) WHERE gone > 0;
+    END IF;
+    FOR i IN 1 .. gone LOOP
+        IF lasts[i] > noted THEN
+            partitions := partitions + 1;
+            events := events + spans[i];
+            bytes := bytes + sizes[i];
+        END IF;
+        purged_to := greatest(purged_to, lasts[i]);
+    END LOOP;
+END $$;
+
+-- All of it in one call, for pg_cron: purge(), then make_partitions().
+CREATE FUNCTION sse_pg.maintain(
+    keep_events bigint DEFAULT 10000000, keep interval DEFAULT NULL, keep_keys interval DEFAULT '24 hours',
+    ahead integer DEFAULT 4, size bigint DEFAULT 1000000,
+    OUT made integer, OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint,
+    OUT purged_to bigint, OUT state text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    SELECT p.partitions, p.events, p.bytes, p.keys, p.purged_to, p.state
+      INTO partitions, events, bytes, keys, purged_to, state
+      FROM sse_pg.purge(keep_events, keep, keep_keys) p;
+    made := sse_pg.make_partitions(ahead, size);
+END $$;
+
 -- ------------------------------------------------------------------ rights
 
 -- Nobody may call these unless it is granted: GRANT USAGE ON SCHEMA sse_pg and EXECUTE on publish() make a publisher.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_pg FROM PUBLIC;
+-- But for what a CHECK calls: it runs with the rights of whoever inserts.
+GRANT EXECUTE ON FUNCTION sse_pg.id_limit(text, bigint) TO PUBLIC;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -27,6 +28,8 @@ HEADERS = {
 }
 #: Milliseconds after which data that a peer does not acknowledge ends its connection.
 UNACKNOWLEDGED_MS = 30000
+#: Seconds that a stream without a cursor waits for the tail before it opens.
+READ_UP = 1.0
 
 
 class StreamApi:
@@ -47,9 +50,7 @@ class StreamApi:
         envelope = fields.query_flag(request.query, "envelope")
         if user is None and not channels:
             raise invalid([FieldError("channels", "name channels, or a userId, or both")])
-        reason = bus.why_not_ready()
-        if reason is not None:
-            raise unavailable(f"Not ready: {reason}.")
+        await self._require_ready(request)
         if len(bus.hub.streams) >= bus.settings.max_streams:
             raise unavailable(f"This server has its {bus.settings.max_streams} streams.")
         if user is not None and channels:
@@ -73,11 +74,14 @@ class StreamApi:
         try:
             if follows is not None:
                 await bus.followers.follow(stream, follows)
+            asked = _asked_for(request)
+            if not _readable(asked):
+                await self._read_up_to_now()
             response.force_close()
             await response.prepare(request)
             _bound_unacknowledged(transport)
             bus.hub.add(stream)
-            self._greet(stream, _asked_for(request))
+            self._greet(stream, asked)
             log.info("stream opened: %s", _whom(request, stream, user))
             await self._catch_up(stream)
             reason = await stream.ended
@@ -102,6 +106,25 @@ class StreamApi:
                 stream.sent_bytes,
             )
 
+    async def _require_ready(self, request: web.Request) -> None:
+        """Wait a moment for the LISTEN connection; turn the client away where it does not come, or the server stops.
+
+        An EventSource never comes back after an answer other than 200, and comes back after a lost connection. So who
+        asks for an event stream by name has its connection dropped; anybody else is told 503.
+        """
+        bus = self._bus
+        if not bus.draining and not bus.tail.listening.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(bus.settings.pool_timeout):
+                    await bus.tail.listening.wait()
+        reason = bus.why_not_ready()
+        if reason is None:
+            return
+        if "text/event-stream" in request.headers.get("Accept", "") and request.transport is not None:
+            request.transport.abort()
+            raise asyncio.CancelledError
+        raise unavailable(f"Not ready: {reason}.")
+
     async def _require_subscribed(self, user: str, channels: list[str]) -> None:
         subscribed = {name for name, _ in await self._bus.store.subscriptions(user)}
         missing = [name for name in channels if name not in subscribed]
@@ -111,6 +134,12 @@ class StreamApi:
                 f"User {user} is not subscribed to {', '.join(missing)}.",
                 errors=[FieldError("channels", name) for name in missing],
             )
+
+    async def _read_up_to_now(self) -> None:
+        """Let the tail read what is committed, so that "from now on" leaves it out. It may be behind: not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_UP):
+                await self._bus.tail.fresh()
 
     def _greet(self, stream: Stream, asked: str | None) -> None:
         """Send the first block, and say so where the cursor means nothing here."""
@@ -150,6 +179,13 @@ def _asked_for(request: web.Request) -> str | None:
         if text:
             return text
     return None
+
+
+def _readable(asked: str | None) -> bool:
+    try:
+        return asked is not None and Cursor.parse(asked) is not None
+    except CursorError:
+        return False
 
 
 def _printable(asked: str) -> str:

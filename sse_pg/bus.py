@@ -9,12 +9,16 @@ from sse_pg.config import Settings
 from sse_pg.database import make_pool
 from sse_pg.followers import Followers
 from sse_pg.hub import Hub
+from sse_pg.maintenance import Maintenance
 from sse_pg.presence import Presence
 from sse_pg.publisher import Publisher
 from sse_pg.pulse import Pulse
 from sse_pg.replay import Replay
 from sse_pg.store import Store
 from sse_pg.tail import Tail, server_identity
+
+#: Seconds until a task that should end is cancelled again.
+AGAIN = 0.5
 
 
 class Bus:
@@ -40,6 +44,7 @@ class Bus:
         )
         self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
         self.pulse = Pulse(self.hub, settings.heartbeat, settings.position_refresh)
+        self.maintenance = Maintenance(self.pool, settings)
         self.draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -47,7 +52,8 @@ class Bus:
         """Begin to follow the log; does not wait for the database."""
         await self.pool.open(wait=False)
         self._tasks = [
-            asyncio.create_task(part.run(), name=type(part).__name__) for part in (self.tail, self.presence, self.pulse)
+            asyncio.create_task(part.run(), name=type(part).__name__)
+            for part in (self.tail, self.presence, self.pulse, self.maintenance)
         ]
 
     async def end_streams(self, seconds: float) -> None:
@@ -62,8 +68,13 @@ class Bus:
     async def stop(self) -> None:
         """Write what is waiting to be published, then let go of the database."""
         await self.publisher.close()
-        for task in self._tasks:
-            task.cancel()
+        left = set(self._tasks)
+        while left:
+            # Again and again: the wait_for() of Python 3.11, with which psycopg waits, loses a cancellation that comes
+            # in the moment of its success.
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=AGAIN)
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task

@@ -1,4 +1,4 @@
-"""The command line: ``sse-pg serve | migrate | publish | tail | history``."""
+"""The command line: ``sse-pg serve | migrate | publish | tail | history | purge``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import click
 import psycopg
 
-from sse_pg import cli_history, cli_publish, cli_signals, cli_tail, embedded, logs
+from sse_pg import cli_history, cli_publish, cli_purge, cli_signals, cli_tail, embedded, logs
 from sse_pg.config import Settings, has_database
 from sse_pg.errors import EmbeddedError, SsePgError
 from sse_pg.migrate import migrate as apply_migrations
 from sse_pg.server import serve as run_server
 from sse_pg.version import VERSION
+from sse_pg.workers import supervise
 
 T = TypeVar("T")
 
@@ -53,14 +54,17 @@ def cli() -> None:
 @cli.command()
 @click.option("--host", metavar="H", help="Address to listen on [127.0.0.1].")
 @click.option("--port", type=int, metavar="P", help="Port to listen on [8080].")
+@click.option("--workers", type=int, metavar="N", help="Server processes on that port, to use more cores [1].")
 @_database_url
 @_data_dir
 @_debug
-def serve(host: str | None, port: int | None, database_url: str | None, data_dir: Path | None) -> None:
+def serve(
+    host: str | None, port: int | None, workers: int | None, database_url: str | None, data_dir: Path | None
+) -> None:
     """Migrate, then serve. Without a database: start the embedded PostgreSQL, and stop it on exit."""
     # To be told to stop is how a server ends, also while it starts: exit code 0.
     with contextlib.suppress(cli_signals.Ended):
-        settings = _settings(host=host, port=port, database_url=database_url, data_dir=data_dir)
+        settings = _settings(host=host, port=port, workers=workers, database_url=database_url, data_dir=data_dir)
         logs.configure(settings.log_level, settings.log_format)
         with _database(settings) as ready:
             for name in apply_migrations(ready.database_url):
@@ -70,7 +74,7 @@ def serve(host: str | None, port: int | None, database_url: str | None, data_dir
 
 async def _serve(settings: Settings) -> None:
     try:
-        await run_server(settings, _announce)
+        await (run_server if settings.workers == 1 else supervise)(settings, _announce)
     finally:
         cli_signals.hold()
 
@@ -150,6 +154,22 @@ def history(
     """Print the stored events of a channel, one JSON line each; the cursor to go on from goes to standard error."""
     settings = _running(_settings(database_url=database_url, data_dir=data_dir))
     _run(cli_history.history(settings, channel, after, limit))
+
+
+@cli.command()
+@click.option("--keep-events", type=int, metavar="N", help="Keep the newest N events; 0 is no limit [as set].")
+@click.option(
+    "--keep-hours", type=float, metavar="H", help="Keep the events of the last H hours; 0 is no limit [as set]."
+)
+@_database_url
+@_data_dir
+@_debug
+def purge(keep_events: int | None, keep_hours: float | None, database_url: str | None, data_dir: Path | None) -> None:
+    """Apply retention now: drop the partitions beyond the limits; print what went."""
+    settings = _running(
+        _settings(keep_events=keep_events, keep_hours=keep_hours, database_url=database_url, data_dir=data_dir)
+    )
+    _run(cli_purge.purge(settings))
 
 
 # ---------------------------------------------------------------- the database

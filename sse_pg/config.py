@@ -176,6 +176,40 @@ class Settings:
         low=0,
         high=3600,
     )
+    keep_events: int = _setting(
+        "SSE_PG_KEEP_EVENTS",
+        10_000_000,
+        "The newest events that are kept; older ones go a partition at a time. 0 is no limit.",
+        low=0,
+        high=2**62,
+    )
+    keep_hours: float = _setting(
+        "SSE_PG_KEEP_HOURS",
+        0.0,
+        "A partition whose newest event is older goes. 0 is no limit.",
+        unit="h",
+        low=0,
+        high=1_000_000,
+    )
+    keep_keys_hours: float = _setting(
+        "SSE_PG_KEEP_KEYS_HOURS",
+        24.0,
+        "How long an idempotency key is remembered. 0 is for ever.",
+        unit="h",
+        low=0,
+        high=1_000_000,
+    )
+    partition_size: int = _setting(
+        "SSE_PG_PARTITION_SIZE", 1_000_000, "Ids in a partition of the log.", low=1, high=2**40
+    )
+    maintenance: float = _setting(
+        "SSE_PG_MAINTENANCE_SECONDS",
+        60.0,
+        "How often partitions are made and old ones purged; more often where ids run fast.",
+        unit="s",
+        low=0.05,
+        high=86400,
+    )
     log_level: str = _setting(
         "SSE_PG_LOG_LEVEL", "info", "How much is logged.", choices=("debug", "info", "warning", "error")
     )
@@ -230,8 +264,12 @@ def _read(meta: Mapping[str, Any], hint: Any, text: str) -> Any:
     if not allowed:
         what = "a whole number" if kind is int else "a number"
         unit = f" {meta['unit']}" if meta["unit"] else ""
-        raise SettingError(f"{meta['env']}={text!r}: allowed is {what} from {low:g} to {high:g}{unit}")
+        raise SettingError(f"{meta['env']}={text!r}: allowed is {what} from {_number(low)} to {_number(high)}{unit}")
     return number / 1000 if meta["unit"] == "ms" else number
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def _shown(meta: Mapping[str, Any], default: Any) -> str:
@@ -265,7 +303,7 @@ def print_markdown() -> str:
     for spec in fields(Settings):
         meta = spec.metadata
         allowed = ", ".join(meta["choices"]) or (
-            f"{meta['low']:g} to {meta['high']:g}" if meta["low"] is not None else ""
+            f"{_number(meta['low'])} to {_number(meta['high'])}" if meta["low"] is not None else ""
         )
         default = _shown(meta, spec.default)
         lines.append(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import select
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +18,9 @@ from sse_pg.errors import BusUnavailable
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 Pool = psycopg_pool.AsyncConnectionPool[Connection]
+
+#: Seconds without an answer to a request's statement after which its connection is taken for dead.
+ANSWER = 30.0
 
 _APPLICATION = "sse-pg"
 # A peer that vanished without a word is noticed in half a minute, not in the two hours of the system's default.
@@ -82,12 +89,38 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
 
 
+@contextlib.contextmanager
+def answering(conn: Connection, seconds: float) -> Iterator[None]:
+    """Cut a connection that does not answer in time; the statement then fails with an OperationalError.
+
+    Cancelling the task instead would make psycopg ask the server to cancel, over a network that may be as dead.
+    """
+    late = False
+
+    def cut() -> None:
+        nonlocal late
+        late = True
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = asyncio.get_running_loop().call_later(seconds, cut)
+    try:
+        yield
+    except psycopg.Error as error:
+        if late:
+            raise psycopg.OperationalError(f"no answer within {seconds:g} s") from error
+        raise
+    finally:
+        timer.cancel()
+
+
 @asynccontextmanager
 async def reading(pool: Pool) -> AsyncIterator[Connection]:
     """Lend a connection for reading; raises BusUnavailable when the database is away."""
     try:
         async with pool.connection() as conn:
-            yield conn
+            with answering(conn, ANSWER):
+                yield conn
     except psycopg.Error as error:
         if is_away(error):
             raise BusUnavailable(summary(error)) from error

@@ -20,6 +20,8 @@ Step = Literal["joined", "more", "behind", "ahead"]
 
 #: Bytes that are written to a stream before its client has to read some.
 AT_ONCE = 262144
+#: Catch-ups kept for the next client with the same channels and cursor: a crowd has few of them.
+REMEMBERED = 64
 
 
 class Group:
@@ -113,7 +115,10 @@ class Hub:
             missed = self.ring.since(cursor, stream.channels)
             if missed is None:
                 return "behind"
-            known = self._catch_ups[key, cursor] = _joined(missed, stream)
+            known = _joined(missed, stream)
+            if len(self._catch_ups) >= REMEMBERED:
+                self._catch_ups.clear()
+            self._catch_ups[key, cursor] = known
         data, reached = known
         now = time.monotonic()
         if data:

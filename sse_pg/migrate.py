@@ -23,7 +23,7 @@ def migrate(url: str | None) -> list[str]:
         raise MigrationError(f"the database cannot be reached: {str(error).strip()}") from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise MigrationError(
-            f"{error.diag.message_primary}: the role needs CREATE on the database, or to own the schema sse_pg"
+            f"{error.diag.message_primary}: the role needs CREATE on the database"
         ) from error
 
 

@@ -126,8 +126,9 @@ def _items(body: bytes) -> tuple[Sequence[bytes | msgspec.Raw], bool]:
     except msgspec.ValidationError:
         return [body], False
     if "events" in whole and not whole.keys() & set(_FIELDS):
-        if errors := [FieldError(name, "there is no such field; there is events") for name in whole if name != "events"]:
-            raise invalid(errors)
+        others = [FieldError(name, "there is no such field; there is events") for name in whole if name != "events"]
+        if others:
+            raise invalid(others)
         try:
             return _raw_list.decode(whole["events"]), True
         except msgspec.ValidationError:

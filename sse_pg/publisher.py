@@ -13,7 +13,7 @@ from datetime import datetime
 import msgspec
 import psycopg
 
-from sse_pg.database import Pool, is_away, summary
+from sse_pg.database import ANSWER, Pool, answering, is_away, reading, summary
 from sse_pg.errors import BusUnavailable, EventRefused, KeyReused, OutcomeUnknown, PayloadTooLarge
 from sse_pg.queries import query
 
@@ -113,16 +113,17 @@ class Publisher:
         try:
             async with self._pool.connection() as conn:
                 sent = True
-                cursor = await conn.execute(
-                    query("publish_many"),
-                    {
-                        "channels": [draft.channel for draft in drafts],
-                        "event_types": [draft.event_type for draft in drafts],
-                        "payloads": [draft.payload for draft in drafts],
-                        "keys": keys,
-                    },
-                )
-                return await cursor.fetchall()
+                with answering(conn, ANSWER):
+                    cursor = await conn.execute(
+                        query("publish_many"),
+                        {
+                            "channels": [draft.channel for draft in drafts],
+                            "event_types": [draft.event_type for draft in drafts],
+                            "payloads": [draft.payload for draft in drafts],
+                            "keys": keys,
+                        },
+                    )
+                    return await cursor.fetchall()
         except psycopg.Error as error:
             raise _meaning(error, sent) from error
 
@@ -143,11 +144,9 @@ class Publisher:
 
     async def _refuses(self, drafts: Sequence[Draft]) -> bool:
         try:
-            async with self._pool.connection() as conn:
+            async with reading(self._pool) as conn:
                 await conn.execute(query("check_payloads"), ([draft.payload for draft in drafts],))
-        except psycopg.Error as error:
-            if is_away(error):
-                raise BusUnavailable(summary(error)) from error
+        except psycopg.Error:
             return True
         return False
 

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from aiohttp import web
 
@@ -22,6 +23,8 @@ MAX_LINE = 65536
 LAST_REQUESTS = 10.0
 #: Seconds that connections accepted last get to send their request when another process takes over.
 LAST_ACCEPTED = 0.5
+#: Seconds that connections wait for a new process to follow the log, after which they are told that it does not.
+FIRST_READ = 3.0
 #: Connections that wait to be accepted.
 BACKLOG = 1024
 
@@ -35,15 +38,21 @@ async def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM, then drain. ``announce`` gets the URL once the port is open.
 
-    ``sockets`` are listened on in place of the address; SIGHUP then says that another process accepts from them now.
-    ``ready`` is called once the log is followed. Raises SettingError when the address cannot be listened on.
+    ``sockets``, which listen already, are taken in place of the address: who waits on them is accepted when the log is
+    followed; SIGHUP says that another process accepts now. ``ready`` is called once the log is followed.
+    Raises SettingError when the address cannot be listened on.
     """
     stop, handed_over = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+
+    def hand_over() -> None:
+        handed_over.set()
+        stop.set()
+
     if sockets:
-        loop.add_signal_handler(signal.SIGHUP, lambda: (handed_over.set(), stop.set()))
+        loop.add_signal_handler(signal.SIGHUP, hand_over)
     app = create_app(settings)
     runner = web.AppRunner(
         app,
@@ -56,6 +65,8 @@ async def serve(
     await runner.setup()
     telling = asyncio.create_task(_tell(app[BUS].tail.listening, ready)) if ready else None
     try:
+        if sockets:
+            await _first(app[BUS].tail.listening.wait(), stop.wait(), FIRST_READ)
         try:
             for each in sockets:
                 await web.SockSite(runner, each, backlog=BACKLOG).start()
@@ -75,6 +86,14 @@ async def serve(
         if telling is not None:
             telling.cancel()
         await runner.cleanup()
+
+
+async def _first(one: Coroutine[Any, Any, object], two: Coroutine[Any, Any, object], seconds: float) -> None:
+    """Wait until one or the other is done, or the time is over."""
+    tasks = {asyncio.ensure_future(each) for each in (one, two)}
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 async def _let_go(runner: web.AppRunner, sockets: Sequence[socket.socket]) -> None:

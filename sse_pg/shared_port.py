@@ -1,4 +1,4 @@
-"""A port that several processes listen on, each with a socket of its own (SO_REUSEPORT): the kernel spreads connections."""
+"""A port that several processes listen on, each with a socket of its own: the kernel spreads the connections."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 
 from sse_pg.cursor import Cursor
-from sse_pg.database import Connection, connect_listener, summary
+from sse_pg.database import Connection, answering, connect_listener, summary
 from sse_pg.errors import BusUnavailable
 from sse_pg.event import Event
 from sse_pg.followers import Followers
@@ -74,6 +74,7 @@ class Tail:
         self._lay_down: int | None = None
         self._noted = 0
         self._bells: list[float] = []
+        self._rung = False
         self.listening = asyncio.Event()
         """Set while the connection is up and the log was read once."""
         self.last_error = "the LISTEN connection is not up yet"
@@ -111,7 +112,7 @@ class Tail:
     async def _start(self, conn: Connection) -> None:
         """LISTEN first, then read: what commits in between is seen by either."""
         conn.add_notify_handler(self._heard)
-        async with asyncio.timeout(DEADLINE):
+        with answering(conn, DEADLINE):
             await conn.execute(query("tail_session"))
             await conn.execute(query("listen"))
             await self._on_connect(conn)
@@ -131,20 +132,22 @@ class Tail:
         self._lay_down = last
         self._followers.changed(None)
         await self._pass(conn, settle=True)
-        self._frontier.wait = self._order_wait
         self.last_error = ""
         self.listening.set()
 
-    def _begin_anew(self, last: int, alive: Ranges) -> None:
+    def _begin_anew(self, last: int, alive: Ranges) -> Frontier:
         """Go on in another log: a restored backup, another database, a failover that may have lost commits."""
         assert self._frontier is not None
         log.error("the log is not the one that was read up to id %d; it is at %d", self._frontier.seen, last)
         start = _start_of(last, alive)
-        self._frontier = Frontier(start, 0.0)
+        frontier = self._frontier = Frontier(start, 0.0)
         self._noted = 0
         self._hub.restart(start)
+        return frontier
 
     def _heard(self, notify: psycopg.Notify) -> None:
+        """Note a notification. psycopg calls this for those that come with the answer to a statement, too."""
+        self._rung = True
         if notify.channel == "sse_pg_control":
             what, _, user = notify.payload.partition(" ")
             if what == "subscriptions":
@@ -196,7 +199,7 @@ class Tail:
 
     async def _wake_up(self, conn: Connection) -> None:
         """Show "awake" before "asleep" goes: a publisher in between sees both and rings."""
-        async with asyncio.timeout(DEADLINE):
+        with answering(conn, DEADLINE):
             await conn.execute(query("wake_begin"))
             await conn.execute(query("sleep_end"))
         self.awake = True
@@ -209,7 +212,7 @@ class Tail:
         A publisher takes its lock before it looks. One that looked before "asleep" was there has a bound of at most
         the last id drawn by now, and is either among the locks, or gone and its rows visible.
         """
-        async with asyncio.timeout(DEADLINE):
+        with answering(conn, DEADLINE):
             await conn.execute(query("sleep_begin"))
             await conn.execute(query("wake_end"))
             self._lay_down, _ = await self._publishers(conn)
@@ -234,23 +237,25 @@ class Tail:
         waiting, self._fresh = self._fresh, []
         found = 0
         try:
-            async with asyncio.timeout(DEADLINE) as deadline:
-                while True:
-                    in_flight = None
+            while True:
+                in_flight = None
+                with answering(conn, DEADLINE):
                     if settle or frontier.open:
                         in_flight = await self._publishers(conn)
+                        if in_flight[0] < frontier.seen:  # TRUNCATE ... RESTART IDENTITY, a setval
+                            frontier = self._begin_anew(*in_flight)
                     rows = await self._read(conn, frontier)
-                    now = time.monotonic()
-                    frontier.feed(rows, now)
-                    cut_off = len(rows) == READ_LIMIT
-                    if in_flight is not None and not cut_off:
-                        frontier.settle(*in_flight)
-                    await self._followers.refresh()
-                    self._hub.deliver(frontier.release(now), frontier.position)
-                    found += len(rows)
-                    if not cut_off:
-                        break
-                    deadline.reschedule(asyncio.get_running_loop().time() + DEADLINE)
+                now = time.monotonic()
+                frontier.feed(rows, now)
+                cut_off = len(rows) == READ_LIMIT
+                if in_flight is not None and not cut_off:
+                    frontier.settle(*in_flight)
+                await self._followers.refresh()
+                self._hub.deliver(frontier.release(now), frontier.position)
+                found += len(rows)
+                if not cut_off:
+                    break
+            frontier.wait = self._order_wait
         except BaseException:
             self._fresh += waiting
             raise
@@ -282,7 +287,7 @@ class Tail:
                 "first": [first for first, _ in frontier.open],
                 "last": [last for _, last in frontier.open],
             }
-            async with asyncio.timeout(DEADLINE):
+            with answering(conn, DEADLINE):
                 await conn.execute(query("settled"), params)
             self._noted = frontier.seen
 
@@ -301,22 +306,28 @@ class Tail:
     async def _wait(self, conn: Connection, seconds: float) -> bool:
         """Wait until the connection has something to read (the bell, or its end), or somebody asks for a read.
 
-        The notification itself is taken in by the read that follows. psycopg's own generator of notifications is not
-        used: it keeps the connection to itself while it waits.
+        psycopg's own generator of notifications is not used: it keeps the connection to itself while it waits.
         """
-        heard = False
-        while (pending := conn.pgconn.notifies()) is not None:  # came behind the answer to the last query
+        woken = False
+        self._take_in(conn)
+        if not self._rung:
+            loop = asyncio.get_running_loop()
+            descriptor = conn.fileno()
+            loop.add_reader(descriptor, self._wake.set)
+            try:
+                woken = await self._pause(seconds)
+            finally:
+                loop.remove_reader(descriptor)
+            # What is heard before the read that follows needs no other; what comes with its answer may.
+            conn.pgconn.consume_input()
+            self._take_in(conn)
+        rung, self._rung = self._rung, False
+        return rung or woken
+
+    def _take_in(self, conn: Connection) -> None:
+        """Take in the notifications that have arrived."""
+        while (pending := conn.pgconn.notifies()) is not None:
             self._heard(psycopg.Notify(pending.relname.decode(), pending.extra.decode(), pending.be_pid))
-            heard = True
-        if heard:
-            return True
-        loop = asyncio.get_running_loop()
-        descriptor = conn.fileno()
-        loop.add_reader(descriptor, self._wake.set)
-        try:
-            return await self._pause(seconds)
-        finally:
-            loop.remove_reader(descriptor)
 
 
 def _start_of(last: int, alive: Ranges) -> Cursor:

@@ -15,7 +15,8 @@ from sse_pg.event import Event, event_json
 HELLO = "sse-pg.hello"
 GAP = "sse-pg.gap"
 POSITION = "sse-pg.position"
-HEARTBEAT = b":\n\n"
+#: A comment without an empty line behind it: some client libraries take every empty line for an event.
+HEARTBEAT = b":\n"
 
 _encode = msgspec.json.Encoder().encode
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sse_pg.config import Settings
 from sse_pg.errors import SsePgError
 from sse_pg.server import serve
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sse_pg.worker")
 
 #: Held back by the parent while a worker starts, until the handlers are there.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -80,19 +81,26 @@ def main() -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(reports, report.line())
 
-    def announce(url: str) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        tell(Report(url=url))
-
     sockets = [socket.socket(fileno=number) for number in order.sockets]
     for each in sockets:
         each.set_inheritable(False)
     try:
-        asyncio.run(serve(order.settings, announce, sockets=sockets, ready=lambda: tell(Report(ready=True))))
+        asyncio.run(_serve(order.settings, sockets, tell))
     except Exception as error:
         log.debug("the worker fails", exc_info=True)
         tell(Report(failed=_one_line(error)))
         sys.exit(1)
+
+
+async def _serve(settings: Settings, sockets: list[socket.socket], tell: Callable[[Report], None]) -> None:
+    # At the first await of serve(), which has set its handlers by then.
+    asyncio.get_running_loop().call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
+    await serve(
+        settings,
+        lambda url: tell(Report(url=url)),
+        sockets=sockets,
+        ready=lambda: tell(Report(ready=True)),
+    )
 
 
 def _first_line() -> bytes:

@@ -4,8 +4,8 @@ The process of ``sse-pg serve`` is the parent; it has the embedded PostgreSQL an
 nothing itself. Each worker (sse_pg.worker) has a place with listening sockets of its own, which the parent keeps open:
 who waits there to be accepted outlives the worker, and two workers can share a place while one follows the other.
 
-SIGTERM and SIGINT end all workers, SIGHUP renews one after the other. Workers have sessions of their own, so that Ctrl-C
-reaches the parent alone; a pipe tells them when the parent is gone.
+SIGTERM and SIGINT end all workers, SIGHUP renews one after the other. Workers have sessions of their own, so that
+Ctrl-C reaches the parent alone; a pipe tells them when the parent is gone.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Place:
             process = self.process
             await _either(self._swapped, process.gone)
             self._swapped.clear()
-            if self.process is not process:
+            if self.process is not process or not process.gone.done():
                 continue
             young = young + 1 if process.age < SETTLED else 0
             pause = min(FIRST_PAUSE * 2.0 ** (young - 1), LONGEST_PAUSE) if young else 0.0
@@ -157,7 +157,7 @@ class _Place:
                 new = await self._spawn(self)
                 await new.is_ready()
             except (OSError, WorkerError) as error:
-                log.error("worker %d is not renewed: %s", self.number, error)
+                log.warning("worker %d is not renewed: %s", self.number, error)
                 return None
             old, self.process = self.process, new
             self._swapped.set()
@@ -176,7 +176,7 @@ class _Place:
                 try:
                     await self.fill()
                 except OSError as error:
-                    log.error("worker %d cannot be started: %s", self.number, error)
+                    log.warning("worker %d cannot be started: %s", self.number, error)
 
 
 class _Process:
@@ -276,7 +276,9 @@ async def _end(processes: Iterable[_Process], number: int, patience: float) -> N
             await asyncio.wait({process.gone})
 
 
-async def _either(event: asyncio.Event, task: asyncio.Task[str] | asyncio.Task[None], timeout: float | None = None) -> None:
+async def _either(
+    event: asyncio.Event, task: asyncio.Task[str] | asyncio.Task[None], timeout: float | None = None
+) -> None:
     """Wait until the event is set or the task is done."""
     waiting = asyncio.create_task(event.wait())
     try:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -52,6 +53,15 @@ def wait_for(condition: Callable[[], object], what: str = "it") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} does not happen"
         time.sleep(0.02)
+
+
+def ready(url: str) -> bool:
+    """Tell whether a server can serve: it listens a moment before it follows the log."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 class Process:
@@ -97,8 +107,10 @@ class Process:
         return list(self.out)
 
     def url(self) -> str:
-        """Wait until a server listens; return where."""
-        return self.line(r"listens on (http://\S+)")[1]
+        """Wait until a server can serve; return where."""
+        url = self.line(r"listens on (http://\S+)")[1]
+        wait_for(lambda: ready(url), "the server")
+        return url
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal; return the exit code."""

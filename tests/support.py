@@ -119,11 +119,14 @@ class StreamReader:
     async def block(self) -> Block:
         """Return the next block, heartbeats and the bus's own included."""
         async with asyncio.timeout(PATIENCE):
-            while "\n\n" not in self._rest:
+            while not (self._rest.startswith(":\n") or "\n\n" in self._rest):
                 data = await self.response.content.readany()
                 if not data:
                     raise EOFError("the stream ended")
                 self._rest += data.decode()
+        if self._rest.startswith(":\n"):
+            self._rest = self._rest[2:]
+            return Block(comment=True)
         text, _, self._rest = self._rest.partition("\n\n")
         block = parse_block(text)
         if block.id is not None:

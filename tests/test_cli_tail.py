@@ -22,11 +22,6 @@ def payloads(lines: list[str]) -> list[object]:
     return [json.loads(line)["data"] for line in lines]
 
 
-def streams(db: psycopg.Connection, url: str) -> int:
-    done = subprocess.run(["curl", "-s", f"{url}/api/events/active-connections"], capture_output=True)
-    return int(json.loads(done.stdout)["activeConnections"])
-
-
 def test_tail_prints_a_json_line_for_each_event(database_url: str, db: psycopg.Connection) -> None:
     publish(db, 1, {"n": "ä\n"})
     publish(db, "not this", channel="c")

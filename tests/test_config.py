@@ -31,7 +31,7 @@ def refused(env: str, value: str) -> str:
 
 def shown(number: float) -> str:
     """Return how a bound may be written: exactly, with or without separators, or in short."""
-    return f"(?:{number:g}|{number:,.10g}|{number:.15g})".replace("+", r"\+")
+    return "(?:" + "|".join(map(re.escape, (f"{number:g}", f"{number:,}", str(number)))) + ")"
 
 
 def test_defaults_are_what_the_class_says() -> None:
@@ -51,9 +51,9 @@ def test_bounds(env: str) -> None:
     low, high = meta["low"], meta["high"]
     scale = 1000 if meta["unit"] == "ms" else 1
     for number in (low, high):
-        read = getattr(Settings.from_env({env: f"{number:.15g}"}), NUMBERS[env].name)
+        read = getattr(Settings.from_env({env: str(number)}), NUMBERS[env].name)
         assert read == pytest.approx(number / scale)
-    for value in (f"{low - 1:.15g}", f"{high + 1:.15g}", "nan", "inf", "-inf", "x", "1,5", "5s", "٫", "1e999"):
+    for value in (str(low - 1), str(high + 1), "nan", "inf", "-inf", "x", "1,5", "5s", "٫", "1e999"):
         message = refused(env, value)
         assert re.search(f"{shown(low)} to {shown(high)}", message)
         assert message.endswith(meta["unit"])

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_support import CHECKOUT, environment, left_behind, wait_for
+from cli_support import CHECKOUT, environment, left_behind, ready, wait_for
 
 SOURCES = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "sse_pg", "sql")
 NO_REGISTRY = re.compile(
@@ -125,6 +125,7 @@ def test_the_installed_command_serves_from_an_empty_directory(
             found = re.search(r"listens on (http://\S+)", said())
             assert found, said()
             url = found[1]
+            wait_for(lambda: ready(url), "the readiness")
             body = {"channel": "a", "eventType": "HTTP", "payload": {"n": 1}}
             request = urllib.request.Request(
                 f"{url}/api/events/publish", json.dumps(body).encode(), {"Content-Type": "application/json"}

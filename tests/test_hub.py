@@ -337,6 +337,15 @@ async def test_nothing_of_the_old_log_is_served(hub: Hub) -> None:
     assert transport.writes == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "certain"),
+    [("10", "10"), ("15", "10"), ("15~2,4", "10~2"), ("15~5", "9"), ("20", "20"), ("25~1", "25~1")],
+)
+def test_a_cursor_of_a_log_that_was_lost_is_certain_up_to_what_was_settled(hub: Hub, asked: str, certain: str) -> None:
+    hub.epochs = [(10, 20)]
+    assert str(hub.last_certain(Cursor.parse(asked))) == certain
+
+
 async def test_drained_waits_for_the_client(hub: Hub) -> None:
     stream, transport = opened(hub, "a")
     transport.unread = LIMIT

@@ -25,7 +25,7 @@ LAYERS = [
     "client fields frontier publisher store wire",
     "publish_body ring stream",
     "hub",
-    "followers presence pulse",
+    "followers maintenance presence pulse",
     "tail",
     "replay",
     "bus",

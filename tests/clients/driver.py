@@ -31,6 +31,7 @@ CHROMIUM_FLAGS = (
     "--disable-sync",
     "--no-first-run",
     "--no-proxy-server",
+    "--no-proxy-server",
 )
 
 
@@ -108,8 +109,9 @@ class ProcessDriver(Driver):
 class Browser(Driver):
     """Chromium's own EventSource, in a page that posts what it receives back to here."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, again: bool = False) -> None:
         super().__init__()
+        self._again = again
         app = web.Application(client_max_size=LONGEST_LINE)
         app.add_routes([web.get("/", self._page), web.post("/record", self._record), web.post("/gave-up", self._gave)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
@@ -127,7 +129,8 @@ class Browser(Driver):
         if program is None:
             pytest.skip("chromium is not installed")
         origin, path = url.split("/api/", 1)
-        page = f"{origin}/?{urlencode([('url', f'/api/{path}'), *(('type', kind) for kind in types)])}"
+        parameters = [("url", f"/api/{path}"), *(("type", kind) for kind in types), *[("again", "1")] * self._again]
+        page = f"{origin}/?{urlencode(parameters)}"
         self._process = await asyncio.create_subprocess_exec(
             program,
             *CHROMIUM_FLAGS,

@@ -28,6 +28,11 @@ class Request:
         """The cursor in the query."""
         return parse_qs(urlsplit(self.target).query).get("lastEventId", [""])[-1]
 
+    @property
+    def cursor(self) -> str:
+        """Where the client resumes."""
+        return self.header_id or self.query_id
+
 
 class Proxy:
     """Passes ``/api/`` to the bus at ``target`` and, for a browser, the rest to ``pages``, which is never cut."""
@@ -50,7 +55,7 @@ class Proxy:
 
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.url = "http://127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -62,7 +67,6 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset every connection to the bus."""
-        import time; print(time.monotonic(), "cut", flush=True)
         for writer in list(self._streams):
             writer.transport.abort()
 
@@ -89,11 +93,11 @@ class Proxy:
         request = _request(head)
         api = request.target.startswith("/api/")
         if api and self.refusing:
-            self.refused += 1; import time; print(time.monotonic(), "refused", flush=True)
+            self.refused += 1
             writer.transport.abort()
             return
         if api:
-            self.requests.append(request); import time; print(time.monotonic(), "request", request.header_id, flush=True)
+            self.requests.append(request)
         if api and self.answer is not None:
             writer.write(self.answer)
             self.answer = None
@@ -134,13 +138,11 @@ class Proxy:
                 already, seen = len(seen), seen + data
                 found = place.search(seen)
                 if found is not None:
-                    import time; print(time.monotonic(), "cut at", flush=True)
                     writer.write(seen[already : found.end()])
                     await writer.drain()
                     self._place = None
                     self._cut_there.set()
                     return
-            import time; api and data.startswith(b"HTTP") and print(time.monotonic(), data[:60], flush=True)
             writer.write(data)
             await writer.drain()
 

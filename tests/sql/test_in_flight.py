@@ -128,6 +128,54 @@ def test_an_id_between_two_statements_is_not_in_flight(db: psycopg.Connection, c
         assert publishers(db) == (5, 0, Ranges([(1, 1), (5, 5)]))
 
 
+NESTED = """
+    CREATE FUNCTION again(n integer) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO sse_pg.events (channel, payload) VALUES ('b', '1'), ('b', '2');
+        RETURN to_jsonb(n);
+    END $$;
+    CREATE FUNCTION twice() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF NEW.channel = 'c' THEN
+            INSERT INTO sse_pg.events (channel, payload) VALUES ('d', '1');
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER twice BEFORE INSERT ON sse_pg.events FOR EACH ROW EXECUTE FUNCTION twice();
+"""
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', again(n) FROM generate_series(1, {rows}) n",
+        "INSERT INTO sse_pg.events (channel, payload) SELECT 'c', '1' FROM generate_series(1, {rows}) n",
+        "WITH one AS (INSERT INTO sse_pg.events (channel, payload) SELECT 'a', '1' FROM generate_series(1, {rows})"
+        " RETURNING id) INSERT INTO sse_pg.events (channel, payload) SELECT 'c', to_jsonb(id) FROM one",
+        "MERGE INTO sse_pg.events e USING generate_series(1, {rows}) n ON e.id = -n"
+        " WHEN NOT MATCHED THEN INSERT (channel, payload) VALUES ('c', '1')",
+        "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', '1' FROM generate_series(1, {rows})"
+        " ON CONFLICT DO NOTHING",
+    ],
+)
+def test_statements_within_statements(db: psycopg.Connection, connect: Connect, statement: str, rows: int) -> None:
+    db.execute(NESTED)
+    observer = connect()
+    for before in range(5):
+        with db.transaction(force_rollback=True):
+            for _ in range(before):
+                insert(db)
+                insert(observer)
+            db.execute(statement.format(rows=rows))  # type: ignore[arg-type]
+            insert(observer)
+            mine = db.execute(
+                "SELECT e.id FROM sse_pg.events e WHERE e.xmin::text = pg_current_xact_id()::xid::text"
+            ).fetchall()
+            windows = publishers(observer)[2]
+            assert len(mine) >= rows
+            assert all(number in windows for (number,) in mine)
+        assert publishers(observer)[2] == NONE
+
+
 def test_a_savepoint_takes_lock_and_setting_away(db: psycopg.Connection, connect: Connect) -> None:
     observer = connect()
     with db.transaction():

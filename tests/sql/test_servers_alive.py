@@ -20,17 +20,14 @@ def alive(conn: psycopg.Connection) -> list[str]:
 
 def test_a_server_lives_as_long_as_its_connection(db: psycopg.Connection, database_url: str) -> None:
     assert alive(db) == []
-    with (
-        psycopg.connect(database_url, autocommit=True) as one,
-        psycopg.connect(database_url, autocommit=True) as two,
-    ):
-        register(one, "one")
-        register(two, "two")
-        assert alive(db) == ["one", "two"]
-        db.execute("SELECT pg_terminate_backend(%s, 20000)", [one.info.backend_pid])
-        assert alive(db) == ["two"]
-    db.execute("SELECT pg_terminate_backend(pid, 20000) FROM pg_stat_activity WHERE pid = %s", [two.info.backend_pid])
-    assert alive(db) == []
+    one, two = (psycopg.connect(database_url, autocommit=True) for _ in range(2))
+    register(one, "one")
+    register(two, "two")
+    assert alive(db) == ["one", "two"]
+    for conn, left in ((one, ["two"]), (two, [])):
+        db.execute("SELECT pg_terminate_backend(%s, 20000)", [conn.info.backend_pid])
+        conn.close()
+        assert alive(db) == left
 
 
 def test_a_row_without_a_lock_is_dead(db: psycopg.Connection) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import aiohttp
 from aiohttp_sse_client2.client import EventSource
 from common import URL, end_with_stdin, record
+
+SOON = timedelta(milliseconds=50)
 
 
 async def main() -> None:
@@ -15,7 +18,9 @@ async def main() -> None:
         while True:
             headers = {"Last-Event-Id": last_event_id} if last_event_id else {}
             try:
-                async with EventSource(URL, session=session, headers=headers, read_bufsize=2**21) as source:
+                async with EventSource(
+                    URL, session=session, headers=headers, reconnection_time=SOON, read_bufsize=2**21
+                ) as source:
                     async for event in source:
                         last_event_id = event.last_event_id
                         record(event.last_event_id, event.type, event.data)

@@ -1,0 +1,1 @@
+SELECT sse_pg.make_partitions(%(ahead)s, %(size)s)

@@ -1,0 +1,294 @@
+"""Fan-out: thousands of streams on one channel, against nchan (one worker) and the Express server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from array import array
+
+from bench.crowd import Crowd
+from bench.http_publish import PLAIN, load
+from bench.stack import Missing, Server, Stack, cpu_seconds
+from bench.table import Result, Rounds, percentile
+
+STREAMS = 5000
+BURST = 100
+EVENT = {"channel": "bench", "eventType": "message", "payload": {"message": "Hello from the server!", "priority": "high"}}
+BODY = json.dumps(EVENT).encode()
+HEAVY = json.dumps({**EVENT, "channel": "heavy", "payload": "x" * 262144}).encode()
+NAMES = ("sse-pg", "nchan", "node")
+
+
+def run(rounds: int = 3, seconds: float = 5.0) -> Result:
+    """Measure."""
+    result = Result("fanout", f"Fan-out to {STREAMS:,} streams on one channel")
+    found = Rounds()
+    delays: dict[str, list[float]] = {}
+    with Stack() as stack:
+        stack.copy_database("rival", PLAIN)
+        for round_number in range(rounds):
+            for name in NAMES if round_number % 2 == 0 else reversed(NAMES):
+                try:
+                    server = _start(stack, name)
+                except Missing as missing:
+                    result.notes.append(str(missing))
+                    continue
+                with Crowd() as crowd:
+                    crowd.open(server, STREAMS)
+                    _one_at_a_time(server, crowd, found)
+                    _bursts(server, crowd, found)
+                    _paced(stack, server, crowd, found, delays, seconds * 2)
+                    _saturated(stack, server, crowd, found, seconds)
+                server.process.stop()
+        _unread(stack, found, rounds, seconds * 2)
+    _tell(result, found)
+    result.data = {**found.values, "delays": {name: values[::50] for name, values in delays.items()}}
+    return result
+
+
+def _start(stack: Stack, name: str) -> Server:
+    if name == "sse-pg":
+        return stack.serve(SSE_PG_HEARTBEAT_SECONDS="3600", SSE_PG_POSITION_SECONDS="86400")
+    return stack.serve_nchan() if name == "nchan" else stack.serve_node("rival")
+
+
+class Poster:
+    """A kept connection that publishes."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._conn = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        self._conn.connect()
+        self._conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def post(self, body: bytes = BODY) -> None:
+        """Publish, and read the answer."""
+        self._conn.request("POST", self._server.publish, body, {"Content-Type": "application/json"})
+        answer = self._conn.getresponse()
+        answer.read()
+        if answer.status not in (200, 201, 202):
+            raise RuntimeError(f"{self._server.name}: {answer.status}")
+
+    def burst(self) -> None:
+        """Publish BURST events: in one request where the server can, else pipelined on one connection."""
+        if self._server.name == "sse-pg":
+            self.post(json.dumps([EVENT] * BURST).encode())
+            return
+        head = (
+            f"POST {self._server.publish} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(BODY)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", self._server.port)) as sock:
+            sock.settimeout(60)
+            sock.sendall((head.encode() + BODY) * BURST)
+            answers = b""
+            while answers.count(b"HTTP/1.1 20") < BURST:
+                data = sock.recv(65536)
+                if not data:
+                    raise RuntimeError(f"{self._server.name} closed a pipelined connection")
+                answers += data
+
+
+def _one_at_a_time(server: Server, crowd: Crowd, found: Rounds) -> None:
+    """Publish the next event when all have the one before: nothing can be sent together."""
+    poster = Poster(server)
+    events = 20
+    used, started = cpu_seconds(server.worker_pid()), time.monotonic()
+    for _ in range(events):
+        crowd.ask("begin", events=1)
+        crowd.send("wait", seconds=30)
+        poster.post()
+        answer = crowd.answer()
+        if answer["missing"]:
+            raise RuntimeError(f"{server.name}: {answer}")
+    took = time.monotonic() - started
+    found.add(f"{server.name} one", events * STREAMS / took)
+    found.add(f"{server.name} one cpu", (cpu_seconds(server.worker_pid()) - used) / events / STREAMS * 1e6)
+
+
+def _bursts(server: Server, crowd: Crowd, found: Rounds) -> None:
+    """Publish a burst and wait until all have all of it."""
+    poster = Poster(server)
+    bursts = 5 if server.name == "sse-pg" else 2
+    used, took = cpu_seconds(server.worker_pid()), 0.0
+    for _ in range(bursts):
+        crowd.ask("begin", events=BURST)
+        crowd.send("wait", seconds=90)
+        started = time.monotonic()
+        poster.burst()
+        answer = crowd.answer()
+        if answer["missing"]:
+            raise RuntimeError(f"{server.name}: {answer}")
+        took += answer["last"] - started
+    found.add(f"{server.name} burst", bursts * BURST * STREAMS / took)
+    found.add(
+        f"{server.name} burst cpu", (cpu_seconds(server.worker_pid()) - used) / bursts / BURST / STREAMS * 1e6
+    )
+
+
+def _paced(
+    stack: Stack, server: Server, crowd: Crowd, found: Rounds, delays: dict[str, list[float]], seconds: float
+) -> None:
+    """Publish 10 events/s; take the delay of each event on each stream from before its request."""
+    values = _delays(stack, server, crowd, seconds)
+    delays.setdefault(server.name, []).extend(values)
+    for share in (50, 99):
+        found.add(f"{server.name} p{share}", percentile(values, share / 100))
+
+
+def _delays(stack: Stack, server: Server, crowd: Crowd, seconds: float) -> list[float]:
+    poster = Poster(server)
+    count = int(seconds * 10)
+    crowd.ask("begin", events=count, stamping=True)
+    sent = array("d")
+    begin = time.monotonic() + 0.1
+    for number in range(count):
+        time.sleep(max(0.0, begin + number / 10 - time.monotonic()))
+        sent.append(time.monotonic())
+        poster.post()
+    answer = crowd.ask("wait", seconds=30)
+    if answer["missing"]:
+        raise RuntimeError(f"{server.name}: {answer}")
+    times, numbers = crowd.stamps(stack.directory / "stamps")
+    return sorted(when - sent[number] for when, number in zip(times, numbers, strict=True))
+
+
+def _saturated(stack: Stack, server: Server, crowd: Crowd, found: Rounds, seconds: float) -> None:
+    """Publish single events over 8 connections as fast as they are taken, until all that was taken has arrived."""
+    crowd.ask("begin")
+    started = time.monotonic()
+    used = cpu_seconds(server.worker_pid())
+    seen = load(stack, server, 8, seconds)
+    answer = crowd.ask("quiet", silence=2.0, seconds=60)
+    found.add(f"{server.name} saturated", answer["total"] / (answer["last"] - started))
+    found.add(f"{server.name} saturated share", answer["total"] / seen["requests"] / STREAMS)
+    found.add(f"{server.name} saturated published", seen["rate"])
+    found.add(f"{server.name} saturated cpu", (cpu_seconds(server.worker_pid()) - used) / max(1, answer["total"]) * 1e6)
+
+
+def _unread(stack: Stack, found: Rounds, rounds: int, seconds: float) -> None:
+    """Take the delays with 20 clients that read a second, heavy channel, and with 20 that read nothing at all."""
+    for _ in range(rounds):
+        for reads in (True, False):
+            server = _start(stack, "sse-pg")
+            heavy = Heavy(server, reads)
+            with Crowd() as crowd:
+                crowd.open(server, STREAMS)
+                heavy.start()
+                values = _delays(stack, server, crowd, seconds)
+                heavy.stop()
+            name = "reading" if reads else "not reading"
+            for share in (50, 99):
+                found.add(f"{name} p{share}", percentile(values, share / 100))
+            found.add(f"{name} cut", heavy.cut)
+            server.process.stop()
+
+
+class Heavy:
+    """Clients on the channels bench and heavy, and a publisher of 256 KiB four times a second on heavy."""
+
+    def __init__(self, server: Server, reads: bool) -> None:
+        self._server = server
+        self._reads = reads
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.cut = 0
+
+    def start(self) -> None:
+        """Connect and begin to publish."""
+        self._threads = [threading.Thread(target=self._publish, daemon=True)]
+        self._threads += [threading.Thread(target=self._client, daemon=True) for _ in range(20)]
+        for thread in reversed(self._threads):
+            thread.start()
+
+    def stop(self) -> None:
+        """End all of it."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _publish(self) -> None:
+        poster = Poster(self._server)
+        while not self._over.wait(0.25):
+            poster.post(HEAVY)
+
+    def _client(self) -> None:
+        """Hold a stream; where it is cut off, come back."""
+        while not self._over.is_set():
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096 if not self._reads else 1048576)
+                sock.connect(("127.0.0.1", self._server.port))
+                sock.sendall(f"GET {self._server.stream},heavy HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+                sock.settimeout(0.2)
+                while not self._over.is_set():
+                    try:
+                        if self._reads:
+                            ended = not sock.recv(1048576)
+                        else:
+                            # Only errors are looked for: what has arrived stays where it is.
+                            time.sleep(0.2)
+                            ended = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+                    except TimeoutError:
+                        continue
+                    except OSError:
+                        ended = True
+                    if ended:
+                        self.cut += 1
+                        break
+
+
+def _tell(result: Result, found: Rounds) -> None:
+    titles = {
+        "one": "single events, the next when all have the last, deliveries/s",
+        "saturated": "single events at saturation (8 publishers), deliveries/s",
+        "burst": f"bursts of {BURST}, deliveries/s",
+    }
+    targets = {("saturated", "nchan"): 1.5, ("saturated", "node"): 3.0, ("burst", "nchan"): 10.0}
+    for kind, title in titles.items():
+        rates = ", ".join(f"{name} {found.median(f'{name} {kind}'):,.0f}" for name in NAMES if _has(found, name))
+        result.add(title, rates)
+        for rival in NAMES[1:]:
+            if _has(found, rival):
+                ratio = found.ratio(f"sse-pg {kind}", f"{rival} {kind}")
+                target = targets.get((kind, rival))
+                result.add(
+                    f"... times {rival}",
+                    f"{ratio:.2f}",
+                    f"{target:g}" if target else "",
+                    ratio >= target if target else None,
+                )
+        costs = ", ".join(f"{name} {found.median(f'{name} {kind} cpu'):.2f}" for name in NAMES if _has(found, name))
+        result.add("... processor time of the server a delivery, µs", costs)
+    shares = ", ".join(
+        f"{name} {found.median(f'{name} saturated published'):,.0f} events/s, {found.median(f'{name} saturated share'):.0%} of them delivered"
+        for name in NAMES
+        if _has(found, name)
+    )
+    result.add("at saturation, published", shares)
+    for name in NAMES:
+        if _has(found, name):
+            p99, theirs = found.median(f"{name} p99"), found.values.get("nchan p99")
+            main = name == "sse-pg" and theirs is not None
+            result.add(
+                f"10 events/s, delay of {name}, ms",
+                f"p50 {found.median(f'{name} p50') * 1e3:.1f}, p99 {p99 * 1e3:.1f}",
+                "p99 below nchan's" if main else "",
+                p99 < found.median("nchan p99") if main else None,
+            )
+    reading, unread = found.median("reading p99"), found.median("not reading p99")
+    result.add(
+        "10 events/s, 20 clients on a second, heavy channel, p99, ms",
+        f"all read {reading * 1e3:.1f}; these 20 read nothing {unread * 1e3:.1f} "
+        f"({found.median('not reading cut'):.0f} times one of them was cut off)",
+        "no difference: within 1.1 times",
+        unread <= reading * 1.1,
+    )
+    result.notes.append("The client, one process that reads and counts, runs on the same two cores.")
+    result.notes.append("sse-pg and node insert a row and flush it for each event; nchan keeps events in memory only.")
+
+
+def _has(found: Rounds, name: str) -> bool:
+    return f"{name} one" in found.values
