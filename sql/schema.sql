@@ -225,7 +225,7 @@ BEGIN
         SELECT * INTO STRICT known FROM sse_pg.idempotency_keys k WHERE k.key = idempotency_key;
         IF known.digest <> the_digest THEN
             RAISE EXCEPTION 'the idempotency key % was used for another event', quote_literal(idempotency_key)
-                USING ERRCODE = 'SP409', HINT = 'Use a key of its own for each event.';
+                USING ERRCODE = 'SP409', DETAIL = idempotency_key, HINT = 'Use a key of its own for each event.';
         END IF;
         RETURN known.event_id;
     END IF;
@@ -508,14 +508,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Does a piece of work while nobody else uses sse_pg.events; false when no moment for it came. Whoever publishes or
--- reads meanwhile waits: for our turn, 30 ms at most, and for the work, a few more. Where a transaction holds the table
+-- reads meanwhile waits: for our turn, 20 ms at most, and for the work, a few more. Where a transaction holds the table
 -- for longer, nobody is made to wait at all.
 --
 -- The lock excludes publishers although PostgreSQL attaches a partition under a weaker one. A statement routes its rows
 -- by the partitions it found when it began: a COPY that began before the attach would send an id of the new range to
 -- the default partition, and fail.
 CREATE FUNCTION sse_pg.alone(work text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '30ms' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$
 DECLARE
     here  text[];
     stay  text[];        -- who has been here since we began to look
@@ -705,10 +705,11 @@ END $$;
 CREATE FUNCTION sse_pg.purge(
     keep_events bigint DEFAULT NULL, keep interval DEFAULT NULL, keep_keys interval DEFAULT NULL,
     OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint, OUT purged_to bigint, OUT state text)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '30ms' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$
 #variable_conflict use_variable
 DECLARE
     noted   bigint;      -- purged before; a partition below was emptied and is still to be dropped
+    last    bigint;
     settled bigint;      -- nothing up to here is still to be written or read
     above   bigint := 0;
     newest  timestamptz;
@@ -735,7 +736,7 @@ BEGIN
         GET DIAGNOSTICS keys = ROW_COUNT;
         state := CASE WHEN keys = 10000 THEN 'more' ELSE state END;
     END IF;
-    SELECT least(f.last, f.least_bound) INTO settled FROM sse_pg.publishers() f;
+    SELECT f.last, least(f.last, f.least_bound) INTO last, settled FROM sse_pg.publishers() f;
     IF EXISTS (SELECT FROM sse_pg.live_servers()) THEN
         SELECT least(settled, l.settled_to) INTO settled FROM sse_pg.log l;
     END IF;
@@ -749,11 +750,15 @@ BEGIN
         above := above + p.span;
     END LOOP;
     FOR i IN 1 .. cardinality(parts) LOOP
-        EXIT WHEN lasts[i] > settled;
+        EXIT WHEN lasts[i] > last;
         IF lasts[i] > noted AND (keep_events IS NULL OR aboves[i] < keep_events) THEN
             EXIT WHEN keep IS NULL;
             EXECUTE format('SELECT created_at FROM %s ORDER BY id DESC LIMIT 1', parts[i]) INTO newest;
             EXIT WHEN newest >= now() - keep;
+        END IF;
+        IF lasts[i] > settled THEN
+            state := 'busy';
+            EXIT;
         END IF;
         sizes := sizes || pg_total_relation_size(parts[i]);
         old := i;
@@ -763,7 +768,7 @@ BEGIN
     END IF;
     gone := least(old, 8);
     IF sse_pg.alone(format('SELECT sse_pg.drop_partitions(%L, %s)', parts[1:gone], lasts[gone])) THEN
-        state := CASE WHEN old > gone THEN 'more' ELSE state END;
+        state := CASE WHEN old > gone THEN 'more' ELSE state END;      -- busy stays, where more is to go later
     ELSE
         gone := 0;
         state := 'busy';

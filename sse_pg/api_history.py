@@ -55,9 +55,6 @@ class HistoryApi:
         cursor = after or START
         # First the position, then the rows: what is visible at the position is among the rows.
         position = await self._bus.store.position()
-        position &= (
-            position  # a cursor that is printed ends with an id that was offered; this cuts off a gap at the end
-        )
         if before is not None:
             position = position.clip(max(0, before.high - 1))
         page = await self._bus.store.page(

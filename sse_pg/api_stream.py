@@ -75,13 +75,12 @@ class StreamApi:
             if follows is not None:
                 await bus.followers.follow(stream, follows)
             asked = _asked_for(request)
-            if not _readable(asked):
-                await self._read_up_to_now()
+            cursor, lost = await self._start_of(asked)
             response.force_close()
             await response.prepare(request)
             _bound_unacknowledged(transport)
             bus.hub.add(stream)
-            self._greet(stream, asked)
+            self._greet(stream, cursor or bus.hub.position, asked if lost else None)
             log.info("stream opened: %s", _whom(request, stream, user))
             await self._catch_up(stream)
             reason = await stream.ended
@@ -135,27 +134,30 @@ class StreamApi:
                 errors=[FieldError("channels", name) for name in missing],
             )
 
-    async def _read_up_to_now(self) -> None:
-        """Let the tail read what is committed, so that "from now on" leaves it out. It may be behind: not for long."""
+    async def _start_of(self, asked: str | None) -> tuple[Cursor | None, bool]:
+        """Return where a stream begins (None: now), and whether what the client asked for is of no log, or a lost one."""
+        try:
+            if asked is not None:
+                return await self._bus.replay.judge(Cursor.parse(asked))
+        except CursorError:
+            pass
+        # Let the tail read what is committed, so that "from now on" leaves it out. It may be behind: not for long.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READ_UP):
                 await self._bus.tail.fresh()
+        return None, asked is not None
 
-    def _greet(self, stream: Stream, asked: str | None) -> None:
-        """Send the first block, and say so where the cursor means nothing here."""
-        position, now = self._bus.hub.position, time.monotonic()
+    def _greet(self, stream: Stream, cursor: Cursor, lost: str | None) -> None:
+        """Send the first block, and say so where the cursor that the client asked for means nothing here.
+
+        In one write: a client that drops between the two would take the hello's position for its own.
+        """
         retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
-        try:
-            claimed = Cursor.parse(asked) if asked else position
-            stream.cursor = self._bus.hub.last_certain(claimed)
-            lost = stream.cursor is not claimed
-        except CursorError:
-            stream.cursor, lost = position, True
-        greeting = wire.hello(stream.cursor, retry_ms)
-        if lost:
-            # In one write: a client that drops between the two would take the hello's position for its own.
-            greeting += wire.gap("unknown", _printable(asked or ""), stream.cursor)
-        stream.tell(greeting, stream.cursor, now)
+        stream.cursor = cursor
+        greeting = wire.hello(cursor, retry_ms)
+        if lost is not None:
+            greeting += wire.gap("unknown", _printable(lost), cursor)
+        stream.tell(greeting, cursor, time.monotonic())
 
     async def _catch_up(self, stream: Stream) -> None:
         """Make the stream live; where the database is away, wait with the stream open."""
@@ -179,13 +181,6 @@ def _asked_for(request: web.Request) -> str | None:
         if text:
             return text
     return None
-
-
-def _readable(asked: str | None) -> bool:
-    try:
-        return asked is not None and Cursor.parse(asked) is not None
-    except CursorError:
-        return False
 
 
 def _printable(asked: str) -> str:

@@ -30,7 +30,9 @@ class Bus:
         self.store = Store(self.pool)
         self.publisher = Publisher(self.pool)
         self.hub = Hub(settings.ring_events, settings.ring_bytes)
-        self.followers = Followers(self.hub, self.store)
+        # The tail reads subscriptions between two deliveries: it does not wait for a connection behind requests.
+        self._tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout)
+        self.followers = Followers(self.hub, Store(self._tail_pool))
         self.presence = Presence(self.hub, self.store, *server_identity(settings.server_name))
         self.tail = Tail(
             settings.listen_url,
@@ -51,6 +53,7 @@ class Bus:
     async def start(self) -> None:
         """Begin to follow the log; does not wait for the database."""
         await self.pool.open(wait=False)
+        await self._tail_pool.open(wait=False)
         self._tasks = [
             asyncio.create_task(part.run(), name=type(part).__name__)
             for part in (self.tail, self.presence, self.pulse, self.maintenance)
@@ -79,6 +82,7 @@ class Bus:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.presence.unregister()
+        await self._tail_pool.close()
         await self.pool.close()
 
     def why_not_ready(self) -> str | None:

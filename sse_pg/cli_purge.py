@@ -42,5 +42,6 @@ async def purge(settings: Settings) -> None:
                 return
         click.echo(f"purged {total}")
         raise BusUnavailable(
-            "not everything could be purged: a transaction holds sse_pg.events for long (pg_stat_activity shows it)"
+            "not all could be purged: a transaction holds sse_pg.events for long (pg_stat_activity shows it), "
+            "or a server has not read what is to go; try again later"
         )

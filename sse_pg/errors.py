@@ -67,6 +67,10 @@ class PayloadTooLarge(EventRefused):
 class KeyReused(EventRefused):
     """The idempotency key was used before, for another event."""
 
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
 
 class ClientError(SsePgError):
     """A server did not answer a request as the contract says."""

@@ -107,6 +107,10 @@ class Frontier:
             self._fresh.pop(0)
         return None
 
+    def holds_up_to(self, number: int) -> bool:
+        """Tell whether an event with this id or a lower one waits for a fresh gap."""
+        return bool(self._held) and self._held[0].id <= number
+
     @property
     def holding(self) -> bool:
         """Tell whether events wait for a fresh gap; the tail looks again soon then."""

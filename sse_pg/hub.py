@@ -61,10 +61,10 @@ class Hub:
         """Go on from a log that is not the one before: every stream is told that what lay between is unknown."""
         before, now = self.position, time.monotonic()
         self.begin(position)
-        block = wire.gap("unknown", before.text, position)
         for stream in self.streams:
+            after = before if stream.live else stream.cursor & before
             stream.cursor = position
-            stream.tell(block, position, now)
+            stream.tell(wire.gap("unknown", after.text, position), position, now)
 
     def deliver(self, released: Iterable[tuple[Event, Cursor]], position: Cursor) -> None:
         """Hand events on to the live streams of their channels; afterwards all were offered ``position``."""

@@ -42,7 +42,7 @@ class Purged:
     keys: int = 0
     purged_to: int = 0
     state: str = "done"
-    """``done``; ``busy``: others hold the table, or another maintenance runs, and something may be left."""
+    """``done``; ``busy``: something may be left, since others hold the table, have not read it, or purge too."""
 
     def __str__(self) -> str:
         return (
@@ -113,7 +113,8 @@ class Maintenance:
         self._busy = self._busy + 1 if purged.state == "busy" else 0
         if self._busy and self._busy % PATIENCE == 0:
             log.warning(
-                "in %d rounds no moment came to drop old partitions: a transaction holds sse_pg.events for long",
+                "in %d rounds not all could be purged: a transaction holds sse_pg.events for long, or a server has not "
+                "read what is to go",
                 self._busy,
             )
 

@@ -30,8 +30,13 @@ class Presence:
 
     async def register(self, conn: Connection) -> None:
         """Take a row and its lock on the LISTEN connection; the lock goes with the connection."""
+        await conn.execute(query("servers_sweep"))
+        if self.server_id is not None:
+            # After a minute without the lock another server may have swept the row away.
+            cursor = await conn.execute(query("server_update"), (len(self._hub.streams), self.server_id))
+            if cursor.rowcount == 0:
+                self.server_id = None
         if self.server_id is None:
-            await conn.execute(query("servers_sweep"))
             cursor = await conn.execute(query("server_insert"), (self._name, self._pid, VERSION))
             row = await cursor.fetchone()
             assert row is not None

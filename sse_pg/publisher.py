@@ -35,10 +35,11 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
 class _Unit:
     """The drafts of one request: published together or not at all."""
 
-    __slots__ = ("done", "drafts")
+    __slots__ = ("done", "drafts", "keyed")
 
     def __init__(self, drafts: Sequence[Draft]) -> None:
         self.drafts = drafts
+        self.keyed = any(draft.key is not None for draft in drafts)
         self.done: asyncio.Future[list[Published]] = asyncio.get_running_loop().create_future()
 
 
@@ -47,12 +48,18 @@ class _Collided(BusUnavailable):
 
 
 class Publisher:
-    """Writes drafts in the order in which they come."""
+    """Writes drafts in the order in which they come.
+
+    But for those with an idempotency key: they may have to wait for another transaction that publishes with the key, and
+    the others are not to wait with them.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._waiting: deque[_Unit] = deque()
         self._worker: asyncio.Task[None] | None = None
+        self._keyed: deque[_Unit] = deque()
+        self._keyed_worker: asyncio.Task[None] | None = None
 
     async def publish(self, drafts: Sequence[Draft]) -> list[Published]:
         """Publish the drafts in one transaction; return (id, created at) of each, in order.
@@ -69,20 +76,27 @@ class Publisher:
 
     async def close(self) -> None:
         """Wait until everything that was handed in is written or refused."""
-        while self._worker is not None:
-            await asyncio.wait([self._worker])
+        while workers := [worker for worker in (self._worker, self._keyed_worker) if worker is not None]:
+            await asyncio.wait(workers)
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                units = [self._waiting.popleft()]
-                count = len(units[0].drafts)
-                while self._waiting and count + len(self._waiting[0].drafts) <= SHARED_LIMIT:
-                    units.append(self._waiting.popleft())
-                    count += len(units[-1].drafts)
-                await self._write(units)
+                units = _take(self._waiting)
+                self._keyed += [unit for unit in units if unit.keyed]
+                if self._keyed and self._keyed_worker is None:
+                    self._keyed_worker = asyncio.create_task(self._work_keyed())
+                if plain := [unit for unit in units if not unit.keyed]:
+                    await self._write(plain)
         finally:
             self._worker = None
+
+    async def _work_keyed(self) -> None:
+        try:
+            while self._keyed:
+                await self._write(_take(self._keyed))
+        finally:
+            self._keyed_worker = None
 
     async def _write(self, units: list[_Unit]) -> None:
         drafts = [draft for unit in units for draft in unit.drafts]
@@ -128,17 +142,19 @@ class Publisher:
             raise _meaning(error, sent) from error
 
     async def _locate(self, drafts: Sequence[Draft], refused: EventRefused) -> EventRefused:
-        """Find which draft of a request the database refuses, by halves, without publishing any."""
-        low, high = 0, len(drafts)
-        if high > 1 and not isinstance(refused, KeyReused):
-            while high - low > 1:
-                middle = (low + high) // 2
-                if await self._refuses(drafts[low:middle]):
-                    high = middle
-                else:
-                    low = middle
-        elif high > 1:
+        """Find which draft of a request the database refuses; its place stays unknown where no payload is at fault."""
+        if isinstance(refused, KeyReused):
+            refused.index = next((place for place, draft in enumerate(drafts) if draft.key == refused.key), None)
             return refused
+        if not await self._refuses(drafts):
+            return refused
+        low, high = 0, len(drafts)
+        while high - low > 1:  # by halves, without publishing any
+            middle = (low + high) // 2
+            if await self._refuses(drafts[low:middle]):
+                high = middle
+            else:
+                low = middle
         refused.index = low
         return refused
 
@@ -151,6 +167,16 @@ class Publisher:
         return False
 
 
+def _take(waiting: deque[_Unit]) -> list[_Unit]:
+    """Take from a queue what goes into one commit."""
+    units = [waiting.popleft()]
+    count = len(units[0].drafts)
+    while waiting and count + len(waiting[0].drafts) <= SHARED_LIMIT:
+        units.append(waiting.popleft())
+        count += len(units[-1].drafts)
+    return units
+
+
 def _fail(unit: _Unit, error: Exception) -> None:
     if not unit.done.done():
         unit.done.set_exception(error)
@@ -161,9 +187,11 @@ def _meaning(error: psycopg.Error, sent: bool) -> Exception:
     message = (error.diag.message_primary or summary(error)).strip()
     state = error.sqlstate or ""
     if state == "SP409":
-        return KeyReused(message)
+        return KeyReused(message, key=error.diag.message_detail or "")
     if state == "23514" and error.diag.constraint_name == "events_payload":
         return PayloadTooLarge("the payload is larger than the table takes")
+    if state == "54000" and error.diag.source_file == "async.c":
+        return BusUnavailable(message)  # the queue of notifications is full
     if state.startswith(("22", "23", "54")):
         detail = error.diag.message_detail
         return EventRefused(f"{message}: {detail}" if detail and state.startswith("22") else message)

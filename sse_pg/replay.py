@@ -36,33 +36,33 @@ class Replay:
             step = self._hub.join(stream)
             if step == "joined":
                 return
-            if step == "ahead":
-                await self._wait_ahead(stream)
+            if step == "ahead":  # the log was replaced while it caught up
+                stream.cursor, _ = await self.judge(stream.cursor)
                 continue
             if step == "behind":
                 limit = await self._send_page(stream, limit)
             await stream.drained()
 
-    async def _wait_ahead(self, stream: Stream) -> None:
-        """The cursor claims what this server has not handed on: let it read, then judge the claim.
+    async def judge(self, claimed: Cursor) -> tuple[Cursor, bool]:
+        """Return the cursor that a client really has, and whether something of its claim is of a log that was lost.
 
-        The client may come from a server that had read further; a read from now on sees all of that. What is still
-        missing then was never offered to anybody: a plain integer above a transaction in flight, or an id that was
-        rolled back. Beyond the sequence itself the cursor is of another log.
+        A claim may have what this server has not handed on: the client may come from a server that had read
+        further, and a read from now on sees all of that. What is still missing then was never offered to anybody: a plain
+        integer above a transaction in flight, or an id that was rolled back. Beyond the sequence itself the
+        cursor is of another log. Raises BusUnavailable when the database is away.
         """
-        claimed = stream.cursor
+        cursor = self._hub.last_certain(claimed)
+        if cursor is not claimed:
+            return cursor, True
+        if self._hub.position.covers(claimed):
+            return claimed, False
         await self._tail.fresh()
         position = self._hub.position
-        if position.covers(claimed) or stream.cursor is not claimed:
-            return
+        if position.covers(claimed):
+            return claimed, False
         if claimed.high > await self._store.last_id():
-            if stream.cursor is claimed:
-                position = self._hub.position
-                stream.cursor = position
-                stream.tell(wire.gap("unknown", claimed.text, position), position, time.monotonic())
-            return
-        if stream.cursor is claimed:
-            stream.cursor = claimed & self._hub.position
+            return self._hub.position, True
+        return claimed & self._hub.position, False
 
     async def _send_page(self, stream: Stream, limit: int) -> int:
         """Send one page from the table; return the limit for the next."""

@@ -1,4 +1,7 @@
-"""A port that several processes listen on, each with a socket of its own: the kernel spreads the connections."""
+"""A port that several processes listen on, each with a socket of its own.
+
+Linux spreads the connections over the sockets (SO_REUSEPORT); other systems may give one of them nearly all.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ class Store:
     async def position(self) -> Cursor:
         """Return where a reader stands that has read all that is visible now."""
         ((high, first, last),) = await self._rows("visible_position")
-        return Cursor(high, Ranges(zip(first, last, strict=True)))
+        position = Cursor(high, Ranges(zip(first, last, strict=True)))
+        return position & position  # a cursor ends with an id that was offered, not with a gap
 
     async def last_id(self) -> int:
         """Return the last id that was drawn."""

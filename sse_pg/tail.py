@@ -71,6 +71,8 @@ class Tail:
         self._frontier: Frontier | None = None
         self._wake = asyncio.Event()
         self._fresh: list[asyncio.Future[None]] = []
+        self._answered: list[tuple[asyncio.Future[None], int]] = []
+        """Who asked for a read that is over, and the highest id that it saw."""
         self._lay_down: int | None = None
         self._noted = 0
         self._bells: list[float] = []
@@ -101,7 +103,7 @@ class Tail:
                 await asyncio.sleep(pause)
 
     async def fresh(self) -> None:
-        """Wait for a read that begins after this call, and until nothing of it is held back."""
+        """Wait for a read that begins after this call, and until what it found is handed on."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._fresh.append(waiter)
         self._wake.set()
@@ -259,12 +261,8 @@ class Tail:
         except BaseException:
             self._fresh += waiting
             raise
-        if frontier.holding:
-            self._fresh += waiting
-        else:
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
+        self._answered += [(waiter, frontier.seen) for waiter in waiting]
+        self._answered = [answer for answer in self._answered if not _tell(frontier, *answer)]
         return found
 
     async def _read(self, conn: Connection, frontier: Frontier) -> list[Event]:
@@ -328,6 +326,15 @@ class Tail:
         """Take in the notifications that have arrived."""
         while (pending := conn.pgconn.notifies()) is not None:
             self._heard(psycopg.Notify(pending.relname.decode(), pending.extra.decode(), pending.be_pid))
+
+
+def _tell(frontier: Frontier, waiter: asyncio.Future[None], seen: int) -> bool:
+    """Tell a waiter that what was seen up to an id is handed on; False while some of it is held back."""
+    if frontier.holds_up_to(seen):
+        return False
+    if not waiter.done():
+        waiter.set_result(None)
+    return True
 
 
 def _start_of(last: int, alive: Ranges) -> Cursor:

@@ -20,6 +20,8 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
+import msgspec
+
 from sse_pg.config import Settings
 from sse_pg.errors import WorkerError
 from sse_pg.server import LAST_REQUESTS
@@ -248,7 +250,10 @@ class _Process:
         late = asyncio.get_running_loop().call_later(START, self._kill, f"it does not listen after {START:g} s")
         failed = ""
         async for line in self._process.stdout:
-            report = Report.read(line)
+            try:
+                report = Report.read(line)
+            except msgspec.DecodeError:
+                continue  # something printed before the worker took its stdout aside
             if report.url:
                 late.cancel()
                 self._url = report.url

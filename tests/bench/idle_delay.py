@@ -74,7 +74,7 @@ def _measure(stack: Stack, server: Server, result: Result, events: int, disk: bo
                     answer.read()
                     assert answer.status == 201
                 if not arrivals.poll(10):
-                    raise RuntimeError(f"an event by {way} did not arrive within 10 s")
+                    raise RuntimeError(f"event {number} by {way} did not arrive within 10 s")
                 arrived = arrivals.recv()
                 if number >= SETTLE:
                     found.append(arrived - started)
@@ -100,7 +100,9 @@ def _listen(url: str, found: Connection) -> None:
         conn.execute("LISTEN bare")
         last = 0
         found.send(0)
-        for _ in conn.notifies():
+        while True:
+            for _ in conn.notifies(stop_after=1):
+                pass  # the generator keeps the connection to itself until it ends
             rows = conn.execute(
                 "SELECT id, channel, event_type, payload::text, created_at FROM bare WHERE id > %s ORDER BY id",
                 [last],

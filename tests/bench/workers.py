@@ -38,7 +38,7 @@ def run(rounds: int = 5) -> Result:
             count: stack.serve(DATABASE_URL=stack.database(f"workers{count}"), SSE_PG_WORKERS=str(count))
             for count in WORKERS
         }
-        pids = {count: _pids(server.url) for count, server in servers.items()}
+        pids = {count: _pids(server.url, count) for count, server in servers.items()}
         for number in range(rounds):
             for count in WORKERS if number % 2 == 0 else reversed(WORKERS):
                 server = servers[count]
@@ -75,10 +75,16 @@ def run(rounds: int = 5) -> Result:
     return result
 
 
-def _pids(url: str) -> list[int]:
-    """Return the processes that serve."""
-    with urllib.request.urlopen(f"{url}/api/events/active-connections", timeout=10) as answer:
-        return [server["pid"] for server in json.load(answer)["servers"]]
+def _pids(url: str, count: int) -> list[int]:
+    """Wait until so many processes serve; return them."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{url}/api/events/active-connections", timeout=10) as answer:
+            pids = [server["pid"] for server in json.load(answer)["servers"]]
+        if len(pids) == count:
+            return pids
+        time.sleep(0.05)
+    raise RuntimeError(f"there are not {count} workers")
 
 
 def _publish(port: int) -> int:

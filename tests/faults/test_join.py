@@ -258,9 +258,9 @@ async def test_fifty_clients_join_anywhere_while_writers_write(launch: Launcher,
     joined: list[tuple[Follower, set[Any]]] = []
 
     async with following(server.url, cursor="0") as scout, AsyncExitStack() as stack:
-        writing = asyncio.gather(*(_write(database_url, base * 1_000_000, 250) for base in range(1, 9)))
+        writing = asyncio.gather(*(_write(database_url, base * 1_000_000, 160) for base in range(1, 9)))
         for number in range(50):
-            await scout.until(lambda n=number: len(scout.payloads) > 20 * n)
+            await scout.until(lambda n=number: len(scout.payloads) > 15 * n)
             place = rand.randrange(len(scout.cursors))
             follower = Follower(server.url, cursor=scout.cursors[place], drop_every=rand.choice((0, 0, 30)))
             joined.append((follower, set(scout.payloads[: place + 1])))

@@ -1,0 +1,201 @@
+"""What can no longer be delivered is said, with its reason, and the stream goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from support import Client, Launcher, Server, StreamReader, eventually
+
+from faults.helpers import following
+from sse_pg.cursor import Cursor
+
+BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(%s::int, %s::int) g"
+
+
+def _purge(db: psycopg.Connection, up_to: int) -> None:
+    with db.transaction():
+        db.execute("DELETE FROM sse_pg.events WHERE id <= %s", (up_to,))
+        db.execute("UPDATE sse_pg.log SET purged_to = %s", (up_to,))
+
+
+def _restore(db: psycopg.Connection, to: int) -> None:
+    """Make the log what it was when its last id was ``to``, as a restored backup does."""
+    with db.transaction():
+        db.execute("DELETE FROM sse_pg.events WHERE id > %s", (to,))
+        db.execute(
+            "UPDATE sse_pg.log SET settled_to = least(settled_to, %s), open_first = '{}', open_last = '{}'", (to,)
+        )
+        db.execute("SELECT setval('sse_pg.events_id_seq', %s)", (to,))
+
+
+async def _gap(stream: StreamReader) -> dict[str, Any]:
+    block = await stream.event()
+    assert block.event == "sse-pg.gap", block
+    said: dict[str, Any] = block.json()
+    assert block.id == said["before"], "a client that drops here must not be told again, nor lose more"
+    return said
+
+
+async def _caught_up(server: Server, last: int) -> None:
+    await eventually(lambda: server.bus.hub.position == Cursor(last))
+
+
+async def test_what_was_purged_is_said_and_the_rest_comes(launch: Launcher, db: psycopg.Connection) -> None:
+    db.execute(BULK, (1, 20))
+    _purge(db, 10)
+    server = await launch()
+    async with Client(server.url) as client:
+        async with client.stream("a", last_event_id="3") as stream:
+            assert await _gap(stream) == {"reason": "expired", "after": "3", "before": "10"}
+            assert [e.json() for e in await stream.events(10)] == [*range(11, 21)]
+            await client.publish("a", 21)
+            assert (await stream.event()).json() == 21
+        # The gap itself is a place to come back from.
+        async with client.stream("a", last_event_id="10") as stream:
+            assert [e.json() for e in await stream.events(11)] == [*range(11, 22)]
+        async with client.stream("a", last_event_id="15") as stream:
+            assert [e.json() for e in await stream.events(6)] == [*range(16, 22)]
+
+
+async def test_a_gap_of_a_cursor_that_was_purged(launch: Launcher, db: psycopg.Connection) -> None:
+    """All that the client lacked below the purge lay in the gap of its cursor."""
+    db.execute(BULK, (1, 20))
+    _purge(db, 10)
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a", last_event_id="15~10") as stream:
+        assert await _gap(stream) == {"reason": "expired", "after": "15~10", "before": "15"}
+        assert [e.json() for e in await stream.events(5)] == [*range(16, 21)]
+
+
+async def test_a_purge_during_a_replay(launch: Launcher, db: psycopg.Connection) -> None:
+    """Partitions go while a slow client is in the middle of them."""
+    count = 150_000
+    db.execute(
+        "INSERT INTO sse_pg.events (channel, payload)"
+        " SELECT 'a', jsonb_build_object('n', g, 'filler', repeat('x', 100)) FROM generate_series(1, %s) g",
+        (count,),
+    )
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a", last_event_id="0") as stream:
+        (open_stream,) = server.bus.hub.streams
+        await eventually(lambda: open_stream.transport.get_write_buffer_size() > 0)
+        assert not open_stream.live
+        _purge(db, count - 1000)
+        got: list[int] = []
+        gaps: list[dict[str, Any]] = []
+        while not got or got[-1] < count:
+            block = await stream.event()
+            if block.event == "sse-pg.gap":
+                gaps.append(block.json())
+                assert gaps[-1]["after"] == str(got[-1])
+            else:
+                got.append(block.json()["n"])
+        assert [gap["reason"] for gap in gaps] == ["expired"]
+        assert gaps[0]["before"] == str(count - 1000)
+        assert got == [*range(1, int(gaps[0]["after"]) + 1), *range(count - 999, count + 1)]
+
+
+async def test_the_ring_still_has_what_was_purged(launch: Launcher, db: psycopg.Connection) -> None:
+    server = await launch()
+    db.execute(BULK, (1, 20))
+    await _caught_up(server, 20)
+    _purge(db, 10)
+    async with Client(server.url) as client, client.stream("a", last_event_id="3") as stream:
+        assert [e.json() for e in await stream.events(17)] == [*range(4, 21)]
+
+
+@pytest.mark.parametrize("cursor", ["999999", "999999~5", "15~2", "nonsense", "9" * 40, "-1", "5~9"])
+async def test_a_cursor_of_another_database(launch: Launcher, db: psycopg.Connection, cursor: str) -> None:
+    db.execute(BULK, (1, 10))
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a", last_event_id=cursor) as stream:
+        assert await _gap(stream) == {"reason": "unknown", "after": cursor, "before": "10"}
+        await client.publish("a", 11)
+        assert (await stream.event()).json() == 11
+
+
+@pytest.mark.parametrize("how", ["setval", "truncate"])
+async def test_the_log_goes_back_while_streams_are_open(launch: Launcher, db: psycopg.Connection, how: str) -> None:
+    """The connection of the server stays: nothing but the sequence tells."""
+    server = await launch(safety_read=0.05)
+    async with (
+        Client(server.url) as client,
+        client.stream("a") as stream,
+        client.stream("b") as other,
+        following(server.url) as follower,
+    ):
+        db.execute(BULK, (1, 10))
+        assert [e.json() for e in await stream.events(10)] == [*range(1, 11)]
+        await _caught_up(server, 10)
+        if how == "setval":
+            _restore(db, 4)
+        else:
+            db.execute("TRUNCATE sse_pg.events RESTART IDENTITY")
+        start = "4" if how == "setval" else "0"
+        for each in (stream, other):
+            assert await _gap(each) == {"reason": "unknown", "after": "10", "before": start}
+        await client.publish("a", "new")
+        block = await stream.event()
+        assert block.json() == "new"
+        assert block.id == str(int(start) + 1)
+        await client.publish("b", "new")
+        assert (await other.event()).json() == "new"
+        # One that comes back with an id of the log that is gone.
+        async with client.stream("a", last_event_id="10") as came_back:
+            assert (await _gap(came_back))["reason"] == "unknown"
+        await follower.until(lambda: follower.payloads[-1:] == ["new"])
+        assert [gap["reason"] for gap in follower.gaps] == ["unknown"]
+
+
+async def test_the_log_goes_back_and_takes_the_connections_along(launch: Launcher, db: psycopg.Connection) -> None:
+    """As a restore does that drops the database."""
+    server = await launch(safety_read=60.0)
+    async with Client(server.url) as client, client.stream("a") as stream:
+        db.execute(BULK, (1, 10))
+        await stream.events(10)
+        await _caught_up(server, 10)
+        _restore(db, 4)
+        db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert await _gap(stream) == {"reason": "unknown", "after": "10", "before": "4"}
+        db.execute("INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '\"new\"')")
+        assert (await stream.event()).json() == "new"
+
+
+async def test_the_log_goes_back_between_two_runs_of_the_server(launch: Launcher, db: psycopg.Connection) -> None:
+    first = await launch()
+    async with Client(first.url) as client, client.stream("a") as stream:
+        db.execute(BULK, (1, 10))
+        cursor = (await stream.events(10))[-1].id
+    await first.stop()
+    _restore(db, 4)
+    second = await launch()
+    async with Client(second.url) as client, client.stream("a", last_event_id=cursor) as stream:
+        assert await _gap(stream) == {"reason": "unknown", "after": "10", "before": "4"}
+        await client.publish("a", "new")
+        assert (await stream.event()).json() == "new"
+
+
+async def test_the_log_goes_back_during_a_replay(launch: Launcher, db: psycopg.Connection) -> None:
+    db.execute(
+        "INSERT INTO sse_pg.events (channel, payload)"
+        " SELECT 'a', jsonb_build_object('n', g, 'filler', repeat('x', 100)) FROM generate_series(1, 150000) g"
+    )
+    server = await launch(safety_read=0.05)
+    async with Client(server.url) as client, client.stream("a", last_event_id="0") as stream:
+        (open_stream,) = server.bus.hub.streams
+        await eventually(lambda: open_stream.transport.get_write_buffer_size() > 0)
+        assert not open_stream.live
+        db.execute("TRUNCATE sse_pg.events RESTART IDENTITY")
+        await eventually(lambda: server.bus.hub.position == Cursor(0))
+        await client.publish("a", "new")
+        expected = 0
+        while (block := await stream.event()).event != "sse-pg.gap":
+            expected += 1
+            assert block.json()["n"] == expected
+        assert block.json() == {"reason": "unknown", "after": str(expected), "before": "0"}
+        assert (await stream.event()).json() == "new"
