@@ -48,7 +48,6 @@ def make_pool(url: str | None, size: int, timeout: float) -> Pool:
         max_size=size,
         timeout=timeout,
         reconnect_timeout=5,
-        check=check_idle,
         open=False,
     )
 
@@ -64,18 +63,39 @@ async def connect_listener(url: str | None) -> Connection:
     )
 
 
-async def check_idle(conn: Connection) -> None:
+@asynccontextmanager
+async def lend(pool: Pool) -> AsyncIterator[Connection]:
+    """Lend a connection that is still there, as far as can be told.
+
+    The pool has a check of its own, but pauses for longer and longer after each connection that it finds dead: after a
+    restart of the database all of them are.
+    """
+    conn = await pool.getconn()
+    for _ in range(pool.max_size):
+        if await _is_there(conn):
+            break
+        await conn.close()
+        await pool.putconn(conn)
+        conn = await pool.getconn()
+    try:
+        yield conn
+    finally:
+        await pool.putconn(conn)
+
+
+async def _is_there(conn: Connection) -> bool:
     """Find out, without a round trip in the usual case, whether a pooled connection is still there.
 
-    An idle connection with something to read has been told that it is over (or has a notice): ask. The pool calls
-    this before it lends a connection, and takes another one where it raises.
+    An idle connection with something to read has been told that it is over (or has a notice): ask.
     """
     poller = select.poll()  # not select(): file numbers go beyond 1024 with thousands of streams
-    poller.register(conn.fileno(), select.POLLIN)
-    if poller.poll(0):
-        await conn.execute(b"")
-    if conn.closed:
-        raise psycopg.OperationalError("the connection is closed")
+    try:
+        poller.register(conn.fileno(), select.POLLIN)
+        if poller.poll(0):
+            await conn.execute(b"")
+    except psycopg.Error:
+        return False
+    return not conn.closed
 
 
 def is_away(error: BaseException) -> bool:
@@ -118,7 +138,7 @@ def answering(conn: Connection, seconds: float) -> Iterator[None]:
 async def reading(pool: Pool) -> AsyncIterator[Connection]:
     """Lend a connection for reading; raises BusUnavailable when the database is away."""
     try:
-        async with pool.connection() as conn:
+        async with lend(pool) as conn:
             with answering(conn, ANSWER):
                 yield conn
     except psycopg.Error as error:

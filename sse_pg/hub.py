@@ -57,14 +57,14 @@ class Hub:
         self.ring = Ring(*self._ring_size, position)
         self._catch_ups.clear()
 
-    def restart(self, position: Cursor) -> None:
-        """Go on from a log that is not the one before: every stream is told that what lay between is unknown."""
+    def restart(self, position: Cursor, reason: str = "unknown") -> None:
+        """Go on at a position that does not follow from the one before: every stream is told of the gap, and why."""
         before, now = self.position, time.monotonic()
         self.begin(position)
         for stream in self.streams:
             after = before if stream.live else stream.cursor & before
             stream.cursor = position
-            stream.tell(wire.gap("unknown", after.text, position), position, now)
+            stream.tell(wire.gap(reason, after.text, position), position, now)
 
     def deliver(self, released: Iterable[tuple[Event, Cursor]], position: Cursor) -> None:
         """Hand events on to the live streams of their channels; afterwards all were offered ``position``."""

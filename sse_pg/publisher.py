@@ -13,7 +13,7 @@ from datetime import datetime
 import msgspec
 import psycopg
 
-from sse_pg.database import ANSWER, Pool, answering, is_away, reading, summary
+from sse_pg.database import ANSWER, Pool, answering, is_away, lend, reading, summary
 from sse_pg.errors import BusUnavailable, EventRefused, KeyReused, OutcomeUnknown, PayloadTooLarge
 from sse_pg.queries import query
 
@@ -50,8 +50,8 @@ class _Collided(BusUnavailable):
 class Publisher:
     """Writes drafts in the order in which they come.
 
-    But for those with an idempotency key: they may have to wait for another transaction that publishes with the key, and
-    the others are not to wait with them.
+    But for those with an idempotency key: they may have to wait for another transaction that publishes with the key,
+    and the others are not to wait with them.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -125,7 +125,7 @@ class Publisher:
         keys = [draft.key for draft in drafts] if any(draft.key is not None for draft in drafts) else None
         sent = False
         try:
-            async with self._pool.connection() as conn:
+            async with lend(self._pool) as conn:
                 sent = True
                 with answering(conn, ANSWER):
                     cursor = await conn.execute(

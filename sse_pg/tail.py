@@ -122,6 +122,7 @@ class Tail:
             await conn.execute(query("sleep_begin"))
             await conn.execute(query("check_epoch"))
             epochs = await (await conn.execute(query("epochs"))).fetchall()
+            ((purged_to,),) = await (await conn.execute(query("purged_to"))).fetchall()
             last, alive = await self._publishers(conn)
         start = _start_of(last, alive)
         if self._frontier is None:
@@ -130,6 +131,10 @@ class Tail:
             self._hub.begin(start)
         elif last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
             self._begin_anew(last, alive)
+        elif purged_to > self._frontier.seen:
+            log.error("events up to id %d were purged while this server had read to %d", purged_to, self._frontier.seen)
+            self._frontier = Frontier(start, 0.0)
+            self._hub.restart(start, "expired")
         self._hub.epochs = [(settled_to, starts_at) for settled_to, starts_at in epochs]
         self._lay_down = last
         self._followers.changed(None)

@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+import sse_pg
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
 from sse_pg.migrate import migrate
 
@@ -171,7 +172,7 @@ class Stack:
         port = free_port()
         process = self.start(
             [sys.executable, "-m", "sse_pg", "serve", "--port", str(port)],
-            {"DATABASE_URL": self.url, "SSE_PG_LOG_LEVEL": "warning", "SSE_PG_DRAIN_SECONDS": "0", **env},
+            {"DATABASE_URL": self.url, "PYTHONPATH": str(Path(sse_pg.__file__).parents[1]), "SSE_PG_LOG_LEVEL": "warning", "SSE_PG_DRAIN_SECONDS": "0", **env},
         )
         process.wait_for(f"http://127.0.0.1:{port}/readyz")
         return Server("sse-pg", port, process, "/api/events/stream?channels=bench", "/api/events/publish")

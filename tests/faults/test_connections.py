@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import psycopg
 import pytest
@@ -204,3 +204,20 @@ async def _waits_for_a_lock(conn: psycopg.AsyncConnection[tuple[int]]) -> None:
     async with asyncio.timeout(20):
         while await (await conn.execute(waiting)).fetchone() is None:
             await asyncio.sleep(0.01)
+
+
+async def test_the_first_publish_after_all_connections_were_lost(launch: Launcher, database_url: str) -> None:
+    """However many dead connections the pool has: the first request finds one that works."""
+    server = await launch(pool_size=8, pool_timeout=0.9)
+    async with Client(server.url) as client, connection(database_url) as elsewhere:
+        async with AsyncExitStack() as stack:
+            for _ in range(8):
+                await stack.enter_async_context(server.bus.pool.connection())
+        await eventually(lambda: server.bus.pool.get_stats()["pool_available"] == 8)
+        await elsewhere.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'sse-pg'"
+        )
+        await client.publish("a", 1)
+        status, _ = await client.get("/api/events/history", params={"channel": "a"})
+        assert status == 200

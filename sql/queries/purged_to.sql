@@ -1,0 +1,1 @@
+SELECT purged_to FROM sse_pg.log
