@@ -1,0 +1,1 @@
+"""The SQL files, shipped as sse_pg.sql."""

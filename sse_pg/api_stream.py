@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import time
+from collections.abc import Coroutine
 from random import random
 
 from aiohttp import web
@@ -74,15 +75,12 @@ class StreamApi:
         try:
             if follows is not None:
                 await bus.followers.follow(stream, follows)
-            asked = _asked_for(request)
-            cursor, lost = await self._start_of(asked)
             response.force_close()
             await response.prepare(request)
             _bound_unacknowledged(transport)
             bus.hub.add(stream)
-            self._greet(stream, cursor or bus.hub.position, asked if lost else None)
             log.info("stream opened: %s", _whom(request, stream, user))
-            await self._catch_up(stream)
+            await _unless_ended(stream, self._bring_up(stream, _asked_for(request)))
             reason = await stream.ended
             return response
         except Exception:
@@ -134,8 +132,24 @@ class StreamApi:
                 errors=[FieldError("channels", name) for name in missing],
             )
 
+    async def _bring_up(self, stream: Stream, asked: str | None) -> None:
+        """Greet a stream and make it live; where the database is away, wait with the stream open."""
+        greeted = False
+        while True:
+            try:
+                if not greeted:
+                    cursor, lost = await self._start_of(asked)
+                    self._greet(stream, cursor or self._bus.hub.position, asked if lost else None)
+                    greeted = True
+                await self._bus.replay.catch_up(stream)
+                return
+            except BusUnavailable as error:
+                log.warning("a stream waits for the database: %s", error)
+                await asyncio.sleep(0.2 + 0.6 * random())  # noqa: S311 - jitter
+                await self._bus.tail.listening.wait()
+
     async def _start_of(self, asked: str | None) -> tuple[Cursor | None, bool]:
-        """Return where a stream begins (None: now), and whether what the client asked for is of no log, or a lost one."""
+        """Return where a stream begins (None: now), and whether what was asked for is of no log, or of a lost one."""
         try:
             if asked is not None:
                 return await self._bus.replay.judge(Cursor.parse(asked))
@@ -154,21 +168,22 @@ class StreamApi:
         """
         retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
         stream.cursor = cursor
+        stream.greeted = True
         greeting = wire.hello(cursor, retry_ms)
         if lost is not None:
             greeting += wire.gap("unknown", _printable(lost), cursor)
         stream.tell(greeting, cursor, time.monotonic())
 
-    async def _catch_up(self, stream: Stream) -> None:
-        """Make the stream live; where the database is away, wait with the stream open."""
-        while True:
-            try:
-                await self._bus.replay.catch_up(stream)
-                return
-            except BusUnavailable as error:
-                log.warning("a stream waits for the database: %s", error)
-                await asyncio.sleep(0.2 + 0.6 * random())  # noqa: S311 - jitter
-                await self._bus.tail.listening.wait()
+
+async def _unless_ended(stream: Stream, work: Coroutine[None, None, None]) -> None:
+    """Do some work on a stream, but no longer than until it is ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task, stream.ended), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
 
 
 def _asked_for(request: web.Request) -> str | None:

@@ -61,7 +61,7 @@ class Hub:
         """Go on at a position that does not follow from the one before: every stream is told of the gap, and why."""
         before, now = self.position, time.monotonic()
         self.begin(position)
-        for stream in self.streams:
+        for stream in [stream for stream in self.streams if stream.greeted]:
             after = before if stream.live else stream.cursor & before
             stream.cursor = position
             stream.tell(wire.gap(reason, after.text, position), position, now)

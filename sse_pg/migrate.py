@@ -22,9 +22,7 @@ def migrate(url: str | None) -> list[str]:
     except psycopg.OperationalError as error:
         raise MigrationError(f"the database cannot be reached: {str(error).strip()}") from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise MigrationError(
-            f"{error.diag.message_primary}: the role needs CREATE on the database"
-        ) from error
+        raise MigrationError(f"{error.diag.message_primary}: the role needs CREATE on the database") from error
 
 
 def _apply(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:

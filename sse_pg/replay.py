@@ -47,8 +47,8 @@ class Replay:
         """Return the cursor that a client really has, and whether something of its claim is of a log that was lost.
 
         A claim may have what this server has not handed on: the client may come from a server that had read
-        further, and a read from now on sees all of that. What is still missing then was never offered to anybody: a plain
-        integer above a transaction in flight, or an id that was rolled back. Beyond the sequence itself the
+        further, and a read from now on sees all of that. What is still missing then was never offered to anybody: a
+        plain integer above a transaction in flight, or an id that was rolled back. Beyond the sequence itself the
         cursor is of another log. Raises BusUnavailable when the database is away.
         """
         cursor = self._hub.last_certain(claimed)

@@ -22,6 +22,7 @@ class Stream:
         "cursor",
         "ended",
         "envelope",
+        "greeted",
         "live",
         "sent_bytes",
         "told",
@@ -47,6 +48,8 @@ class Stream:
         self.envelope = envelope
         self.chunked = chunked
         self.buffer_limit = buffer_limit
+        self.greeted = False
+        """Whether its first block was sent."""
         self.live = False
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Resolves to the reason when this side ends the stream."""

@@ -97,7 +97,7 @@ class Tail:
                     await conn.close()
             except (psycopg.Error, OSError, TimeoutError, BusUnavailable) as error:
                 self.last_error = f"the LISTEN connection is down: {summary(error)}"
-                pause = min(5.0, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
+                pause = min(1.0, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
                 attempt = min(attempt + 1, 10)
                 log.warning("%s; next attempt in %.2f s", self.last_error, pause)
                 await asyncio.sleep(pause)
@@ -175,6 +175,8 @@ class Tail:
             found = await self._pass(conn, settle=settle)
             if now - last_settled >= self._safety_read:
                 await self._note_settled(conn)
+                with answering(conn, DEADLINE):
+                    await conn.execute(query("notification_queue"))
                 last_settled = now
             if self.awake:
                 idle = 0 if found else idle + 1

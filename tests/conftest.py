@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,6 +21,11 @@ from sse_pg.migrate import migrate
 
 _numbers = itertools.count(1)
 
+# A run in the background (nohup, a job of a script) ignores these, and so would every process that a test starts.
+with contextlib.suppress(ValueError):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # What a throw-away cluster does not need: it is never expected to survive a crash of the machine.
 _FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200", "max_prepared_transactions": "10"}
 
@@ -29,9 +36,7 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     programs = os.environ.get("SSE_PG_TEST_POSTGRES")
     directory = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp"))
     directory.chmod(0o755)
-    server = EmbeddedPostgres(
-        directory, binaries=find_binaries(Path(programs) if programs else None), options=_FAST
-    )
+    server = EmbeddedPostgres(directory, binaries=find_binaries(Path(programs) if programs else None), options=_FAST)
     try:
         with server:
             yield server

@@ -17,6 +17,7 @@ from bench.stack import Missing
 BENCHMARKS = {
     "sql": "sql_publish",
     "delay": "idle_delay",
+    "order": "order_wait",
     "memory": "stream_memory",
     "http": "http_publish",
     "fanout": "fan_out",

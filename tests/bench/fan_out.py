@@ -16,7 +16,11 @@ from bench.table import Result, Rounds, percentile
 
 STREAMS = 5000
 BURST = 100
-EVENT = {"channel": "bench", "eventType": "message", "payload": {"message": "Hello from the server!", "priority": "high"}}
+EVENT = {
+    "channel": "bench",
+    "eventType": "message",
+    "payload": {"message": "Hello from the server!", "priority": "high"},
+}
 BODY = json.dumps(EVENT).encode()
 HEAVY = json.dumps({**EVENT, "channel": "heavy", "payload": "x" * 262144}).encode()
 NAMES = ("sse-pg", "nchan", "node")
@@ -124,9 +128,7 @@ def _bursts(server: Server, crowd: Crowd, found: Rounds) -> None:
             raise RuntimeError(f"{server.name}: {answer}")
         took += answer["last"] - started
     found.add(f"{server.name} burst", bursts * BURST * STREAMS / took)
-    found.add(
-        f"{server.name} burst cpu", (cpu_seconds(server.worker_pid()) - used) / bursts / BURST / STREAMS * 1e6
-    )
+    found.add(f"{server.name} burst cpu", (cpu_seconds(server.worker_pid()) - used) / bursts / BURST / STREAMS * 1e6)
 
 
 def _paced(

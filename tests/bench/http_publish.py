@@ -101,7 +101,9 @@ def load(stack: Stack, server: Server, connections: int, seconds: float) -> dict
     requests = re.search(r"(\d+) requests in", out)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
     assert requests and rate, out
-    percentiles = {f"p{share}": _ms(number, unit) for share, number, unit in re.findall(r"(\d+)%\s+([\d.]+)(us|ms|s)", out)}
+    percentiles = {
+        f"p{share}": _ms(number, unit) for share, number, unit in re.findall(r"(\d+)%\s+([\d.]+)(us|ms|s)", out)
+    }
     return {"requests": int(requests[1]), "rate": float(rate[1]), **percentiles}
 
 
@@ -146,7 +148,14 @@ def _bulk(stack: Stack, result: Result, rounds: int) -> None:
 
 def _copy(stack: Stack, file: str) -> None:
     path, env = stack.pg_program("psql")
-    command = [path, "-qX", "-v", "ON_ERROR_STOP=1", "-c", rf"\copy sse_pg.events (channel, event_type, payload) from '{file}'"]
+    command = [
+        path,
+        "-qX",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-c",
+        rf"\copy sse_pg.events (channel, event_type, payload) from '{file}'",
+    ]
     subprocess.run(command, env={**os.environ, **env}, check=True, capture_output=True)
 
 

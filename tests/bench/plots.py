@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
-from matplotlib import pyplot as plt  # noqa: E402 - after the choice of how to draw
+from matplotlib import pyplot as plt
 
-from bench.table import Result  # noqa: E402
+from bench.table import Result
 
 COLOURS = {
     "sse_pg": "#2b6cb0", "sse-pg": "#2b6cb0", "INSERT": "#2b6cb0", "HTTP": "#63b3ed", "NDJSON": "#2b6cb0",
@@ -24,7 +24,9 @@ COLOURS = {
 def draw(result: Result, directory: Path) -> None:
     """Draw what there is to draw of a result."""
     directory.mkdir(parents=True, exist_ok=True)
-    mpl.rcParams.update({"svg.hashsalt": "sse-pg", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+    mpl.rcParams.update(
+        {"svg.hashsalt": "sse-pg", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    )
     drawn = globals().get(f"_{result.name}")
     if drawn is None:
         return
@@ -42,7 +44,9 @@ def _bars(axes: Any, groups: Sequence[str], series: Mapping[str, Sequence[float]
     for place, (name, values) in enumerate(series.items()):
         at = [x + (place - (len(series) - 1) / 2) * width for x in range(len(groups))]
         bars = axes.bar(at, values, width * 0.95, label=name, color=COLOURS.get(name))
-        axes.bar_label(bars, [f"{value:,.0f}" if value >= 20 else f"{value:.1f}" for value in values], fontsize=6, padding=1)
+        axes.bar_label(
+            bars, [f"{value:,.0f}" if value >= 20 else f"{value:.1f}" for value in values], fontsize=6, padding=1
+        )
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel(unit)
     axes.legend(frameon=False, fontsize=8)
@@ -119,7 +123,9 @@ def _fanout(data: Mapping[str, Any]) -> None:
 def _storm(data: Mapping[str, Any]) -> None:
     _, axes = plt.subplots(1, 3, figsize=(8, 2.6))
     rings = [key.removesuffix(" seconds") for key in data if key.endswith(" seconds")]
-    for place, (key, unit, scale) in enumerate((("seconds", "s", 1), ("queries", "queries", 1), ("peak", "peak MiB", 2**20))):
+    for place, (key, unit, scale) in enumerate(
+        (("seconds", "s", 1), ("queries", "queries", 1), ("peak", "peak MiB", 2**20))
+    ):
         axes[place].bar(rings, [median(data[f"{ring} {key}"]) / scale for ring in rings], color=COLOURS["sse-pg"])
         axes[place].set_ylabel(unit)
         axes[place].tick_params(axis="x", labelsize=7)

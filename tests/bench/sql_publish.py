@@ -112,7 +112,12 @@ def _measure(stack: Stack, server: Server, result: Result, rounds: int, seconds:
     result.add("events lost", str(lost), "0", lost == 0)
     result.notes = [f"{name}: {text}" for name, text in LABELS.items()]
     result.notes.append("The delay counts from the INSERT (created_at), so the commit's disk flush is part of it.")
-    result.data = {"tps": dict(tps.values), "cost": dict(cost.values), "delays": dict(delays.values), "spread": spread[:: max(1, len(spread) // 5000)]}
+    result.data = {
+        "tps": dict(tps.values),
+        "cost": dict(cost.values),
+        "delays": dict(delays.values),
+        "spread": spread[:: max(1, len(spread) // 5000)],
+    }
     return result
 
 

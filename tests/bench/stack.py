@@ -130,6 +130,14 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self._stops.close()
 
+    def stop_postgres(self) -> None:
+        """Take PostgreSQL away."""
+        self._postgres.stop()
+
+    def start_postgres(self) -> None:
+        """Bring it back."""
+        self._postgres.start()
+
     @property
     def postgres_pid(self) -> int:
         """The postmaster."""
@@ -172,7 +180,13 @@ class Stack:
         port = free_port()
         process = self.start(
             [sys.executable, "-m", "sse_pg", "serve", "--port", str(port)],
-            {"DATABASE_URL": self.url, "PYTHONPATH": str(Path(sse_pg.__file__).parents[1]), "SSE_PG_LOG_LEVEL": "warning", "SSE_PG_DRAIN_SECONDS": "0", **env},
+            {
+                "DATABASE_URL": self.url,
+                "PYTHONPATH": str(Path(sse_pg.__file__).parents[1]),
+                "SSE_PG_LOG_LEVEL": "warning",
+                "SSE_PG_DRAIN_SECONDS": "0",
+                **env,
+            },
         )
         process.wait_for(f"http://127.0.0.1:{port}/readyz")
         return Server("sse-pg", port, process, "/api/events/stream?channels=bench", "/api/events/publish")

@@ -16,7 +16,9 @@ def run(rounds: int = 3) -> Result:
     result = Result("memory", f"Memory of an idle stream, over {MORE:,} of them")
     found = Rounds()
     with Stack() as stack:
-        stack.copy_database("rival", "DROP TRIGGER announce ON sse_pg.events; DROP TRIGGER close_window ON sse_pg.events;")
+        stack.copy_database(
+            "rival", "DROP TRIGGER announce ON sse_pg.events; DROP TRIGGER close_window ON sse_pg.events;"
+        )
         for _ in range(rounds):
             for name in ("sse-pg", "node", "nchan"):
                 try:
@@ -34,7 +36,9 @@ def run(rounds: int = 3) -> Result:
     result.add("sse-pg, KiB a stream", f"{ours:.1f}", "at most 12", ours <= 12)
     for name in ("node", "nchan"):
         if name in found.values:
-            result.add(f"{name}, KiB a stream", f"{found.median(name):.1f}; sse-pg has {ours / found.median(name):.2f} of it")
+            result.add(
+                f"{name}, KiB a stream", f"{found.median(name):.1f}; sse-pg has {ours / found.median(name):.2f} of it"
+            )
     result.data = dict(found.values)
     return result
 

@@ -115,12 +115,16 @@ async def test_a_cursor_ahead_of_this_server(launch: Launcher, database_url: str
             events = await first.events(10)
             assert [e.json() for e in events] == list(range(1, 11))
             assert frozen.bus.hub.position.high < there.bus.hub.position.high
-            async with (
-                at_frozen.stream("a", last_event_id=events[-1].id) as ahead,
-                at_frozen.stream("a", last_event_id=events[4].id) as half_ahead,
-            ):
+            async with AsyncExitStack() as streams:
+                # A claim that this server cannot judge yet: it greets when it has read.
+                opening = [
+                    asyncio.create_task(streams.enter_async_context(at_frozen.stream("a", last_event_id=cursor)))
+                    for cursor in (events[-1].id, events[4].id)
+                ]
+                await eventually(lambda: len(frozen.bus.hub.streams) == 2)
                 await insert(conn, 11)
                 proxy.resume()
+                ahead, half_ahead = await asyncio.gather(*opening)
                 assert (await ahead.event()).json() == 11
                 assert [e.json() for e in await half_ahead.events(6)] == [6, 7, 8, 9, 10, 11]
                 await slow.commit()
