@@ -90,6 +90,7 @@ def _announce(url: str) -> None:
 def migrate(database_url: str | None, data_dir: Path | None) -> None:
     """Bring the schema of the database up to date; safe to run from many places at once."""
     settings = _settings(database_url=database_url, data_dir=data_dir)
+    logs.configure(settings.log_level, "text")
     with _database(settings) as ready:
         applied = apply_migrations(ready.database_url)
     for name in applied:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -190,7 +190,7 @@ async def test_a_long_replay_goes_at_the_speed_of_the_client(
     """200,000 events; the server holds a page and a buffer for the client, not the log."""
     count, limit = 200_000, 400_000
     db.execute(BULK, (1, count))
-    largest = pages = 0
+    largest = pages = published = 0
     push = stream_module.Stream.push
 
     def measured(stream: stream_module.Stream, framed: bytes, now: float) -> None:
@@ -203,20 +203,28 @@ async def test_a_long_replay_goes_at_the_speed_of_the_client(
     server = await launch(stream_buffer=limit)
 
     async def meanwhile() -> None:
+        nonlocal published
         async with connection(database_url) as conn:
             for number in range(count + 1, count + 301):
                 await insert(conn, number)
+                published += 1
                 await asyncio.sleep(0.005)
 
+    async def backed_up() -> None:
+        """The client has not read for as long as it takes to publish some: the server has to wait for it."""
+        await eventually(lambda: largest > 0)
+        before = min(published, 150)
+        await eventually(lambda: published >= before + 100)
+
     async with running(meanwhile()):
-        received = await asyncio.wait_for(_read_late(server.url, count + 300, lambda: largest > 0), 60)
+        received = await asyncio.wait_for(_read_late(server.url, count + 300, backed_up), 60)
     assert received == list(range(1, count + 301))
     assert largest <= limit
     assert pages > count // 1000
 
 
-async def _read_late(url: str, count: int, begin: Callable[[], bool]) -> list[int]:
-    """Read a stream from its beginning once ``begin`` says so, a little at a time, until it has so many events."""
+async def _read_late(url: str, count: int, begin: Callable[[], Awaitable[None]]) -> list[int]:
+    """Read a stream from its beginning once ``begin`` returns, a little at a time, until it has so many events."""
     parts = urlsplit(url)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
@@ -227,7 +235,7 @@ async def _read_late(url: str, count: int, begin: Callable[[], bool]) -> list[in
     try:
         writer.write(b"GET /api/events/stream?channels=a&lastEventId=0 HTTP/1.0\r\n\r\n")
         rest = named = b""
-        await eventually(begin)
+        await begin()
         while len(received) < count:
             data = await reader.read(65536)
             assert data, f"the stream ended after {len(received)} events"
