@@ -87,7 +87,8 @@ class Tail:
         attempt = 0
         while True:
             try:
-                conn = await asyncio.wait_for(connect_listener(self._url), DEADLINE)
+                async with asyncio.timeout(DEADLINE):  # wait_for() of Python 3.11 can lose a cancellation
+                    conn = await connect_listener(self._url)
                 try:
                     await self._start(conn)
                     attempt = 0

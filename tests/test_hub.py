@@ -315,8 +315,11 @@ async def test_restart_tells_every_stream(hub: Hub) -> None:
     deliver(hub, event(11))
     stream, transport = live(hub, "a")
     waiting, second = opened(hub, "a", at=Cursor(99))
+    _, silent = opened(hub, "a")
+    stream.greeted = waiting.greeted = True
     assert hub.join(waiting) == "ahead"
     hub.restart(Cursor(5))
+    assert silent.writes == []  # its hello is still to come, and will say where it begins
     for written in (transport, second):
         (block,) = written.blocks()
         assert (block.event, block.id) == ("sse-pg.gap", "5")
