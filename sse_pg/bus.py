@@ -82,8 +82,7 @@ class Bus:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.presence.unregister()
-        await self._tail_pool.close()
-        await self.pool.close()
+        await asyncio.gather(self._tail_pool.close(), self.pool.close())
 
     def why_not_ready(self) -> str | None:
         """Say why this server cannot serve now, or None."""

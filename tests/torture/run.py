@@ -154,14 +154,17 @@ async def _calm_down(
 
 
 async def _caught_up(readers: list[Reader], rows: dict[int, object], patience: float) -> None:
-    """Wait until every reader has as many events as the table has for it, or the patience ends."""
+    """Wait until every reader has as many events as the table has for it, or none gets any for the time of patience."""
     wanted = [
         sum(1 for row in rows.values() if row.channel in reader.channels)  # type: ignore[attr-defined]
         for reader in readers
     ]
-    deadline = time.monotonic() + patience
+    deadline, before = time.monotonic() + patience, -1
     while time.monotonic() < deadline:
         if all(len(set(reader.marks)) >= count for reader, count in zip(readers, wanted, strict=True)):
             break
+        received = sum(len(reader.marks) for reader in readers)
+        if received > before:  # slow is not lost: the patience is for readers that get nothing more
+            deadline, before = time.monotonic() + patience, received
         await asyncio.sleep(0.2)
     await asyncio.sleep(1.0)  # what comes twice may come now
