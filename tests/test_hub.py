@@ -404,8 +404,9 @@ class Reader:
 
     async def fresh(self) -> None:
         self.read()
-        self.clock(WAIT)
-        self.read()
+        while self.frontier.holding:  # as Tail.fresh: until what the read found is handed on
+            self.clock(WAIT)
+            self.read()
 
 
 @dataclass(eq=False)
