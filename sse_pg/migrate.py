@@ -13,7 +13,8 @@ OLDEST = 150000
 def migrate(url: str | None) -> list[str]:
     """Apply the migrations that are missing, all in one transaction; return their names.
 
-    Safe to run from many places at once: one applies, the others wait for it and find nothing to do.
+    Safe to run from many places at once: one applies, the others wait for it and find nothing to do. Where nothing is
+    missing it only reads: a role that owns nothing may run it (sql/roles.sql).
     Raises MigrationError for a database that cannot carry the schema.
     """
     try:
@@ -22,7 +23,9 @@ def migrate(url: str | None) -> list[str]:
     except psycopg.OperationalError as error:
         raise MigrationError(f"the database cannot be reached: {str(error).strip()}") from error
     except psycopg.errors.InsufficientPrivilege as error:
-        raise MigrationError(f"{error.diag.message_primary}: the role needs CREATE on the database") from error
+        raise MigrationError(
+            f"{error.diag.message_primary}: a server's role needs what sql/roles.sql grants to sse_pg_server"
+        ) from error
 
 
 def _apply(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
@@ -41,9 +44,17 @@ def _apply(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
     applied = []
     for number, name, text in available:
         if number not in known:
-            conn.execute(text)
-            conn.execute(queries.query("migration_applied"), (number, name))
-            applied.append(f"{number:04}_{name}")
+            full_name = f"{number:04}_{name}"
+            try:
+                conn.execute(text)
+                conn.execute(queries.query("migration_applied"), (number, name))
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise MigrationError(
+                    f"migration {full_name} is missing, and the role {conn.info.user} may not apply it "
+                    f"({error.diag.message_primary}): run sse-pg migrate as the owner of the schema; "
+                    "who makes it first needs CREATE on the database"
+                ) from error
+            applied.append(full_name)
     return applied
 
 

@@ -1,0 +1,95 @@
+-- Three group roles, each with the least that its task takes: psql -f sql/roles.sql, as the owner of the schema sse_pg.
+-- Optional, and after each `sse-pg migrate` once more: it takes away what the roles had in the schema, and grants anew.
+-- Roles belong to the cluster, rights to the database: run it in each database. To make a role takes CREATEROLE; where
+-- the three are there already, being the owner is enough. Give them to logins: GRANT sse_pg_publisher TO shop;
+--
+--   sse_pg_publisher   publish(), and nothing else
+--   sse_pg_subscriber  reads every event; subscriptions; position()
+--   sse_pg_server      what `sse-pg serve` and `sse-pg purge` do; it owns nothing
+
+BEGIN;
+
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['sse_pg_publisher', 'sse_pg_subscriber', 'sse_pg_server'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = wanted) THEN
+            BEGIN
+                EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL;       -- somebody made it just now, for another database
+            END;
+        END IF;
+    END LOOP;
+END $$;
+
+REVOKE ALL ON ALL TABLES IN SCHEMA sse_pg FROM sse_pg_publisher, sse_pg_subscriber, sse_pg_server;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA sse_pg FROM sse_pg_publisher, sse_pg_subscriber, sse_pg_server;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_pg FROM sse_pg_publisher, sse_pg_subscriber, sse_pg_server;
+REVOKE ALL ON SCHEMA sse_pg FROM sse_pg_publisher, sse_pg_subscriber, sse_pg_server;
+
+GRANT USAGE ON SCHEMA sse_pg TO sse_pg_publisher, sse_pg_subscriber, sse_pg_server;
+
+-- publish() runs with its owner's rights: no INSERT is needed, and so no id or time can be forged. For raw INSERT and
+-- COPY add: GRANT INSERT (channel, event_type, payload) ON sse_pg.events TO sse_pg_publisher;
+GRANT EXECUTE ON FUNCTION sse_pg.publish(text, text, jsonb, text) TO sse_pg_publisher;
+
+-- A reader in SQL: LISTEN sse_pg, then the events from a position on; log and epochs say what is gone.
+GRANT SELECT ON sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions TO sse_pg_subscriber;
+GRANT EXECUTE ON FUNCTION
+    sse_pg.position(),
+    sse_pg.visible_position(),
+    sse_pg.publishers(),
+    sse_pg.last_id(),
+    sse_pg.subscribe(text, text),
+    sse_pg.unsubscribe(text, text)
+TO sse_pg_subscriber;
+
+-- The server reads the log; what it changes, it changes through functions, but for the row that says it is up and
+-- the note of what has been read. It drops partitions only as purge() does.
+GRANT SELECT ON
+    sse_pg.migrations, sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers
+TO sse_pg_server;
+GRANT UPDATE (settled_to, open_first, open_last) ON sse_pg.log TO sse_pg_server;
+GRANT INSERT (name, pid, version), UPDATE (active_connections, updated_at), DELETE ON sse_pg.servers TO sse_pg_server;
+GRANT EXECUTE ON FUNCTION
+    sse_pg.publish(text, text, jsonb, text),
+    sse_pg.publish_many(text[], text[], text[], text[]),
+    sse_pg.position(),
+    sse_pg.visible_position(),
+    sse_pg.publishers(),
+    sse_pg.last_id(),
+    sse_pg.check_epoch(),
+    sse_pg.subscribe(text, text),
+    sse_pg.unsubscribe(text, text),
+    sse_pg.live_servers(),
+    sse_pg.partitions(),
+    sse_pg.make_partitions(integer, bigint),
+    sse_pg.purge(bigint, interval, interval)
+TO sse_pg_server;
+
+COMMIT;
+
+-- What they may do now.
+SELECT r.rolname AS role, g.may, g.what
+  FROM pg_catalog.pg_roles r
+ CROSS JOIN LATERAL (
+     SELECT 'EXECUTE' AS may, p.oid::pg_catalog.regprocedure::text AS what
+       FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a
+      WHERE p.pronamespace = 'sse_pg'::pg_catalog.regnamespace AND a.grantee = r.oid
+     UNION ALL
+     SELECT pg_catalog.string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type), c.oid::pg_catalog.regclass::text
+       FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
+      WHERE c.relnamespace = 'sse_pg'::pg_catalog.regnamespace AND a.grantee = r.oid
+      GROUP BY c.oid
+     UNION ALL
+     SELECT a.privilege_type, c.oid::pg_catalog.regclass || ' ('
+            || pg_catalog.string_agg(t.attname, ', ' ORDER BY t.attnum) || ')'
+       FROM pg_catalog.pg_class c
+       JOIN pg_catalog.pg_attribute t ON t.attrelid = c.oid
+      CROSS JOIN LATERAL pg_catalog.aclexplode(t.attacl) a
+      WHERE c.relnamespace = 'sse_pg'::pg_catalog.regnamespace AND a.grantee = r.oid
+      GROUP BY c.oid, a.privilege_type) g
+ WHERE r.rolname IN ('sse_pg_publisher', 'sse_pg_subscriber', 'sse_pg_server')
+ ORDER BY 1, 2, 3;
