@@ -65,6 +65,6 @@ class PublishApi:
 
 def _told(drafts: Sequence[Draft], published: Sequence[Published]) -> list[PublishedJson]:
     return [
-        PublishedJson(number, draft.channel, draft.event_type, timestamp(created) if created else None)
+        PublishedJson(number, draft.channel, draft.event_type, None if created is None else timestamp(created))
         for draft, (number, created) in zip(drafts, published, strict=True)
     ]

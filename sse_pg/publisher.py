@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
 
 import msgspec
 import psycopg
@@ -20,7 +19,8 @@ from sse_pg.queries import query
 #: Events of one shared commit; a single request may be larger.
 SHARED_LIMIT = 1000
 
-Published = tuple[int, datetime | None]
+#: (id, created at in microseconds since 2000)
+Published = tuple[int, int | None]
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
@@ -131,11 +131,12 @@ class Publisher:
                     cursor = await conn.execute(
                         query("publish_many"),
                         {
-                            "channels": [draft.channel for draft in drafts],
-                            "event_types": [draft.event_type for draft in drafts],
-                            "payloads": [draft.payload for draft in drafts],
+                            "channels": "\n".join([draft.channel for draft in drafts]),
+                            "event_types": "\n".join([draft.event_type for draft in drafts]),
+                            "payloads": "\x01".join([draft.payload for draft in drafts]),
                             "keys": keys,
                         },
+                        binary=True,
                     )
                     return await cursor.fetchall()
         except psycopg.Error as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sse_pg.cursor import Cursor
@@ -25,7 +24,10 @@ class Page:
 
 
 class Store:
-    """Reads and writes the schema sse_pg. Every method raises BusUnavailable when the database is away."""
+    """Reads and writes the schema sse_pg. Moments are microseconds since 2000 (event.timestamp).
+
+    Every method raises BusUnavailable when the database is away.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -72,7 +74,7 @@ class Store:
         """End a subscription; True when there was one."""
         return bool((await self._rows("unsubscribe", (user_id, channel)))[0][0])
 
-    async def subscriptions(self, user_id: str) -> list[tuple[str, datetime]]:
+    async def subscriptions(self, user_id: str) -> list[tuple[str, int]]:
         """Return a user's channels, in order, each with the moment of its subscription."""
         return [(row[0], row[1]) for row in await self._rows("subscriptions_of", (user_id,))]
 
@@ -80,7 +82,7 @@ class Store:
         """Return the channels of each of these users; users without any are left out."""
         return {row[0]: frozenset(row[1]) for row in await self._rows("subscriptions_of_many", (list(users),))}
 
-    async def servers(self) -> list[tuple[int, str, int, str, datetime, int]]:
+    async def servers(self) -> list[tuple[int, str, int, str, int, int]]:
         """Return (id, name, pid, version, started, active connections) of each server that is up."""
         return [tuple(row) for row in await self._rows("servers_live")]
 
@@ -100,5 +102,5 @@ class Store:
 
     async def _rows(self, name: str, params: Any = None) -> list[tuple[Any, ...]]:
         async with reading(self.pool) as conn:
-            cursor = await conn.execute(query(name), params)
+            cursor = await conn.execute(query(name), params, binary=True)
             return await cursor.fetchall()

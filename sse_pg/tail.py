@@ -280,7 +280,7 @@ class Tail:
             name = "tail_read"
             params["first"] = [first for first, _ in frontier.open]
             params["last"] = [last for _, last in frontier.open]
-        cursor = await conn.execute(query(name), params, prepare=True)
+        cursor = await conn.execute(query(name), params, prepare=True, binary=True)
         return [Event(*row) for row in await cursor.fetchall()]
 
     async def _note_settled(self, conn: Connection) -> None:

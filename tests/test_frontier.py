@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -16,7 +15,7 @@ from sse_pg.event import Event
 from sse_pg.frontier import Frontier
 from sse_pg.ranges import NONE, Ranges
 
-EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
+EPOCH = 0
 FOREVER = 2**62
 MOST_WINDOWS = 4
 WAIT = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ from sse_pg.cursor import Cursor
 from sse_pg.event import Event
 from sse_pg.ranges import Ranges
 
-WHEN = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+WHEN = (datetime(2024, 5, 6, 7, 8, 9, 123456) - datetime(2000, 1, 1)) // timedelta(microseconds=1)
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1, max_size=40)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
@@ -163,10 +163,19 @@ def test_breaks_in_json_strings_are_escaped_in_the_envelope(bad: str) -> None:
     assert json.loads(seen.data)["eventType"] == f"a{bad}b"
 
 
-def test_times_are_in_utc() -> None:
-    local = Event(1, "c", "t", "1", WHEN.astimezone(timezone(timedelta(hours=5, minutes=30))))
-    ((seen,), _) = browser(wire.frame(local, Cursor(1), envelope=True))
-    assert json.loads(seen.data)["createdAt"] == "2024-05-06T07:08:09.123456Z"
+@pytest.mark.parametrize(
+    ("moment", "printed"),
+    [
+        (WHEN, "2024-05-06T07:08:09.123456Z"),
+        (WHEN - 123456, "2024-05-06T07:08:09.000000Z"),
+        (-1, "1999-12-31T23:59:59.999999Z"),
+        (2**63 - 1, "9999-12-31T23:59:59.775807Z"),  # PostgreSQL's infinity
+        (-(2**63), "0001-01-01T00:00:00.224192Z"),
+    ],
+)
+def test_moments_are_printed_in_rfc_3339(moment: int, printed: str) -> None:
+    ((seen,), _) = browser(wire.frame(Event(1, "c", "t", "1", moment), Cursor(1), envelope=True))
+    assert json.loads(seen.data)["createdAt"] == printed
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=5))
