@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import NamedTuple
 
 from sse_pg import wire
 from sse_pg.cursor import Cursor
@@ -14,16 +16,35 @@ from sse_pg.tail import Tail
 #: A page with more payload than this is followed by a smaller one, one with less by a larger one.
 PAGE_BYTES = 262144
 FIRST_PAGE = 50
+#: Pages kept for the next stream that asks for the same.
+KEPT = 16
+
+Key = tuple[frozenset[str], bool, bool, Cursor, int]
+
+
+class Chapter(NamedTuple):
+    """A page as it goes out, and the cursor of a stream that was sent it."""
+
+    framed: bytes
+    reached: Cursor
 
 
 class Replay:
-    """What catching up needs."""
+    """What catching up needs.
+
+    Streams that ask for the same page share one read of the table and the bytes made of it: a crowd that comes back at
+    once, with a ring that is too small, has few cursors among it. What is shared is of one position of the hub; at the
+    next it is forgotten, so nobody is given what was read before the position that he is told.
+    """
 
     def __init__(self, hub: Hub, store: Store, tail: Tail, page: int) -> None:
         self._hub = hub
         self._store = store
         self._tail = tail
         self._page = page
+        self._at = hub.position
+        self._reading: dict[Key, asyncio.Task[Chapter]] = {}
+        self._kept: dict[Key, Chapter] = {}
 
     async def catch_up(self, stream: Stream) -> None:
         """Send a stream what it missed and make it live; returns when it is live or has ended.
@@ -66,10 +87,48 @@ class Replay:
 
     async def _send_page(self, stream: Stream, limit: int) -> int:
         """Send one page from the table; return the limit for the next."""
-        cursor, position = stream.cursor, self._hub.position
-        page = await self._store.page(sorted(stream.channels), cursor.missing_up_to(position.high), limit)
+        cursor = stream.cursor
+        chapter = await self._chapter((stream.channels, stream.envelope, stream.chunked, cursor, limit))
         if stream.cursor is not cursor:
             return limit  # the log was replaced meanwhile
+        stream.cursor = chapter.reached
+        if chapter.framed:
+            now = time.monotonic()
+            stream.push(chapter.framed, now)
+            stream.told, stream.told_at = chapter.reached, now
+        return max(1, limit // 4) if len(chapter.framed) > PAGE_BYTES else min(self._page, limit * 2)
+
+    async def _chapter(self, key: Key) -> Chapter:
+        """Return a page that is kept, wait for one that is being read, or read it."""
+        if self._at is not self._hub.position:
+            self._at = self._hub.position
+            self._reading, self._kept = {}, {}
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
+        task = self._reading.get(key)
+        if task is None:
+            reading, at = self._reading, self._at
+            task = reading[key] = asyncio.create_task(self._read(key, at))
+
+            def finished(task: asyncio.Task[Chapter]) -> None:
+                del reading[key]
+                if self._at is at and not task.cancelled() and task.exception() is None:
+                    self._keep(key, task.result())
+
+            task.add_done_callback(finished)
+        return await asyncio.shield(task)  # a stream that goes takes the page from nobody
+
+    def _keep(self, key: Key, chapter: Chapter) -> None:
+        if len(chapter.framed) > PAGE_BYTES:
+            return
+        if len(self._kept) >= KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[key] = chapter
+
+    async def _read(self, key: Key, position: Cursor) -> Chapter:
+        channels, envelope, chunked, cursor, limit = key
+        page = await self._store.page(sorted(channels), cursor.missing_up_to(position.high), limit)
         blocks: list[bytes] = []
         expired = _expired(cursor, page)
         if expired is not None:
@@ -78,14 +137,13 @@ class Replay:
         for event in page.events:
             if position.offered(event.id) and not cursor.offered(event.id):
                 blocks.append(
-                    wire.frame(event, cursor | position.clip(event.id), envelope=stream.envelope),
+                    wire.frame(event, cursor | position.clip(event.id), envelope=envelope),
                 )
-        reached = cursor | (position.clip(page.events[-1].id) if page.full else position)
-        if blocks:
-            stream.tell(b"".join(blocks), reached, time.monotonic())
-        stream.cursor = reached
-        size = sum(map(len, blocks))
-        return max(1, limit // 4) if size > PAGE_BYTES else min(self._page, limit * 2)
+        data = b"".join(blocks)
+        return Chapter(
+            wire.chunk(data) if data and chunked else data,
+            cursor | (position.clip(page.events[-1].id) if page.full else position),
+        )
 
 
 def _expired(cursor: Cursor, page: Page) -> Cursor | None:
