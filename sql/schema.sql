@@ -8,6 +8,8 @@
 --   1936941620  one at a time: 1 = migrate, 2 = maintenance
 --   1936941621  the upper bound that goes with a lower one: the statement is over
 --   1936941622  a publisher whose last lower bound has no upper one any more
+--   1936941623  a publisher in flight, its transaction's first write; a lower bound as above
+--   1936941624  the upper bound that goes with it
 
 CREATE SCHEMA IF NOT EXISTS sse_pg;
 
@@ -20,6 +22,40 @@ CREATE TABLE sse_pg.migrations (
 
 -- ------------------------------------------------------------------ events
 
+-- What the table takes, as functions: PostgreSQL prepares the expression of a CHECK anew for each statement; that of a
+-- plpgsql function is prepared once a session. A CHECK runs with the search_path of whoever inserts (pg_restore's is
+-- empty, and an operator of somebody's own must not take the place of one of these), so each name has its schema. A SET
+-- clause would do that too, and costs more than the test itself. E'' reads the same whatever
+-- standard_conforming_strings says.
+
+-- White space, control characters, comma and star have a meaning in URLs, in rules and on the wire.
+CREATE FUNCTION sse_pg.is_channel(name text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+       AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
+       AND name OPERATOR(pg_catalog.!~)
+           E'[\\u0001-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000,*]';
+END $$;
+
+-- A line break would let an event type write fields of its own into the stream.
+CREATE FUNCTION sse_pg.is_event_type(name text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+       AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
+       AND pg_catalog.strpos(name, E'\n') OPERATOR(pg_catalog.=) 0
+       AND pg_catalog.strpos(name, E'\r') OPERATOR(pg_catalog.=) 0
+       AND NOT pg_catalog.starts_with(name, 'sse-pg.');
+END $$;
+
+-- Measured in bytes of the text that goes over the wire.
+CREATE FUNCTION sse_pg.payload_fits(payload jsonb, most integer) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN pg_catalog.octet_length(payload::pg_catalog.text) OPERATOR(pg_catalog.<=) most;
+END $$;
+
 -- Ids come from a sequence that must not cache: publisher_floor() reads its last value as a lower bound of
 -- every id that is still to be drawn. Partitioned by id, so that a purge drops tables and deletes no rows.
 CREATE TABLE sse_pg.events (
@@ -28,16 +64,9 @@ CREATE TABLE sse_pg.events (
     event_type text NOT NULL DEFAULT 'message',
     payload    jsonb NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- White space, control characters, comma and star have a meaning in URLs, in rules and on the wire.
-    CONSTRAINT events_channel CHECK (
-        char_length(channel) BETWEEN 1 AND 255
-        AND channel !~ '[\u0001-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000,*]'),
-    -- A line break would let an event type write fields of its own into the stream.
-    CONSTRAINT events_event_type CHECK (
-        char_length(event_type) BETWEEN 1 AND 255
-        AND strpos(event_type, E'\n') = 0 AND strpos(event_type, E'\r') = 0
-        AND NOT starts_with(event_type, 'sse-pg.')),
-    CONSTRAINT events_payload CHECK (octet_length(payload::text) <= 1048576)
+    CONSTRAINT events_channel CHECK (sse_pg.is_channel(channel)),
+    CONSTRAINT events_event_type CHECK (sse_pg.is_event_type(event_type)),
+    CONSTRAINT events_payload CHECK (sse_pg.payload_fits(payload, 1048576))
 ) PARTITION BY RANGE (id);
 
 CREATE INDEX events_channel_id ON sse_pg.events (channel, id);
@@ -76,70 +105,87 @@ INSERT INTO sse_pg.log DEFAULT VALUES;
 --
 -- 1. Shows that this transaction publishes: a shared lock, held until the commit is visible, whose key is a
 --    lower bound of every id the statement can draw. It is read and taken before any id is drawn. close_window() adds
---    the upper bound when the statement is over. A transaction that goes on publishing adds windows up to
---    the fourth; then the last one stays open: 10,000 statements must not take 10,000 locks.
--- 2. The first time in a transaction, rings, unless a tail is awake (it polls) and none is asleep. NOTIFY makes commits
+--    the upper bound when the statement is over. A transaction that goes on publishing adds windows, up to four after
+--    its first write; then the last one stays open: 10,000 statements must not take 10,000 locks.
+-- 2. The first time, rings, unless a tail is awake (it polls) and none is asleep. NOTIFY makes commits
 --    wait for each other, so it is left out where nobody needs it. A tail that goes to sleep looks at the locks of 1
 --    afterwards and polls on while one is held that may have looked before (docs/guarantee.md). Asking is a try of
 --    the exclusive lock, given back inside the same expression: a cancel between two statements would leave it behind.
+--    A try fails, too, while another publisher asks; so it is made twice before that counts as a tail asleep.
 --
--- A transaction-local setting remembers what is held, as windows:bound; a savepoint that rolls back takes both away.
+-- What a transaction holds is remembered in a transaction-local setting, transaction:windows:bound; a savepoint that
+-- rolls back takes both away. Writing it is dear, and most transactions publish once. So a statement that is the first
+-- write of its transaction (it has no id yet) leaves it out, and takes its two bounds in classes of their own: no later
+-- or nested statement can take its key for theirs, or close its window. It gives the transaction its id at once, since a
+-- statement nested in it may come before its first row, and must not think that it is the first.
+--
+-- Few and long expressions: each takes about as long to make ready as to run. void IS NULL is false.
 CREATE FUNCTION sse_pg.announce() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    held  text := coalesce(current_setting('sse_pg.announced', true), '');
+    held  text[];
     bound bigint;
-    bell  text;
     ring  boolean;
-    done  text;
+    done  boolean;
 BEGIN
-    IF held = 'open' THEN
-        RETURN NULL;
+    IF pg_current_xact_id_if_assigned() IS NULL THEN
+        -- bigint to its low half, signed as int4 is
+        done := pg_advisory_xact_lock_shared(1936941623,
+                (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL
+            OR pg_current_xact_id() IS NULL;
+    ELSE
+        held := string_to_array(current_setting('sse_pg.announced', true), ':');
+        IF held[1] IS DISTINCT FROM pg_current_xact_id()::text THEN
+            held := NULL;                -- nothing, or set by hand
+        ELSIF held[2] = 'open' THEN
+            RETURN NULL;
+        END IF;
+        bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
+        IF held[2] = '4' OR held[3] = bound::text THEN
+            done := pg_advisory_xact_lock_shared(1936941622, 0) IS NULL
+                OR set_config('sse_pg.announced', held[1] || ':open', true) IS NULL;
+            RETURN NULL;
+        END IF;
+        done := pg_advisory_xact_lock_shared(1936941617, (bound << 32 >> 32)::integer) IS NULL
+            OR set_config('sse_pg.announced',
+                concat_ws(':', pg_current_xact_id(), coalesce(held[2]::integer, 0) + 1, bound), true) IS NULL;
+        IF held IS NOT NULL THEN
+            RETURN NULL;
+        END IF;
     END IF;
-    bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
-    IF held <> '' AND (held LIKE '4:%' OR bound = split_part(held, ':', 2)::bigint) THEN
-        done := pg_advisory_xact_lock_shared(1936941622, 0)::text;
-        done := set_config('sse_pg.announced', 'open', true);
-        RETURN NULL;
-    END IF;
-    done := pg_advisory_xact_lock_shared(1936941617,
-        ((bound & 4294967295) - ((bound >> 31) & 1) * 4294967296)::integer)::text;      -- int4 is signed: the upper half of the 32 bits is negative
-    IF held <> '' THEN
-        done := set_config('sse_pg.announced', (left(held, 1)::integer + 1) || ':' || bound, true);
-        RETURN NULL;
-    END IF;
-    done := set_config('sse_pg.announced', '1:' || bound, true);
+    ring := CASE coalesce(current_setting('sse_pg.bell', true), '')
+        WHEN 'off' THEN false            -- for PREPARE TRANSACTION, which allows no NOTIFY
+        WHEN 'always' THEN true
+        ELSE CASE WHEN pg_try_advisory_lock(1936941618, 1) THEN NOT pg_advisory_unlock(1936941618, 1)
+                  WHEN pg_try_advisory_lock(1936941618, 1) THEN NOT pg_advisory_unlock(1936941618, 1)
+                  ELSE true END                                                                 -- somebody is asleep
+          OR CASE WHEN pg_try_advisory_lock(1936941618, 2)
+                  THEN pg_advisory_unlock(1936941618, 2) ELSE false END END;                    -- nobody is awake
     -- A commit that is lost in a crash after it was visible would let its id be drawn again. The commit of
     -- a publishing transaction is therefore flushed, whatever the session says.
     IF current_setting('synchronous_commit') = 'off' THEN
-        done := set_config('synchronous_commit', 'local', true);
+        done := set_config('synchronous_commit', 'local', true) IS NULL;
     END IF;
-    bell := coalesce(current_setting('sse_pg.bell', true), '');
-    IF bell = 'off' THEN                 -- for PREPARE TRANSACTION, which allows no NOTIFY
-        RETURN NULL;
-    END IF;
-    ring := bell = 'always'
-        OR CASE WHEN pg_try_advisory_lock(1936941618, 1)
-                THEN NOT pg_advisory_unlock(1936941618, 1) ELSE true END         -- somebody is asleep
-        OR CASE WHEN pg_try_advisory_lock(1936941618, 2)
-                THEN pg_advisory_unlock(1936941618, 2) ELSE false END;           -- nobody is awake
     IF ring THEN
-        done := pg_notify('sse_pg', '')::text;
+        done := pg_notify('sse_pg', '') IS NULL;
     END IF;
     RETURN NULL;
 END $$;
 
--- Runs after each INSERT or COPY: no id beyond the sequence's last value was drawn by it.
+-- Runs after each INSERT or COPY: no id beyond the sequence's last value was drawn by it. A setting that is not this
+-- transaction's says that the statement was its first write.
 CREATE FUNCTION sse_pg.close_window() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    bound bigint;
-    done  text;
+    held text := coalesce(current_setting('sse_pg.announced', true), '');
+    done boolean;
 BEGIN
-    IF current_setting('sse_pg.announced', true) <> 'open' THEN
-        bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
+    IF held = '' OR NOT starts_with(held, pg_current_xact_id() || ':') THEN
+        done := pg_advisory_xact_lock_shared(1936941624,
+            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL;
+    ELSIF held NOT LIKE '%:open' THEN
         done := pg_advisory_xact_lock_shared(1936941621,
-            ((bound & 4294967295) - ((bound >> 31) & 1) * 4294967296)::integer)::text;
+            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL;
     END IF;
     RETURN NULL;
 END $$;
@@ -163,7 +209,7 @@ BEGIN
                -- The keys are the low 32 bits; a distance over 2^31 is a bound ahead of `last`.
                last - CASE WHEN d.behind > 2147483648 THEN d.behind - 4294967296 ELSE d.behind END AS bound
           FROM pg_locks l, LATERAL (SELECT (last - l.objid::bigint) & 4294967295 AS behind) d
-         WHERE l.locktype = 'advisory' AND l.classid IN (1936941617, 1936941621, 1936941622)
+         WHERE l.locktype = 'advisory' AND l.classid IN (1936941617, 1936941621, 1936941622, 1936941623, 1936941624)
            AND l.objsubid = 2 AND l.granted
            AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())),
     numbered AS (
@@ -174,10 +220,11 @@ BEGIN
         SELECT low.bound, CASE WHEN low.newest AND still_open.publisher IS NOT NULL THEN NULL ELSE up.bound END AS upper
           FROM numbered low
           LEFT JOIN numbered up
-            ON up.publisher = low.publisher AND up.place = low.place AND up.class = 1936941621
+            ON up.publisher = low.publisher AND up.place = low.place
+               AND up.class = CASE low.class WHEN 1936941617 THEN 1936941621 ELSE 1936941624 END
           LEFT JOIN numbered still_open
-            ON still_open.publisher = low.publisher AND still_open.class = 1936941622
-         WHERE low.class = 1936941617)
+            ON still_open.publisher = low.publisher AND still_open.class = 1936941622 AND low.class = 1936941617
+         WHERE low.class IN (1936941617, 1936941623))
     SELECT min(w.bound), coalesce(array_agg(w.bound + 1), '{}'),
            coalesce(array_agg(coalesce(w.upper, 9223372036854775807)), '{}')
       INTO least_bound, window_first, window_last
@@ -416,9 +463,7 @@ CREATE TABLE sse_pg.subscriptions (
     channel    text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (user_id, channel),
-    CONSTRAINT subscriptions_channel CHECK (
-        char_length(channel) BETWEEN 1 AND 255
-        AND channel !~ '[\u0001-\u0020\u007f-\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000,*]')
+    CONSTRAINT subscriptions_channel CHECK (sse_pg.is_channel(channel))
 );
 
 -- Tells the servers whose subscriptions changed, so that open streams follow; by name up to 100 users a statement, then
@@ -814,4 +859,5 @@ END $$;
 -- Nobody may call these unless it is granted: GRANT USAGE ON SCHEMA sse_pg and EXECUTE on publish() make a publisher.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_pg FROM PUBLIC;
 -- But for what a CHECK calls: it runs with the rights of whoever inserts.
-GRANT EXECUTE ON FUNCTION sse_pg.id_limit(text, bigint) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION sse_pg.id_limit(text, bigint), sse_pg.is_channel(text), sse_pg.is_event_type(text),
+    sse_pg.payload_fits(jsonb, integer) TO PUBLIC;

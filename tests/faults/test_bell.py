@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -148,11 +147,19 @@ class SteppedPublisher:
 def _with_stops(db: psycopg.Connection) -> None:
     """Put the places to stop into the trigger function."""
     (text,) = db.execute("SELECT pg_get_functiondef('sse_pg.announce'::regproc)").fetchone() or ("",)
-    places = ("    done := pg_advisory_xact_lock_shared(1936941617,", "    bell :=", "    IF ring ")
-    for stop, place in enumerate(places, 1):
-        stopping = f"    PERFORM pg_advisory_xact_lock_shared({STOP}, {stop});\n{place}"
-        text, count = re.subn(f"^{re.escape(place)}", stopping, text, flags=re.MULTILINE)
-        assert count == 1, f"the trigger has changed at {place!r}"
+    db.execute(
+        "CREATE FUNCTION sse_pg.stop(number integer) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN"
+        f" PERFORM pg_advisory_xact_lock_shared({STOP}, number); RETURN 0; END $$"  # type: ignore[arg-type]
+    )
+    bound = "(coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0)"
+    places = {
+        f"(1936941623,\n                {bound}": f"(1936941623,\n                ({bound} + sse_pg.stop(1))",
+        "    ring := CASE": "    PERFORM sse_pg.stop(2);\n    ring := CASE",
+        "    IF ring THEN": "    PERFORM sse_pg.stop(3);\n    IF ring THEN",
+    }
+    for place, stopping in places.items():
+        assert text.count(place) == 1, f"the trigger has changed at {place!r}"
+        text = text.replace(place, stopping)
     db.execute(text)
 
 

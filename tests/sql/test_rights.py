@@ -78,7 +78,12 @@ def test_usage_without_execute_is_not_enough(db: psycopg.Connection, role: str, 
 
 
 #: What a CHECK calls runs with the rights of whoever inserts.
-FOR_EVERYBODY = {"sse_pg.id_limit(text,bigint)"}
+FOR_EVERYBODY = {
+    "sse_pg.id_limit(text,bigint)",
+    "sse_pg.is_channel(text)",
+    "sse_pg.is_event_type(text)",
+    "sse_pg.payload_fits(jsonb,integer)",
+}
 
 
 def test_no_function_is_for_everybody(db: psycopg.Connection, role: str) -> None:
@@ -92,8 +97,10 @@ def test_no_function_is_for_everybody(db: psycopg.Connection, role: str) -> None
 
 
 def test_every_function_has_its_search_path_pinned(db: psycopg.Connection) -> None:
+    """But for those of the CHECKs: they are called for each row and name the schema of all they use."""
     loose = db.execute(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'sse_pg'::regnamespace"
+        "   AND (prosecdef OR proname NOT IN ('is_channel', 'is_event_type', 'payload_fits'))"
         "   AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)"
     ).fetchall()
     assert loose == []
@@ -130,6 +137,39 @@ def test_nobody_hides_behind_a_table_of_the_same_name(
     as_role.execute("SET search_path = pg_temp, pg_catalog")
     assert as_role.execute("SELECT sse_pg.publish('a', 't', '{}', 'key')").fetchone() == (1,)
     assert db.execute("SELECT length(digest) FROM sse_pg.idempotency_keys").fetchone() == (32,)
+
+
+EVIL = """
+    CREATE SCHEMA evil;
+    CREATE DOMAIN evil.text AS integer;
+    CREATE FUNCTION evil.yes(integer, integer) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+    CREATE FUNCTION evil.yes(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+    CREATE FUNCTION evil.char_length(text) RETURNS integer LANGUAGE sql AS 'SELECT 5';
+    CREATE FUNCTION evil.octet_length(text) RETURNS integer LANGUAGE sql AS 'SELECT 5';
+    CREATE FUNCTION evil.strpos(text, text) RETURNS integer LANGUAGE sql AS 'SELECT 0';
+    CREATE FUNCTION evil.starts_with(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+    CREATE OPERATOR evil.<= (LEFTARG = integer, RIGHTARG = integer, FUNCTION = evil.yes);
+    CREATE OPERATOR evil.>= (LEFTARG = integer, RIGHTARG = integer, FUNCTION = evil.yes);
+    CREATE OPERATOR evil.= (LEFTARG = integer, RIGHTARG = integer, FUNCTION = evil.yes);
+    CREATE OPERATOR evil.!~ (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.yes);
+"""
+
+
+def test_the_checks_are_the_same_in_every_session(db: psycopg.Connection) -> None:
+    """They run as whoever inserts: operators of his own count for nothing, nor do his settings."""
+    db.execute(EVIL)
+    db.execute("SET search_path = evil, pg_catalog")
+    if db.info.server_version < 190000:
+        db.execute("SET standard_conforming_strings = off")
+    row = "INSERT INTO sse_pg.events (channel, event_type, payload) VALUES (%s, %s, %s)"
+    large = '"' + "x" * 1048576 + '"'
+    for channel, event_type, payload in (
+        ("a b", "t", "1"), ("a\u3000", "t", "1"), ("", "t", "1"), ("x" * 256, "t", "1"),
+        ("a", "a\nb", "1"), ("a", "a\rb", "1"), ("a", "sse-pg.x", "1"), ("a", "", "1"), ("a", "t", large),
+    ):  # fmt: skip
+        with pytest.raises(psycopg.errors.CheckViolation):
+            db.execute(row, [channel, event_type, payload])
+    db.execute(row, ["a\\u0020", "t\\n", "1"])
 
 
 def test_ids_cannot_be_chosen(db: psycopg.Connection) -> None:

@@ -159,3 +159,42 @@ def test_each_query_file_is_valid(database_url: str) -> None:
             for statement in filter(None, map(str.strip, text.split(";"))):
                 if not statement.startswith("LISTEN"):
                     conn.execute(f"EXPLAIN {statement}")  # type: ignore[arg-type]
+
+
+def test_a_dump_with_events_can_be_restored(database_url: str, empty_database_url: str) -> None:
+    """As pg_dump | psql does it: the search_path is empty, the CHECKs are tested for each row."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        assert conn.execute("SELECT sse_pg.make_partitions(2, 10)").fetchone() != (None,)
+        conn.execute(
+            "INSERT INTO sse_pg.events (channel, payload) SELECT 'ä', to_jsonb(g) FROM generate_series(1, 50) g"
+        )
+        conn.execute("SELECT sse_pg.subscribe('u', 'ä')")
+        before = conn.execute("SELECT id, channel, event_type, payload, created_at FROM sse_pg.events").fetchall()
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("\n".join(dumped(database_url, "--inserts")).encode())
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        after = conn.execute("SELECT id, channel, event_type, payload, created_at FROM sse_pg.events").fetchall()
+        assert sorted(after) == sorted(before)
+        assert len(after) == 50
+        assert conn.execute("SELECT sse_pg.publish('a', 't', '1')").fetchone() == (51,)
+        with pytest.raises(psycopg.errors.CheckViolation, match="events_channel"):
+            conn.execute("SELECT sse_pg.publish('a b', 't', '1')")
+
+
+def test_the_payload_limit_can_be_raised(database_url: str) -> None:
+    """As docs/decisions.md says; partitions, made before and later, follow the table."""
+    large = '"' + "x" * 2_000_000 + '"'
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    (statement,) = re.findall(r"`(ALTER TABLE sse_pg\.events DROP CONSTRAINT events_payload[^`]*)`", text)
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("SELECT sse_pg.make_partitions(1, 1)")
+        with pytest.raises(psycopg.errors.CheckViolation, match="events_payload"):
+            conn.execute("SELECT sse_pg.publish('a', 't', %s)", [large])
+        conn.execute(statement.encode())
+        for _ in range(3):
+            conn.execute("SELECT sse_pg.make_partitions(1, 1)")
+            conn.execute("SELECT sse_pg.publish('a', 't', %s)", [large])
+        parts = conn.execute("SELECT DISTINCT tableoid::regclass::text FROM sse_pg.events").fetchall()
+        assert len(parts) > 1
+        with pytest.raises(psycopg.errors.CheckViolation, match="events_payload"):
+            conn.execute("SELECT sse_pg.publish('a', 't', %s)", ['"' + "x" * 4194304 + '"'])
