@@ -154,7 +154,7 @@ def test_a_role_without_create_is_told(empty_database_url: str, role: str) -> No
 def test_each_query_file_is_valid(database_url: str) -> None:
     """PostgreSQL takes each file in sql/queries, with NULL for what it is given."""
     for path in sorted((ROOT / "sql" / "queries").glob("*.sql")):
-        text = re.sub(r"%\(\w+\)s|%s", "NULL", re.sub("--.*", "", path.read_text(encoding="utf-8")))
+        text = re.sub(r"%\(\w+\)[sb]|%s", "NULL", re.sub("--.*", "", path.read_text(encoding="utf-8")))
         with psycopg.connect(database_url) as conn:
             for statement in filter(None, map(str.strip, text.split(";"))):
                 if not statement.startswith("LISTEN"):
