@@ -43,13 +43,16 @@ class PublishApi:
                 415,
                 f"Send JSON with the header Content-Type: application/json, or lines of it with {NDJSON}.",
             )
-        settings = self._bus.settings
+        settings, limits = self._bus.settings, self._bus.limits
+        publisher = limits.proxies.client(request)
+        limits.publishing.check(publisher)
         drafts, batch = publish_body.drafts(
-            await request.read(),
+            await limits.bodies.read(request),
             ndjson=request.content_type == NDJSON,
             max_payload=settings.max_payload,
             max_batch=settings.max_batch,
         )
+        limits.publishing.charge(publisher, len(drafts))
         try:
             published = _told(drafts, await self._bus.publisher.publish(drafts))
         except EventRefused as refused:

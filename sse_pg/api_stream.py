@@ -56,6 +56,13 @@ class StreamApi:
             raise unavailable(f"This server has its {bus.settings.max_streams} streams.")
         if user is not None and channels:
             await self._require_subscribed(user, channels)
+        with bus.limits.streams.one(user, bus.limits.proxies.client(request)):
+            return await self._serve(request, user, channels, envelope)
+
+    async def _serve(
+        self, request: web.Request, user: str | None, channels: list[str], envelope: bool
+    ) -> web.StreamResponse:
+        bus = self._bus
         transport = request.transport
         if transport is None:
             raise asyncio.CancelledError  # the client went while we looked

@@ -27,13 +27,13 @@ class SubscriptionApi:
 
     async def subscribe(self, request: web.Request) -> web.Response:
         """Subscribe a user to a channel: 201 when that is new, 200 when it was there."""
-        body = fields.subscription_body(await fields.read_json(request))
+        body = fields.subscription_body(await fields.read_json(request, self._bus.limits.bodies))
         new = await self._bus.store.subscribe(body.user_id, body.channel)
         return _json({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
 
     async def unsubscribe(self, request: web.Request) -> web.Response:
         """End a subscription; 200 whether or not there was one."""
-        body = fields.subscription_body(await fields.read_json(request))
+        body = fields.subscription_body(await fields.read_json(request, self._bus.limits.bodies))
         await self._bus.store.unsubscribe(body.user_id, body.channel)
         return _json({"userId": body.user_id, "channel": body.channel, "subscribed": False})
 

@@ -9,6 +9,7 @@ from sse_pg.config import Settings
 from sse_pg.database import make_pool
 from sse_pg.followers import Followers
 from sse_pg.hub import Hub
+from sse_pg.limits import Limits
 from sse_pg.maintenance import Maintenance
 from sse_pg.presence import Presence
 from sse_pg.publisher import Publisher
@@ -26,6 +27,7 @@ class Bus:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.limits = Limits(settings)
         self.pool = make_pool(settings.database_url, settings.pool_size, settings.pool_timeout)
         self.store = Store(self.pool)
         self.publisher = Publisher(self.pool)

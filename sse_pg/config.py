@@ -163,10 +163,72 @@ class Settings:
     max_body: int = _setting(
         "SSE_PG_MAX_BODY_BYTES", 16777216, "Largest request body.", unit="bytes", low=1024, high=2**30
     )
+    max_bodies: int = _setting(
+        "SSE_PG_MAX_BODIES_BYTES",
+        268435456,
+        "Memory for the bodies of all requests that are being served; more get 503.",
+        unit="bytes",
+        low=1024,
+        high=2**40,
+    )
+    body_seconds: float = _setting(
+        "SSE_PG_BODY_SECONDS",
+        30.0,
+        "How long the body of a request may take to arrive before 408.",
+        unit="s",
+        low=0.05,
+        high=3600,
+    )
+    idle: float = _setting(
+        "SSE_PG_IDLE_SECONDS",
+        75.0,
+        "How long a connection may take to send the head of a request, the first or the next, before it is closed. "
+        "Longer than a proxy in front keeps its own connections.",
+        unit="s",
+        low=0.05,
+        high=3600,
+    )
+    max_connections: int = _setting(
+        "SSE_PG_MAX_CONNECTIONS",
+        16000,
+        "Most connections on one process, streams among them; more get 503.",
+        low=1,
+        high=1_000_000,
+    )
     max_batch: int = _setting("SSE_PG_MAX_BATCH", 100000, "Most events in one request.", low=1, high=10_000_000)
     max_channels: int = _setting("SSE_PG_MAX_CHANNELS", 1000, "Most channels on one stream.", low=1, high=100000)
     max_streams: int = _setting(
         "SSE_PG_MAX_STREAMS", 15000, "Most streams on one process; more get 503.", low=1, high=1_000_000
+    )
+    max_streams_user: int = _setting(
+        "SSE_PG_MAX_STREAMS_PER_USER",
+        0,
+        "Most streams of one user on one process; more get 429. 0 is no limit.",
+        low=0,
+        high=1_000_000,
+    )
+    max_streams_address: int = _setting(
+        "SSE_PG_MAX_STREAMS_PER_ADDRESS",
+        0,
+        "Most streams from one address (of IPv6: one /64) on one process; more get 429. 0 is no limit. Behind a proxy, "
+        "set SSE_PG_TRUSTED_PROXIES first.",
+        low=0,
+        high=1_000_000,
+    )
+    publish_rate: float = _setting(
+        "SSE_PG_PUBLISH_RATE",
+        0.0,
+        "Most events a second that one user, or one address where there are no tokens, publishes over HTTP on one "
+        "process; more get 429. 0 is no limit.",
+        unit="1/s",
+        low=0,
+        high=1_000_000_000,
+    )
+    trusted_proxies: str = _setting(
+        "SSE_PG_TRUSTED_PROXIES",
+        "",
+        "Addresses and networks of the proxies in front, separated by commas: their X-Forwarded-For tells a client's "
+        "address.",
     )
     drain: float = _setting(
         "SSE_PG_DRAIN_SECONDS",

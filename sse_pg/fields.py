@@ -11,6 +11,7 @@ from multidict import MultiMapping
 
 from sse_pg.cursor import Cursor
 from sse_pg.errors import CursorError
+from sse_pg.limits import Bodies
 from sse_pg.problem import FieldError, Problem, invalid
 
 MAX_NAME = 255
@@ -66,11 +67,11 @@ def collect(checks: Mapping[str, tuple[Callable[[str], str | None], str]]) -> No
         raise invalid(errors)
 
 
-async def read_json(request: web.Request) -> bytes:
-    """Return a body that says it is JSON. Raises 415 for another content type."""
+async def read_json(request: web.Request, bodies: Bodies) -> bytes:
+    """Return a body that says it is JSON. Raises 415 for another content type, and what Bodies.read() raises."""
     if request.content_type != "application/json":
         raise Problem(415, "Send the body as JSON, with the header Content-Type: application/json.")
-    return await request.read()
+    return await bodies.read(request)
 
 
 def malformed(error: Exception) -> Problem:

@@ -64,12 +64,15 @@ class Problem(Exception):
         }
         if self.errors:
             body["errors"] = self.errors
-        return web.Response(
+        response = web.Response(
             status=self.status,
             body=msgspec.json.encode(body),
             content_type=CONTENT_TYPE,
             headers={"Cache-Control": "no-store", **self.headers},
         )
+        if self.headers.get("Connection") == "close":
+            response.force_close()  # the header alone leaves it to the client
+        return response
 
 
 def invalid(errors: Sequence[FieldError]) -> Problem:

@@ -13,20 +13,17 @@ from aiohttp import web
 
 from sse_pg.app import BUS, create_app
 from sse_pg.config import Settings
+from sse_pg.connections import Site
 from sse_pg.errors import SettingError
 
 log = logging.getLogger(__name__)
 
-#: Bytes of a request line and of a header: a thousand channel names fit into a URL.
-MAX_LINE = 65536
 #: Seconds that requests in flight get when the server stops.
 LAST_REQUESTS = 10.0
 #: Seconds that connections accepted last get to send their request when another process takes over.
 LAST_ACCEPTED = 0.5
 #: Seconds that connections wait for a new process to follow the log, after which they are told that it does not.
 FIRST_READ = 3.0
-#: Connections that wait to be accepted.
-BACKLOG = 1024
 
 
 async def serve(
@@ -54,14 +51,7 @@ async def serve(
     if sockets:
         loop.add_signal_handler(signal.SIGHUP, hand_over)
     app = create_app(settings)
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,
-        shutdown_timeout=LAST_REQUESTS,
-        max_line_size=MAX_LINE,
-        max_field_size=MAX_LINE,
-    )
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=LAST_REQUESTS)
     await runner.setup()
     telling = asyncio.create_task(_tell(app[BUS].tail.listening, ready)) if ready else None
     try:
@@ -69,9 +59,9 @@ async def serve(
             await _first(app[BUS].tail.listening.wait(), stop.wait(), FIRST_READ)
         try:
             for each in sockets:
-                await web.SockSite(runner, each, backlog=BACKLOG).start()
+                await Site(runner, settings, sock=each).start()
             if not sockets:
-                await web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG).start()
+                await Site(runner, settings, host=settings.host, port=settings.port).start()
         except OSError as error:
             raise SettingError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
         host, port = runner.addresses[0][:2]

@@ -16,6 +16,7 @@ from aiohttp import web
 from sse_pg.app import BUS, create_app
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
+from sse_pg.connections import Site
 
 PATIENCE = 20.0
 """Seconds a test waits for what must come; only a failure takes that long."""
@@ -51,10 +52,11 @@ class Launcher:
 
     async def __call__(self, *, ready: bool = True, **overrides: Any) -> Server:
         values: dict[str, Any] = {"database_url": self.database_url, "drain": 0.0, "retry": 0.02, **overrides}
-        app = create_app(Settings(**values))
-        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=5, access_log=None)
+        settings = Settings(**values)
+        app = create_app(settings)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=5)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await Site(runner, settings, host="127.0.0.1", port=0).start()
         host, port = runner.addresses[0][:2]
         server = Server(f"http://{host}:{port}", app[BUS], runner)
         self._servers.append(server)

@@ -22,6 +22,7 @@ LAYERS = [
     "cursor config database migrate problem sse_parser",
     "embedded_*",
     "embedded",
+    "connections limits",
     "client fields frontier publisher store wire",
     "publish_body ring stream",
     "hub",

@@ -79,7 +79,7 @@ def test_errors_are_problem_documents() -> None:
             if status >= "4":
                 response, _ = openapi_check._resolve(f"#/paths/{openapi_check._escape(path)}/{method}", status, "")
                 assert list(response["content"]) == [openapi_check.PROBLEM]
-                assert ("Retry-After" in response.get("headers", {})) == (status == "503")
+                assert ("Retry-After" in response.get("headers", {})) == (status in ("429", "503"))
 
 
 def test_every_operation_is_named_once() -> None:
