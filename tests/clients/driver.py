@@ -16,9 +16,11 @@ from urllib.parse import urlencode
 import pytest
 from aiohttp import web
 
+import sse_pg
 from clients import install
 
 DRIVERS = Path(__file__).parent / "drivers"
+MODULE = Path(sse_pg.__file__).parent / "static" / "sse-pg.js"
 LONGEST_LINE = 2**22
 CHROMIUM_FLAGS = (
     "--headless",
@@ -107,13 +109,15 @@ class ProcessDriver(Driver):
 
 
 class Browser(Driver):
-    """Chromium's own EventSource, in a page that posts what it receives back to here."""
+    """Chromium's own EventSource, or the server's module, in a page that posts what it receives back to here."""
 
-    def __init__(self, *, again: bool = False) -> None:
+    def __init__(self, *, again: bool = False, page: str = "page.html") -> None:
         super().__init__()
         self._again = again
+        self._file = DRIVERS / page
         app = web.Application(client_max_size=LONGEST_LINE)
         app.add_routes([web.get("/", self._page), web.post("/record", self._record), web.post("/gave-up", self._gave)])
+        app.add_routes([web.get("/sse-pg.js", self._module)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         self._profile = TemporaryDirectory(prefix="sse-pg-chromium-", ignore_cleanup_errors=True)
         self._process: asyncio.subprocess.Process | None = None
@@ -151,7 +155,10 @@ class Browser(Driver):
         self._profile.cleanup()
 
     async def _page(self, _: web.Request) -> web.Response:
-        return _once(web.Response(text=(DRIVERS / "page.html").read_text(), content_type="text/html"))
+        return _once(web.Response(text=self._file.read_text(), content_type="text/html"))
+
+    async def _module(self, _: web.Request) -> web.Response:
+        return _once(web.Response(text=MODULE.read_text(), content_type="text/javascript"))
 
     async def _record(self, request: web.Request) -> web.Response:
         self.records += await request.json()

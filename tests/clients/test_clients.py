@@ -43,7 +43,9 @@ class Kind:
     """An answer of 503 ends it for ever."""
 
     def make(self, *, again: bool = True) -> Driver:
-        return Browser(again=again) if self.driver == "browser" else ProcessDriver(self.driver)
+        if self.driver in ("browser", "module"):
+            return Browser(again=again, page="module.html" if self.driver == "module" else "page.html")
+        return ProcessDriver(self.driver)
 
 
 KINDS = [
@@ -57,9 +59,11 @@ KINDS = [
     Kind("httpx-sse", "drive_httpx_sse.py", ends_on_503=False),
     Kind("aiohttp-sse-client2", "drive_aiohttp_sse_client2.py", ends_on_503=False),
     Kind("chromium", "browser"),
+    Kind("sse-pg.js", "sse-pg.cjs", ends_on_503=False),
+    Kind("sse-pg.js in chromium", "module", ends_on_503=False),
 ]
 every_client = pytest.mark.parametrize(
-    "kind", [pytest.param(k, id=k.name, marks=[pytest.mark.browser] * (k.driver == "browser")) for k in KINDS]
+    "kind", [pytest.param(k, id=k.name, marks=[pytest.mark.browser] * (k.driver in ("browser", "module"))) for k in KINDS]
 )
 
 
