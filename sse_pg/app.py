@@ -8,7 +8,9 @@ from aiohttp import web
 
 from sse_pg.api_health import HealthApi
 from sse_pg.api_history import HistoryApi
+from sse_pg.api_pages import PagesApi
 from sse_pg.api_publish import PublishApi
+from sse_pg.api_stats import StatsApi
 from sse_pg.api_stream import StreamApi
 from sse_pg.api_subscriptions import SubscriptionApi
 from sse_pg.bus import Bus
@@ -27,7 +29,7 @@ def create_app(settings: Settings) -> web.Application:
     app = web.Application(middlewares=[problems], client_max_size=settings.max_body)
     bus = Bus(settings)
     app[BUS] = bus
-    for api in (PublishApi, SubscriptionApi, StreamApi, HistoryApi, HealthApi):
+    for api in (PublishApi, SubscriptionApi, StreamApi, HistoryApi, HealthApi, StatsApi, PagesApi):
         app.add_routes(api(bus).routes())
     app.add_routes(openapi_routes())
     app.cleanup_ctx.append(_run_bus)

@@ -272,6 +272,9 @@ class Settings:
         low=0.05,
         high=86400,
     )
+    dashboard: str = _setting(
+        "SSE_PG_DASHBOARD", "on", "Whether there is a dashboard at /; off answers 404.", choices=("on", "off")
+    )
     log_level: str = _setting(
         "SSE_PG_LOG_LEVEL", "info", "How much is logged.", choices=("debug", "info", "warning", "error")
     )

@@ -6,12 +6,13 @@ All of it runs between awaits of the event loop, so that joining a stream and de
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 from sse_pg import wire
 from sse_pg.cursor import START, Cursor
 from sse_pg.event import Event
+from sse_pg.meter import Meter
 from sse_pg.ring import Entry, Ring
 from sse_pg.stream import Stream
 
@@ -45,6 +46,7 @@ class Hub:
         self.ring = Ring(*self._ring_size, START)
         self.streams: set[Stream] = set()
         """All, those that catch up included."""
+        self.meter = Meter()
         self.epochs: list[tuple[int, int]] = []
         """Pairs of ids; a cursor between the two is of a log that was lost."""
         self._groups: dict[Key, Group] = {}
@@ -66,9 +68,10 @@ class Hub:
             stream.cursor = position
             stream.tell(wire.gap(reason, after.text, position), position, now)
 
-    def deliver(self, released: Iterable[tuple[Event, Cursor]], position: Cursor) -> None:
+    def deliver(self, released: Sequence[tuple[Event, Cursor]], position: Cursor) -> None:
         """Hand events on to the live streams of their channels; afterwards all were offered ``position``."""
         touched: list[Group] = []
+        deliveries = 0
         for event, cursor in released:
             entry = self.ring.add(event, cursor)
             for group in self._by_channel.get(event.channel, ()):
@@ -81,12 +84,15 @@ class Hub:
         now = time.monotonic()
         for group in touched:
             data = b"".join(group.batch)
+            deliveries += len(group.batch) * len(group.streams)
             group.batch = []
             framed = wire.chunk(data) if group.chunked else data
             for stream in group.streams:
                 stream.push(framed, now)
                 stream.told = position
                 stream.told_at = now
+        if released:
+            self.meter.batch(released, deliveries, time.time())
 
     def last_certain(self, cursor: Cursor) -> Cursor:
         """Return the cursor, or the part of it that is of this log where it comes from one that was lost."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from sse_pg.database import Connection, summary
 from sse_pg.errors import BusUnavailable
@@ -16,10 +17,12 @@ log = logging.getLogger(__name__)
 
 #: Seconds between looks at the count.
 INTERVAL = 0.25
+#: Seconds between updates where only the position has moved: others look at it, nothing depends on it.
+POSITION_INTERVAL = 2.0
 
 
 class Presence:
-    """Shows the number of streams to the other servers, at most four times a second."""
+    """Shows the number of streams, and the position, to the other servers, at most four times a second."""
 
     def __init__(self, hub: Hub, store: Store, name: str, pid: int) -> None:
         self._hub = hub
@@ -33,7 +36,9 @@ class Presence:
         await conn.execute(query("servers_sweep"))
         if self.server_id is not None:
             # After a minute without the lock another server may have swept the row away.
-            cursor = await conn.execute(query("server_update"), (len(self._hub.streams), self.server_id))
+            cursor = await conn.execute(
+                query("server_update"), (len(self._hub.streams), self._hub.position.high, self.server_id)
+            )
             if cursor.rowcount == 0:
                 self.server_id = None
         if self.server_id is None:
@@ -46,12 +51,14 @@ class Presence:
     async def run(self) -> None:
         """Keep the count in the row up to date, until cancelled."""
         shown: tuple[int | None, int] = (None, 0)
+        shown_position, shown_at = 0, 0.0
         while True:
-            now = (self.server_id, len(self._hub.streams))
-            if now != shown and self.server_id is not None:
+            now, position = (self.server_id, len(self._hub.streams)), self._hub.position.high
+            moved = position != shown_position and time.monotonic() - shown_at >= POSITION_INTERVAL
+            if (now != shown or moved) and self.server_id is not None:
                 try:
-                    await self._store.update_server(self.server_id, now[1])
-                    shown = now
+                    await self._store.update_server(self.server_id, now[1], position)
+                    shown, shown_position, shown_at = now, position, time.monotonic()
                 except BusUnavailable as error:
                     log.debug("the count of streams could not be written: %s", summary(error))
             await asyncio.sleep(INTERVAL)

@@ -86,10 +86,18 @@ class Store:
         """Return (id, name, pid, version, started, active connections) of each server that is up."""
         return [tuple(row) for row in await self._rows("servers_live")]
 
-    async def update_server(self, server_id: int, active: int) -> None:
-        """Note how many streams a server has."""
+    async def stats(self) -> tuple[Any, ...]:
+        """Return (version, newest id, oldest id, purged to, settled to, partitions, publishers in flight)."""
+        return (await self._rows("stats"))[0]
+
+    async def servers_state(self) -> list[tuple[Any, ...]]:
+        """Return what ``servers`` does, and (position, asleep, awake) of each."""
+        return await self._rows("servers_state")
+
+    async def update_server(self, server_id: int, active: int, position: int) -> None:
+        """Note how many streams a server has, and up to which id it has read."""
         async with reading(self.pool) as conn:
-            await conn.execute(query("server_update"), (active, server_id))
+            await conn.execute(query("server_update"), (active, position, server_id))
 
     async def remove_server(self, server_id: int) -> None:
         """Forget a server."""

@@ -81,6 +81,8 @@ class Tail:
         """Set while the connection is up and the log was read once."""
         self.last_error = "the LISTEN connection is not up yet"
         self.awake = False
+        self.read_at: float | None = None
+        """When the log was read last, by time.monotonic()."""
 
     async def run(self) -> None:
         """Follow the log until cancelled; a lost connection is made again with growing pauses."""
@@ -109,6 +111,11 @@ class Tail:
         self._fresh.append(waiter)
         self._wake.set()
         await waiter
+
+    @property
+    def open(self) -> Ranges:
+        """The missing ids that may still come."""
+        return self._frontier.open if self._frontier is not None else Ranges()
 
     # ------------------------------------------------------------ starting
 
@@ -256,6 +263,7 @@ class Tail:
                             frontier = self._begin_anew(*in_flight)
                     rows = await self._read(conn, frontier)
                 now = time.monotonic()
+                self.read_at = now
                 frontier.feed(rows, now)
                 cut_off = len(rows) == READ_LIMIT
                 if in_flight is not None and not cut_off:

@@ -24,7 +24,7 @@ LAYERS = [
     "embedded",
     "connections limits",
     "client fields frontier publisher store wire",
-    "publish_body ring stream",
+    "meter publish_body ring stream",
     "hub",
     "followers maintenance presence pulse",
     "tail",
@@ -103,7 +103,7 @@ def test_every_layer_is_there() -> None:
         assert any(fnmatch(module, name) for module in MODULES), f"there is no {name}"
 
 
-@pytest.mark.parametrize("module", ["ranges", "cursor", "frontier", "event", "wire", "ring", "sse_parser"])
+@pytest.mark.parametrize("module", ["ranges", "cursor", "frontier", "event", "wire", "ring", "meter", "sse_parser"])
 def test_the_core_does_no_input_or_output(module: str) -> None:
     roots = {name.split(".")[0] for name in imports(module)}
     assert not roots & {"asyncio", "aiohttp", "psycopg", "psycopg_pool", "socket", "time", "os", "threading"}

@@ -524,6 +524,7 @@ CREATE TABLE sse_pg.servers (
     version            text NOT NULL,
     started_at         timestamptz NOT NULL DEFAULT now(),
     active_connections integer NOT NULL DEFAULT 0,
+    position           bigint NOT NULL DEFAULT 0,     -- up to which id it had read, a few seconds ago
     updated_at         timestamptz NOT NULL DEFAULT now()
 );
 

@@ -63,7 +63,8 @@ KINDS = [
     Kind("sse-pg.js in chromium", "module", ends_on_503=False),
 ]
 every_client = pytest.mark.parametrize(
-    "kind", [pytest.param(k, id=k.name, marks=[pytest.mark.browser] * (k.driver in ("browser", "module"))) for k in KINDS]
+    "kind",
+    [pytest.param(k, id=k.name, marks=[pytest.mark.browser] * (k.driver in ("browser", "module"))) for k in KINDS],
 )
 
 
