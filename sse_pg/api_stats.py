@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,7 +11,7 @@ from aiohttp import web
 
 from sse_pg import fields
 from sse_pg.bus import Bus
-from sse_pg.event import timestamp
+from sse_pg.event import EPOCH, timestamp
 from sse_pg.meter import SECONDS, Second
 
 #: Channels in an answer, the most recently active ones.
@@ -40,7 +39,7 @@ class StatsApi:
         (version, newest, oldest, purged_to, settled_to, partitions, publishers), servers = await self._ask()
         bus, settings, now = self._bus, self._bus.settings, time.time()
         body = {
-            "time": timestamp(datetime.now(UTC)),
+            "time": timestamp(round((now - EPOCH) * 1_000_000)),
             "database": {"version": version},
             "log": {
                 "newestId": newest,

@@ -9,6 +9,8 @@ import msgspec
 
 #: Where PostgreSQL counts from, in UTC.
 _EPOCH = datetime(2000, 1, 1)
+#: The same moment as Unix counts, in seconds.
+EPOCH = 946_684_800
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import exp
 
 from sse_pg.cursor import Cursor
-from sse_pg.event import Event
+from sse_pg.event import EPOCH, Event
 
 #: Upper ends of the histogram of delays, in seconds; one more bucket is for what took longer.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -90,7 +90,7 @@ class Meter:
         second = self._second(int(now))
         by_channel: dict[str, list[Event]] = {}
         for event, _ in released:
-            delay = max(0.0, now - event.created_at.timestamp())
+            delay = max(0.0, now - EPOCH - event.created_at / 1_000_000)
             bucket = bisect_left(BOUNDS, delay)
             self.delays[bucket] += 1
             second.delays[bucket] += 1

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from clients import install
 from jsonschema import Draft7Validator
 from openapi_check import document
 from support import Client, Launcher
 
 import sse_pg
-from clients import install
 from sse_pg.app import create_app
 from sse_pg.config import Settings
 from sse_pg.version import VERSION

@@ -6,6 +6,6 @@ SELECT current_setting('server_version') AS version,
        l.settled_to,
        (SELECT count(*) FROM sse_pg.partitions()) AS partitions,
        (SELECT count(DISTINCT k.virtualtransaction) FROM pg_locks k
-         WHERE k.locktype = 'advisory' AND k.classid = 1936941617 AND k.objsubid = 2 AND k.granted
+         WHERE k.locktype = 'advisory' AND k.classid IN (1936941617, 1936941623) AND k.objsubid = 2 AND k.granted
            AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())) AS publishers
   FROM sse_pg.log l
