@@ -42,16 +42,18 @@ class Store:
         descending: bool = False,
     ) -> Page:
         """Return up to ``limit`` stored events of the channels within a set of ids."""
-        rows = await self._rows(
-            "page_desc" if descending else "page",
-            {
-                "channels": list(channels),
-                "first": [first for first, _ in wanted],
-                "last": [last for _, last in wanted],
-                "limit": limit,
-                "event_type": event_type,
-            },
-        )
+        params = {
+            "channels": list(channels),
+            "first": [first for first, _ in wanted],
+            "last": [last for _, last in wanted],
+            "limit": limit,
+            "event_type": event_type,
+        }
+        # One round trip. The setting ends with the transaction: a pooler may give the session to others.
+        async with reading(self.pool) as conn, conn.pipeline(), conn.transaction():
+            await conn.execute(query("plan_once"))
+            cursor = await conn.execute(query("page_desc" if descending else "page"), params, prepare=True, binary=True)
+            rows = await cursor.fetchall()
         events = [Event(*row[1:]) for row in rows if row[1] is not None]
         return Page(events, rows[0][0], len(events) == limit)
 
