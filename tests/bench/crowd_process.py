@@ -97,7 +97,10 @@ class Crowd:
         return commands
 
     def do_open(self, port: int, path: str, count: int, ids: bool = False, seconds: float = 120.0) -> dict:
-        """Open streams and wait for the first block of each; where ``ids``, from the cursors noted by cut."""
+        """Open streams and wait for the first block of each; where ``ids``, from the cursors noted by cut.
+
+        A ``{n}`` in the path stands for the number of the stream.
+        """
         started = time.monotonic()
         self.keep_ids = ids
         pending = count
@@ -107,7 +110,8 @@ class Crowd:
             while pending and len(self.waiting) < AT_ONCE:
                 pending -= 1
                 header = f"Last-Event-ID: {resume[pending]}\r\n" if pending < len(resume) else ""
-                head = f"GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n{header}\r\n"
+                target = path.replace("{n}", str(pending))
+                head = f"GET {target} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n{header}\r\n"
                 self.add(port, head.encode())
             self.take(0.05)
         return {"opened": len(self.sockets), "seconds": time.monotonic() - started, "ended": self.ended}
@@ -158,6 +162,24 @@ class Crowd:
             self.stamps.tofile(file)
             self.numbers.tofile(file)
         return {"count": len(self.stamps)}
+
+    def do_churn(self, port: int, path: str, count: int, at_once: int, seconds: float) -> dict:
+        """Open streams and close each when its first block is there; so many at a time, until as many or late."""
+        started = time.monotonic()
+        head = f"GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n\r\n".encode()
+        self.wanted = 1
+        left, done = count, 0
+        while done < count and time.monotonic() - started < seconds:
+            while left and len(self.sockets) < at_once:
+                left -= 1
+                self.add(port, head)
+            self.take(0.05)
+            for fd in [fd for fd in self.sockets if fd not in self.waiting]:
+                self.poll.unregister(fd)
+                self.sockets.pop(fd).close()
+                del self.counts[fd], self.tails[fd]
+                done += 1
+        return {"done": done, "ended": self.ended, "seconds": time.monotonic() - started}
 
     def do_cut(self) -> dict:
         """Close every stream; note the last id of each."""
