@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
 from sse_pg.errors import SettingError
 
 
@@ -24,9 +27,11 @@ def _setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    secret: bool = False,
 ) -> Any:
     return field(
         default=default,
+        repr=not secret,
         metadata={"env": env, "help": help_text, "unit": unit, "low": low, "high": high, "choices": choices},
     )
 
@@ -49,11 +54,13 @@ class Settings:
         None,
         "The database, as a postgresql:// URL or a libpq connection string; libpq's own PG* variables are honoured. "
         "Without it, and without PGHOST, PGSERVICE or PGDATABASE, an embedded PostgreSQL is started.",
+        secret=True,
     )
     listen_database_url: str | None = _setting(
         "SSE_PG_LISTEN_DATABASE_URL",
         None,
         "A way of its own for the LISTEN connection, past a transaction pooler.",
+        secret=True,
     )
     data_dir: Path | None = _setting(
         "SSE_PG_DATA_DIR",
@@ -299,6 +306,8 @@ class Settings:
                 text = str(flags[spec.name])
             if text:
                 values[spec.name] = _read(spec.metadata, hints[spec.name], text)
+                if spec.name in ("database_url", "listen_database_url"):
+                    _require_connection_string(spec.metadata["env"], text)
         return cls(**values)
 
     @property
@@ -310,6 +319,22 @@ class Settings:
 def has_database(settings: Settings, env: Mapping[str, str]) -> bool:
     """Tell whether a database is named, by DATABASE_URL or in libpq's own variables."""
     return settings.database_url is not None or any(env.get(name) for name in ("PGHOST", "PGSERVICE", "PGDATABASE"))
+
+
+def _require_connection_string(name: str, text: str) -> None:
+    """Raise SettingError for what libpq cannot read; its own errors quote the password, this one nothing."""
+    try:
+        parts = conninfo_to_dict(text)
+        ports = str(parts.get("port") or "").split(",")
+        # A password with an @ or a : that is not percent-encoded ends up in these.
+        good = all(port == "" or port.isdecimal() for port in ports) and "@" not in str(parts.get("host") or "")
+    except psycopg.Error:
+        good = False
+    if not good:
+        raise SettingError(
+            f"{name} cannot be read (it is not shown, for the password in it): allowed is a postgresql:// URL, with "
+            "special characters percent-encoded, or a libpq connection string"
+        )
 
 
 def _read(meta: Mapping[str, Any], hint: Any, text: str) -> Any:

@@ -18,10 +18,10 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _encodable(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _encodable(self.formatException(record.exc_info))
         return msgspec.json.encode(line).decode()
 
 
@@ -30,13 +30,23 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line, followed by the traceback if there is one."""
-        message = record.getMessage()
-        if not message.isprintable():
-            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():7} {message}"
+        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():7} {_printable(record.getMessage())}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            # The message of an exception may hold what a client sent: no line of it begins as a log line does.
+            trace = self.formatException(record.exc_info).split("\n")
+            line += "".join(f"\n    {_printable(each)}" for each in trace)
         return line
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, in which bytes of a header that are not UTF-8 are kept."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def configure(level: str, style: str) -> None:
