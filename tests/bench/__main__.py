@@ -22,6 +22,9 @@ BENCHMARKS = {
     "http": "http_publish",
     "fanout": "fan_out",
     "storm": "reconnect_storm",
+    "workers": "workers",
+    "growth": "growth",
+    "connects": "connects",
 }
 
 

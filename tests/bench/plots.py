@@ -120,6 +120,28 @@ def _fanout(data: Mapping[str, Any]) -> None:
     right.legend(frameon=False, fontsize=8)
 
 
+def _growth(data: Mapping[str, Any]) -> None:
+    _, axes = plt.subplots(figsize=(7, 3))
+    kinds = ("publish", "replay", "history", "purge")
+    sizes = [key.removesuffix(" publish") for key in data if key.endswith("events publish")]
+    for place, size in enumerate(sizes):
+        at = [x + (place - (len(sizes) - 1) / 2) * 0.8 / len(sizes) for x in range(len(kinds))]
+        values = [median(data[f"{size} {kind}"]) * 1e3 for kind in kinds]
+        bars = axes.bar(at, values, 0.76 / len(sizes), label=size, color=("#90cdf4", "#4299e1", "#2c5282")[place])
+        axes.bar_label(bars, [f"{value:.1f}" for value in values], fontsize=6, padding=1)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_ylabel("ms")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _connects(data: Mapping[str, Any]) -> None:
+    _, axes = plt.subplots(figsize=(5, 2.6))
+    axes.plot([count / 1e3 for count in data["opened"]], [size / 2**20 for size in data["resident"]], color="#2b6cb0")
+    axes.set_ylim(0, None)
+    axes.set_xlabel("1,000 streams opened and closed")
+    axes.set_ylabel("resident MiB")
+
+
 def _storm(data: Mapping[str, Any]) -> None:
     _, axes = plt.subplots(1, 3, figsize=(8, 2.6))
     rings = [key.removesuffix(" seconds") for key in data if key.endswith(" seconds")]
