@@ -20,6 +20,8 @@ from sse_pg.tail import Tail, server_identity
 
 #: Seconds until a task that should end is cancelled again.
 AGAIN = 0.5
+#: Seconds that attempts to connect get when the server stops.
+GOODBYE = 1.0
 
 
 class Bus:
@@ -64,6 +66,7 @@ class Bus:
     async def end_streams(self, seconds: float) -> None:
         """End every stream, spread over a time, so that the clients do not all come back in the same moment."""
         self.draining = True
+        self.publisher.hurry()
         streams = list(self.hub.streams)
         for place, stream in enumerate(streams):
             stream.end("the server stops")
@@ -73,6 +76,7 @@ class Bus:
     async def stop(self) -> None:
         """Write what is waiting to be published, then let go of the database."""
         await self.publisher.close()
+        reachable = self.tail.listening.is_set()
         left = set(self._tasks)
         while left:
             # Again and again: the wait_for() of Python 3.11, with which psycopg waits, loses a cancellation that comes
@@ -83,8 +87,9 @@ class Bus:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self.presence.unregister()
-        await asyncio.gather(self._tail_pool.close(), self.pool.close())
+        if reachable:  # else the row stays until it is swept; who stops is not to wait for a database that is away
+            await self.presence.unregister()
+        await asyncio.gather(self._tail_pool.close(GOODBYE), self.pool.close(GOODBYE))
 
     def why_not_ready(self) -> str | None:
         """Say why this server cannot serve now, or None."""

@@ -6,8 +6,10 @@ One statement, one round trip, one commit for all of them, and each gets its own
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import psycopg
@@ -18,6 +20,11 @@ from sse_pg.queries import query
 
 #: Events of one shared commit; a single request may be larger.
 SHARED_LIMIT = 1000
+#: How long a commit with idempotency keys waits for another transaction that holds one, before its requests are tried
+#: one by one, as PostgreSQL's lock_timeout ...
+KEY_WAIT = "100ms"
+#: ... and seconds after which a request is refused whose key is held all that time.
+KEY_PATIENCE = 20.0
 
 #: (id, created at in microseconds since 2000)
 Published = tuple[int, int | None]
@@ -35,11 +42,12 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
 class _Unit:
     """The drafts of one request: published together or not at all."""
 
-    __slots__ = ("done", "drafts", "keyed")
+    __slots__ = ("done", "drafts", "keys", "since")
 
     def __init__(self, drafts: Sequence[Draft]) -> None:
         self.drafts = drafts
-        self.keyed = any(draft.key is not None for draft in drafts)
+        self.keys = {draft.key for draft in drafts if draft.key is not None}
+        self.since = time.monotonic()
         self.done: asyncio.Future[list[Published]] = asyncio.get_running_loop().create_future()
 
 
@@ -47,11 +55,16 @@ class _Collided(BusUnavailable):
     """A deadlock or a serialization failure: rolled back, and worth another try."""
 
 
+class _Held(BusUnavailable):
+    """Another transaction holds a key for longer than KEY_WAIT; rolled back."""
+
+
 class Publisher:
     """Writes drafts in the order in which they come.
 
     But for those with an idempotency key: they may have to wait for another transaction that publishes with the key,
-    and the others are not to wait with them.
+    and the others are not to wait with them. One that has to wait is taken out of the shared commits of the keyed ones,
+    too, and tried again until KEY_PATIENCE is over.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -60,6 +73,9 @@ class Publisher:
         self._worker: asyncio.Task[None] | None = None
         self._keyed: deque[_Unit] = deque()
         self._keyed_worker: asyncio.Task[None] | None = None
+        self._held: deque[_Unit] = deque()
+        self._held_worker: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def publish(self, drafts: Sequence[Draft]) -> list[Published]:
         """Publish the drafts in one transaction; return (id, created at) of each, in order.
@@ -74,19 +90,24 @@ class Publisher:
             self._worker = asyncio.create_task(self._work())
         return await unit.done
 
+    def hurry(self) -> None:
+        """From now on refuse what would have to wait for another transaction's key."""
+        self._closing = True
+
     async def close(self) -> None:
         """Wait until everything that was handed in is written or refused."""
-        while workers := [worker for worker in (self._worker, self._keyed_worker) if worker is not None]:
-            await asyncio.wait(workers)
+        self.hurry()
+        while workers := {self._worker, self._keyed_worker, self._held_worker} - {None}:
+            await asyncio.wait(worker for worker in workers if worker is not None)
 
     async def _work(self) -> None:
         try:
             while self._waiting:
                 units = _take(self._waiting)
-                self._keyed += [unit for unit in units if unit.keyed]
+                self._keyed += [unit for unit in units if unit.keys]
                 if self._keyed and self._keyed_worker is None:
                     self._keyed_worker = asyncio.create_task(self._work_keyed())
-                if plain := [unit for unit in units if not unit.keyed]:
+                if plain := [unit for unit in units if not unit.keys]:
                     await self._write(plain)
         finally:
             self._worker = None
@@ -94,9 +115,38 @@ class Publisher:
     async def _work_keyed(self) -> None:
         try:
             while self._keyed:
-                await self._write(_take(self._keyed))
+                if units := self._free(_take(self._keyed)):
+                    await self._write(units)
         finally:
             self._keyed_worker = None
+
+    async def _work_held(self) -> None:
+        """Try again, one request at a time: waiting takes a single connection, however many wait."""
+        try:
+            while self._held:
+                await self._write([self._held[0]])
+                self._held.popleft()
+        finally:
+            self._held_worker = None
+
+    def _hold(self, unit: _Unit) -> None:
+        """Put a request with a key that another transaction holds among those that are tried again."""
+        if self._closing or time.monotonic() - unit.since > KEY_PATIENCE:
+            _fail(unit, BusUnavailable("another transaction that is still open holds the idempotency key"))
+            return
+        self._held.append(unit)
+        if self._held_worker is None:
+            self._held_worker = asyncio.create_task(self._work_held())
+
+    def _free(self, units: list[_Unit]) -> list[_Unit]:
+        """Return the requests none of whose keys is known to be held; the others wait behind those that have them."""
+        free = []
+        for unit in units:
+            if any(not unit.keys.isdisjoint(held.keys) for held in self._held):
+                self._hold(unit)
+            else:
+                free.append(unit)
+        return free
 
     async def _write(self, units: list[_Unit]) -> None:
         drafts = [draft for unit in units for draft in unit.drafts]
@@ -105,12 +155,15 @@ class Publisher:
                 written = await self._send(drafts)
             except _Collided:
                 written = await self._send(drafts)  # the other transaction went on; it is over or about to be
-        except EventRefused as refused:
-            if len(units) == 1:
+        except (EventRefused, _Held) as refused:
+            if len(units) > 1:
+                for unit in units:  # nothing of the shared commit is there: each by itself
+                    if self._free([unit]):
+                        await self._write([unit])
+            elif isinstance(refused, _Held):
+                self._hold(units[0])
+            else:
                 _fail(units[0], await self._locate(units[0].drafts, refused))
-                return
-            for unit in units:  # nothing of the shared commit is there: each by itself
-                await self._write([unit])
         except Exception as error:
             for unit in units:
                 _fail(unit, error)
@@ -122,22 +175,21 @@ class Publisher:
                 at += len(unit.drafts)
 
     async def _send(self, drafts: Sequence[Draft]) -> list[Published]:
-        keys = [draft.key for draft in drafts] if any(draft.key is not None for draft in drafts) else None
+        name = "publish_many"
+        parameters: dict[str, Any] = {
+            "channels": "\n".join([draft.channel for draft in drafts]),
+            "event_types": "\n".join([draft.event_type for draft in drafts]),
+            "payloads": "\x01".join([draft.payload for draft in drafts]),
+        }
+        if any(draft.key is not None for draft in drafts):
+            name = "publish_keyed"
+            parameters |= {"keys": [draft.key for draft in drafts], "wait": KEY_WAIT}
         sent = False
         try:
             async with lend(self._pool) as conn:
                 sent = True
                 with answering(conn, ANSWER):
-                    cursor = await conn.execute(
-                        query("publish_many"),
-                        {
-                            "channels": "\n".join([draft.channel for draft in drafts]),
-                            "event_types": "\n".join([draft.event_type for draft in drafts]),
-                            "payloads": "\x01".join([draft.payload for draft in drafts]),
-                            "keys": keys,
-                        },
-                        binary=True,
-                    )
+                    cursor = await conn.execute(query(name), parameters, binary=True)
                     return await cursor.fetchall()
         except psycopg.Error as error:
             raise _meaning(error, sent) from error
@@ -196,6 +248,8 @@ def _meaning(error: psycopg.Error, sent: bool) -> Exception:
     if state.startswith(("22", "23", "54")):
         detail = error.diag.message_detail
         return EventRefused(f"{message}: {detail}" if detail and state.startswith("22") else message)
+    if state == "55P03":
+        return _Held(message)
     if state.startswith("40"):
         return _Collided(message)
     if not is_away(error):

@@ -260,6 +260,8 @@ class Tail:
                     if settle or frontier.open:
                         in_flight = await self._publishers(conn)
                         if in_flight[0] < frontier.seen:  # TRUNCATE ... RESTART IDENTITY, a setval
+                            await conn.execute(query("check_epoch"))  # mends what is noted of the log that is gone
+                            in_flight = await self._publishers(conn)
                             frontier = self._begin_anew(*in_flight)
                     rows = await self._read(conn, frontier)
                 now = time.monotonic()

@@ -16,6 +16,7 @@ import pytest
 from support import Client, Launcher, eventually
 
 from sse_pg import fields
+from sse_pg.publisher import Draft
 
 PUBLISH = "/api/events/publish"
 JSON = "application/json"
@@ -710,6 +711,67 @@ async def test_a_connection_lost_during_the_commit_says_that_the_outcome_is_unkn
     assert int(response.headers["Retry-After"]) > 0
     await client.publish("a", "next")
     assert stored(db) == [("a", "message", "next")]
+
+
+def _with_key(key: str, payload: Any = 1) -> dict[str, Any]:
+    return {"channel": "a", "payload": payload, "idempotencyKey": key}
+
+
+async def test_a_key_that_is_held_keeps_nobody_else_waiting(
+    launch: Launcher, database_url: str, db: psycopg.Connection
+) -> None:
+    """Another transaction has published with a key and stays open; requests with it share a commit with others."""
+    server = await launch()
+    publish = server.bus.publisher.publish
+    async with Client(server.url) as client:
+        with psycopg.connect(database_url) as other:
+            (number,) = other.execute("SELECT sse_pg.publish('a', 'message', '1', 'held')").fetchone() or (0,)
+            drafts = [Draft("a", "message", str(n), f"k{n}") for n in range(21)]
+            held = Draft("a", "message", "1", "held")
+            # In one turn of the loop, so that they are taken together.
+            first = asyncio.create_task(publish([held]))
+            free = [asyncio.create_task(publish([draft])) for draft in drafts[:20]]
+            wants = asyncio.create_task(publish([drafts[20], held]))
+            assert len({published[0][0] for published in await asyncio.gather(*free)}) == 20
+            assert (await client.post(PUBLISH, _with_key("later")))[0] == 201
+            by_http = asyncio.create_task(client.post(PUBLISH, _with_key("held")))
+            await eventually(lambda: len(server.bus.publisher._held) >= 3)
+            assert not any(task.done() for task in (first, wants, by_http))
+            other.commit()
+        assert [(await first)[0][0], (await wants)[1][0]] == [number, number]
+        status, body = await by_http
+    assert (status, body["id"]) == (201, number)
+    assert len(stored(db)) == 1 + 21 + 1
+
+
+async def test_a_key_that_stays_held_is_refused_and_not_published(
+    client: Client, database_url: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_pg.publisher.KEY_PATIENCE", 0.0)
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT sse_pg.publish('a', 'message', '1', 'held')")
+        status, body, response = await client.request("POST", PUBLISH, json=_with_key("held"))
+        assert (status, body["type"]) == (503, "about:blank")
+        assert "idempotency key" in body["detail"]
+        assert int(response.headers["Retry-After"]) > 0
+        other.rollback()
+    assert stored(db) == []
+    assert (await client.post(PUBLISH, _with_key("held")))[0] == 201
+    assert len(stored(db)) == 1
+
+
+async def test_a_server_that_stops_waits_for_no_key(
+    launch: Launcher, database_url: str, db: psycopg.Connection
+) -> None:
+    server = await launch()
+    async with Client(server.url) as client:
+        with psycopg.connect(database_url) as other:
+            other.execute("SELECT sse_pg.publish('a', 'message', '1', 'held')")
+            waits = asyncio.create_task(client.request("POST", PUBLISH, json=_with_key("held")))
+            await eventually(lambda: len(server.bus.publisher._held) == 1)
+            await server.stop()
+            assert (await waits)[0] == 503
+    assert stored(db) == [("a", "message", 1)]
 
 
 async def test_a_deadlock_over_keys_is_not_a_500(launch: Launcher, database_url: str, db: psycopg.Connection) -> None:

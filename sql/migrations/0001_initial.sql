@@ -432,13 +432,19 @@ BEGIN
 END $$;
 
 -- Begins an epoch when the log is not the one that it was when somebody last looked. Each server asks before it
--- reads. Returns whether it began one.
+-- reads, and when it finds that the sequence went back. Returns whether it began one.
 CREATE FUNCTION sse_pg.check_epoch() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known text;
     here  text := sse_pg.log_identity();
 BEGIN
+    -- After TRUNCATE ... RESTART IDENTITY, or a setval, what was noted is about ids that are yet to be drawn.
+    UPDATE sse_pg.log l
+       SET settled_to = least(l.settled_to, p.last, p.least_bound), open_first = '{}', open_last = '{}',
+           purged_to = CASE WHEN l.purged_to > p.last THEN 0 ELSE l.purged_to END
+      FROM sse_pg.publishers() p
+     WHERE greatest(l.settled_to, l.purged_to) > p.last;
     known := (SELECT l.identity FROM sse_pg.log l);
     IF known = here THEN
         RETURN false;

@@ -4,5 +4,4 @@ SELECT id, created_at
   FROM sse_pg.publish_many(
       string_to_array(%(channels)s, E'\n'),
       string_to_array(%(event_types)s, E'\n'),
-      string_to_array(%(payloads)s, E'\x01'),
-      %(keys)b::text[])
+      string_to_array(%(payloads)s, E'\x01'))

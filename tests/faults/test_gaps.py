@@ -129,11 +129,16 @@ async def test_the_log_goes_back_while_streams_are_open(launch: Launcher, db: ps
         db.execute(BULK, (1, 10))
         assert [e.json() for e in await stream.events(10)] == [*range(1, 11)]
         await _caught_up(server, 10)
+        await eventually(lambda: db.execute("SELECT settled_to FROM sse_pg.log").fetchone() == (10,))
         if how == "setval":
-            _restore(db, 4)
+            db.execute("DELETE FROM sse_pg.events WHERE id > 4")
+            db.execute("SELECT setval('sse_pg.events_id_seq', 4)")
         else:
             db.execute("TRUNCATE sse_pg.events RESTART IDENTITY")
         start = "4" if how == "setval" else "0"
+        # What the server had noted for position() is of the log that is gone.
+        noted = "SELECT settled_to FROM sse_pg.log"
+        await eventually(lambda: (db.execute(noted).fetchone() or (99,))[0] <= int(start))
         for each in (stream, other):
             assert await _gap(each) == {"reason": "unknown", "after": "10", "before": start}
         await client.publish("a", "new")
@@ -201,3 +206,18 @@ async def test_the_log_goes_back_during_a_replay(launch: Launcher, db: psycopg.C
             assert block.json()["n"] == expected
         assert block.json() == {"reason": "unknown", "after": str(expected), "before": "0"}
         assert (await stream.event()).json() == "new"
+
+
+async def test_the_log_begins_again_while_no_server_runs(launch: Launcher, db: psycopg.Connection) -> None:
+    """What is noted of the log that is gone, how far it was settled and purged, misleads nobody."""
+    db.execute(BULK, (1, 20))
+    db.execute("UPDATE sse_pg.log SET settled_to = 20, open_first = '{5}', open_last = '{5}'")
+    _purge(db, 10)
+    db.execute("TRUNCATE sse_pg.events RESTART IDENTITY")
+    server = await launch()
+    db.execute(BULK, (1, 3))
+    with db.transaction():
+        db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        assert db.execute("SELECT sse_pg.position()").fetchone() == ("3",)
+    async with Client(server.url) as client, client.stream("a", last_event_id="0") as stream:
+        assert [e.json() for e in await stream.events(3)] == [1, 2, 3]

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from support import Client, Launcher, eventually
+from support import PATIENCE, Client, Launcher, eventually
 
 from faults.conftest import QuietLauncher
 from faults.helpers import Poster, as_in_table, connection, following, insert, running, table
@@ -119,6 +119,22 @@ async def test_the_database_is_away_for_a_while(launch: Launcher, cluster: Embed
             assert (await came_back.event()).json() == 2
         assert first == 1
     assert await table(database_url) == [1, 2]
+
+
+async def test_a_server_stops_while_the_database_is_away(
+    launch: Launcher, cluster: EmbeddedPostgres, database_url: str
+) -> None:
+    """It takes leave of nobody: a request would wait for a connection for ten minutes here."""
+    server = await launch(pool_timeout=600.0)
+    async with Client(server.url) as client, client.stream("a") as stream:
+        await asyncio.to_thread(cluster.stop)
+        try:
+            await eventually(lambda: not server.bus.tail.listening.is_set())
+            async with asyncio.timeout(PATIENCE):
+                await server.stop()
+                await stream.ended()
+        finally:
+            await asyncio.to_thread(cluster.start)
 
 
 async def test_a_replay_waits_for_the_database(launch: Launcher, cluster: EmbeddedPostgres, database_url: str) -> None:
