@@ -30,12 +30,13 @@ class Bus:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.limits = Limits(settings)
-        self.pool = make_pool(settings.database_url, settings.pool_size, settings.pool_timeout)
+        pooled = settings.listen_database_url is not None
+        self.pool = make_pool(settings.database_url, settings.pool_size, settings.pool_timeout, pooled=pooled)
         self.store = Store(self.pool)
         self.publisher = Publisher(self.pool)
         self.hub = Hub(settings.ring_events, settings.ring_bytes)
         # The tail reads subscriptions between two deliveries: it does not wait for a connection behind requests.
-        self._tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout)
+        self._tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, pooled=pooled)
         self.followers = Followers(self.hub, Store(self._tail_pool))
         self.presence = Presence(self.hub, self.store, *server_identity(settings.server_name))
         self.tail = Tail(

@@ -22,5 +22,6 @@ async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
     except psycopg.OperationalError as error:
         raise BusUnavailable(f"the database cannot be reached: {summary(error)}") from error
     await conn.close()
-    async with make_pool(settings.database_url, size, settings.pool_timeout) as pool:
+    pooled = settings.listen_database_url is not None
+    async with make_pool(settings.database_url, size, settings.pool_timeout, pooled=pooled) as pool:
         yield pool

@@ -59,7 +59,8 @@ class Settings:
     listen_database_url: str | None = _setting(
         "SSE_PG_LISTEN_DATABASE_URL",
         None,
-        "A way of its own for the LISTEN connection, past a transaction pooler.",
+        "A way of its own for the LISTEN connection, past a transaction pooler. Requests then go without prepared "
+        "statements.",
         secret=True,
     )
     data_dir: Path | None = _setting(

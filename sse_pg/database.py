@@ -44,8 +44,13 @@ _KEEPALIVE = {
 _AWAY = ("08", "53", "57", "58", "25006")
 
 
-def make_pool(url: str | None, size: int, timeout: float) -> Pool:
-    """Return the pool of request connections, not yet open. ``timeout`` in seconds."""
+def make_pool(url: str | None, size: int, timeout: float, *, pooled: bool = False) -> Pool:
+    """Return the pool of request connections, not yet open. ``timeout`` in seconds.
+
+    ``pooled``: a transaction pooler is in between. It hands each transaction to another backend, where a statement that
+    was prepared is unknown or another's, unless it keeps track of them, which PgBouncer does since 1.21. So none is
+    prepared.
+    """
     return psycopg_pool.AsyncConnectionPool(
         url or "",
         connection_class=psycopg.AsyncConnection[tuple[Any, ...]],
@@ -54,6 +59,7 @@ def make_pool(url: str | None, size: int, timeout: float) -> Pool:
             "application_name": _APPLICATION,
             "connect_timeout": 5,
             "context": _ADAPTERS,
+            **({"prepare_threshold": None} if pooled else {}),
             **_KEEPALIVE,
         },
         min_size=1,
