@@ -1,4 +1,4 @@
-"""The command line: ``sse-pg serve | migrate | publish | tail | history | purge``."""
+"""The command line: ``sse-pg serve | migrate | publish | tail | history | purge | doctor``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 import psycopg
 
-from sse_pg import cli_history, cli_publish, cli_purge, cli_signals, cli_tail, embedded, logs
+from sse_pg import cli_doctor, cli_history, cli_publish, cli_purge, cli_signals, cli_tail, embedded, logs
 from sse_pg.config import Settings, has_database
 from sse_pg.errors import EmbeddedError, SsePgError
 from sse_pg.migrate import migrate as apply_migrations
@@ -171,6 +171,52 @@ def purge(keep_events: int | None, keep_hours: float | None, database_url: str |
         _settings(keep_events=keep_events, keep_hours=keep_hours, database_url=database_url, data_dir=data_dir)
     )
     _run(cli_purge.purge(settings))
+
+
+@cli.command()
+@click.option("--url", metavar="URL", help="The address that clients use, to look at the proxies on the way, too.")
+@click.option(
+    "--wait", type=click.FloatRange(0), metavar="S", help="Watch a quiet stream of it for S seconds [2.5 heartbeats]."
+)
+@click.option(
+    "--header", "headers", metavar="NAME:VALUE", multiple=True, help="A header for requests to it, such as a token."
+)
+@click.option(
+    "--old", type=click.FloatRange(0), metavar="S", default=60.0, show_default=True,
+    help="A transaction that published is old after S seconds.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@_database_url
+@_data_dir
+@_debug
+def doctor(
+    url: str | None,
+    wait: float | None,
+    headers: tuple[str, ...],
+    old: float,
+    as_json: bool,
+    database_url: str | None,
+    data_dir: Path | None,
+) -> None:
+    """Find what is wrong with database, settings and proxies, and say how to mend it; change nothing.
+
+    Exit code 1 where there are errors; warnings alone give 0.
+    """
+    settings = _settings(database_url=database_url, data_dir=data_dir)
+    database = True
+    try:
+        settings = _running(settings)
+    except EmbeddedError:
+        if url is None:
+            raise
+        database = False
+    pairs = [header.partition(":") for header in headers]
+    if bad := next((name for name, colon, _ in pairs if not (name.strip() and colon)), None):
+        raise click.UsageError(f"--header {bad!r}: a header is NAME:VALUE")
+    sent = {name.strip(): value.strip() for name, _, value in pairs}
+    options = cli_doctor.Options(database=database, old=old, url=url, wait=wait, headers=sent, as_json=as_json)
+    if _run(cli_doctor.doctor(settings, options)):
+        sys.exit(1)
 
 
 # ---------------------------------------------------------------- the database

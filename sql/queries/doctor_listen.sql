@@ -1,0 +1,1 @@
+LISTEN sse_pg_doctor

@@ -1,0 +1,1 @@
+SELECT pg_notify('sse_pg_doctor', %s)

@@ -1,0 +1,1 @@
+UNLISTEN sse_pg_doctor

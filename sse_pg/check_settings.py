@@ -1,0 +1,66 @@
+"""Checks of the settings against each other and against this machine; they ask nobody."""
+
+from __future__ import annotations
+
+import re
+import resource
+
+from sse_pg.config import Settings
+from sse_pg.finding import Finding, ok, warning
+
+#: Seconds without a byte after which proxies commonly cut a connection (nginx, AWS load balancers).
+PROXY_SECONDS = 60.0
+#: Files that a process has open beside its streams and database connections.
+OTHER_FILES = 64
+
+
+def settings_checks(settings: Settings) -> list[Finding]:
+    """Return what is wrong with the settings, or one line that nothing is."""
+    found = []
+    if settings.heartbeat >= PROXY_SECONDS:
+        found.append(
+            warning(
+                "settings",
+                f"SSE_PG_HEARTBEAT_SECONDS={settings.heartbeat:g}: many proxies cut a stream that is silent for "
+                f"{PROXY_SECONDS:g} s",
+                f"set it below {PROXY_SECONDS:g}; 15 is the default",
+            )
+        )
+    if settings.max_body < settings.max_payload:
+        found.append(
+            warning(
+                "settings",
+                f"SSE_PG_MAX_BODY_BYTES={settings.max_body} is less than SSE_PG_MAX_PAYLOAD_BYTES="
+                f"{settings.max_payload}: the largest payloads are refused",
+                "raise SSE_PG_MAX_BODY_BYTES",
+            )
+        )
+    return found or [ok("settings", "no two are at odds")]
+
+
+def files(settings: Settings) -> Finding:
+    """Check the limit of open files, as it is for a process started here, against the streams of one process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_streams + settings.pool_size + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        return warning(
+            "files",
+            f"{soft} files may be open here (ulimit -n); SSE_PG_MAX_STREAMS={settings.max_streams} asks for {needed}",
+            f"ulimit -n {needed}, LimitNOFILE= in a systemd unit, or a lower SSE_PG_MAX_STREAMS"
+            + ("" if hard in (resource.RLIM_INFINITY,) or hard >= needed else f"; the hard limit is {hard}"),
+        )
+    return ok("files", f"enough for SSE_PG_MAX_STREAMS={settings.max_streams}")
+
+
+def payload(settings: Settings, constraint: str | None) -> Finding:
+    """Compare the largest payload over HTTP with what the table takes."""
+    bound = re.search(r"<= (\d+)", constraint or "")
+    if bound is None:
+        return warning("payload", "the table does not bound payloads (events_payload)", "see docs/decisions.md")
+    if int(bound[1]) < settings.max_payload:
+        return warning(
+            "payload",
+            f"SSE_PG_MAX_PAYLOAD_BYTES={settings.max_payload}, but the table takes {bound[1]} bytes",
+            "lower the setting, or raise the constraint events_payload (docs/decisions.md)",
+        )
+    return ok("payload", f"up to {settings.max_payload} bytes; the table takes {bound[1]}")
