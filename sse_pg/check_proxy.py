@@ -25,8 +25,8 @@ from sse_pg.sse_parser import Block, Parser
 CHANNEL = "sse-pg.doctor"
 #: A Last-Event-ID that is no cursor; a server that is shown it says so in a gap.
 NO_CURSOR = "sse-pg-doctor"
-#: Seconds for the head of an answer, and for the first block after it.
-PATIENCE = 10.0
+#: Seconds to connect, and seconds for the head of an answer, as for the first block after it.
+CONNECT, PATIENCE = 4.0, 8.0
 #: Seconds after which a first block is late.
 LATE = 1.0
 
@@ -73,10 +73,13 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
                 return found
             found += [_compression(stream), await _protocol(target), await _resumes(target, headers)]
             found.append(await _quiet(stream, wait))
-    except (aiohttp.ClientError, OSError, TimeoutError, ClientError) as problem:
+    except (aiohttp.ClientError, ClientError) as problem:
         found.append(
             error("stream", f"{target} cannot be read: {_reason(problem)}", "see that the proxy and a server are up")
         )
+    except (OSError, TimeoutError) as problem:
+        words = f"not even the head of an answer arrives ({_reason(problem)}): it is held back, or no server is there"
+        found.append(error("buffering", words, UNBUFFER))
     return found
 
 
@@ -84,7 +87,7 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
 async def _opened(target: str, headers: Mapping[str, str], **more: str) -> AsyncIterator[_Open]:
     """Open a stream as a browser does, which takes compressed answers."""
     sent = {"Accept": "text/event-stream", "Accept-Encoding": "gzip, deflate", "Cache-Control": "no-cache"}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
     started = time.monotonic()
     async with aiohttp.ClientSession(timeout=timeout) as session:
         async with asyncio.timeout(PATIENCE):

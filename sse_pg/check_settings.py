@@ -10,7 +10,7 @@ from sse_pg.finding import Finding, ok, warning
 
 #: Seconds without a byte after which proxies commonly cut a connection (nginx, AWS load balancers).
 PROXY_SECONDS = 60.0
-#: Files that a process has open beside its streams and database connections.
+#: Files that a process has open beside its connections.
 OTHER_FILES = 64
 
 
@@ -39,22 +39,22 @@ def settings_checks(settings: Settings) -> list[Finding]:
 
 
 def files(settings: Settings) -> Finding:
-    """Check the limit of open files, as it is for a process started here, against the streams of one process."""
+    """Check the limit of open files, as it is for a process started here, against the connections of one process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_streams + settings.pool_size + OTHER_FILES
+    needed = settings.max_connections + settings.pool_size + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         return warning(
             "files",
-            f"{soft} files may be open here (ulimit -n); SSE_PG_MAX_STREAMS={settings.max_streams} asks for {needed}",
-            f"ulimit -n {needed}, LimitNOFILE= in a systemd unit, or a lower SSE_PG_MAX_STREAMS"
+            f"{soft} files may be open (ulimit -n); SSE_PG_MAX_CONNECTIONS={settings.max_connections} needs {needed}",
+            f"ulimit -n {needed}, LimitNOFILE= in a systemd unit, or a lower SSE_PG_MAX_CONNECTIONS"
             + ("" if hard in (resource.RLIM_INFINITY,) or hard >= needed else f"; the hard limit is {hard}"),
         )
-    return ok("files", f"enough for SSE_PG_MAX_STREAMS={settings.max_streams}")
+    return ok("files", f"enough may be open for SSE_PG_MAX_CONNECTIONS={settings.max_connections}")
 
 
 def payload(settings: Settings, constraint: str | None) -> Finding:
     """Compare the largest payload over HTTP with what the table takes."""
-    bound = re.search(r"<= (\d+)", constraint or "")
+    bound = re.search(r"\b(\d{2,})\b", constraint or "")
     if bound is None:
         return warning("payload", "the table does not bound payloads (events_payload)", "see docs/decisions.md")
     if int(bound[1]) < settings.max_payload:

@@ -4,5 +4,5 @@ SELECT current_setting('max_connections')::integer - current_setting('superuser_
        (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid IS NOT NULL) AS used,
        (SELECT nullif(r.rolconnlimit, -1) FROM pg_roles r WHERE r.rolname = current_user) AS role_limit,
        (SELECT nullif(d.datconnlimit, -1) FROM pg_database d WHERE d.datname = current_database()) AS database_limit,
-       format('ALTER ROLE %%I CONNECTION LIMIT %%s', current_user, %(needed)s::integer) AS mend_role,
-       format('ALTER DATABASE %%I CONNECTION LIMIT %%s', current_database(), %(needed)s::integer) AS mend_database
+       'ALTER ROLE ' || quote_ident(current_user) || ' CONNECTION LIMIT ' || %(needed)s::integer AS mend_role,
+       'ALTER DATABASE ' || quote_ident(current_database()) || ' CONNECTION LIMIT ' || %(needed)s::integer AS mend_database

@@ -8,7 +8,7 @@ SELECT DISTINCT l.pid, x.gid, coalesce(a.usename, x.owner)::text AS role, a.appl
   LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
        AND t.virtualtransaction = l.virtualtransaction
   LEFT JOIN pg_prepared_xacts x ON x.transaction = t.transactionid
- WHERE l.locktype = 'advisory' AND l.classid = 1936941617 AND l.objsubid = 2 AND l.granted
+ WHERE l.locktype = 'advisory' AND l.classid IN (1936941617, 1936941623) AND l.objsubid = 2 AND l.granted
    AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
    AND l.pid IS DISTINCT FROM pg_backend_pid()
  ORDER BY age DESC NULLS FIRST
