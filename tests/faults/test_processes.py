@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,6 +29,12 @@ Start = Callable[..., "Process"]
 
 class Process(ServerProcess):
     """A server that tells how it ended."""
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self._process is not None
+        return self._process.pid
 
     async def exit_code(self) -> int:
         """Wait for the end."""
@@ -289,3 +296,52 @@ def _network() -> Iterator[tuple[str, list[str], str]]:
     finally:
         for command in (["ip", "link", "del", here], ["ip", "netns", "del", name]):
             subprocess.run(command, check=False, capture_output=True)
+
+
+ROWS = 1_000_000
+DATA = re.compile(rb"^data: (\d+)$", re.MULTILINE)
+
+
+def _peak(pid: int) -> int:
+    """Return the most memory that a process had, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+
+
+async def _numbers_of(url: str, count: int) -> list[int]:
+    """Follow a channel of numbers until so many came, back with the last id after each drop; no more than that."""
+    numbers: list[int] = []
+    last_id = b"0"
+    async with aiohttp.ClientSession(read_bufsize=2**20) as session:
+        while len(numbers) < count:
+            async with session.get(
+                f"{url}/api/events/stream?channels=a",
+                headers={"Last-Event-ID": last_id.decode()},
+                timeout=aiohttp.ClientTimeout(total=None, sock_read=60),
+            ) as response:
+                rest = b""
+                async for data in response.content.iter_any():
+                    blocks, end, rest = (rest + data).rpartition(b"\n\n")
+                    if end:
+                        numbers += map(int, DATA.findall(blocks + end))
+                        last_id = blocks.rpartition(b"id: ")[2].partition(b"\n")[0] or last_id
+                    if len(numbers) >= count:
+                        break
+    return numbers
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
+async def test_a_copy_of_a_million_rows(start: Start, database_url: str) -> None:
+    """One transaction: all of it becomes visible at once, and goes out in order, in bounded memory."""
+    server = start()
+    await server.ready()
+    before = _peak(server.pid)
+    async with connection(database_url) as conn:
+        reading = asyncio.create_task(_numbers_of(server.url, ROWS + 1))
+        async with conn.cursor().copy("COPY sse_pg.events (channel, payload) FROM STDIN") as copy:
+            for first in range(0, ROWS, 10_000):
+                await copy.write("".join([f"a\t{number}\n" for number in range(first, first + 10_000)]))
+        await insert(conn, ROWS)
+        numbers = await reading
+    assert numbers == [*range(ROWS + 1)]
+    assert _peak(server.pid) - before < 100
