@@ -44,10 +44,53 @@ class StreamApi:
         return [web.get("/api/events/stream", self.stream, allow_head=False)]
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a stream that lasts until the client goes or the server ends it."""
+        """Answer with a stream that lasts until the client goes or the server ends it.
+
+        What is local here stays in memory as long as the stream is open: the rest is done elsewhere.
+        """
+        bus = self._bus
+        user = fields.query_user(request.query)
+        stream = await self._admit(request, user)
+        follows = user if not stream.channels else None
+        opened = time.monotonic()
+        reason = "the client went"
+        response = web.StreamResponse(headers=HEADERS)
+        with bus.limits.streams.one(user, bus.limits.proxies.client(request)):
+            try:
+                if follows is not None:
+                    await bus.followers.follow(stream, follows)
+                response.force_close()
+                await response.prepare(request)
+                _bound_unacknowledged(stream.transport)
+                bus.hub.add(stream)
+                log.info("stream opened: %s", _whom(request, stream, user))
+                await _unless_ended(stream, self._bring_up(stream, _asked_for(request)))
+                reason = await stream.ended
+                return response
+            except Exception:
+                if not response.prepared:
+                    raise
+                # The head is out: a problem document would land in the middle of the blocks.
+                log.exception("a stream failed: %s", _whom(request, stream, user))
+                reason = "an error"
+                stream.transport.abort()
+                return response
+            finally:
+                bus.hub.leave(stream)
+                if follows is not None:
+                    bus.followers.leave(stream, follows)
+                log.info(
+                    "stream closed: %s, %s, %.1f s, %d bytes",
+                    _whom(request, stream, user),
+                    reason,
+                    time.monotonic() - opened,
+                    stream.sent_bytes,
+                )
+
+    async def _admit(self, request: web.Request, user: str | None) -> Stream:
+        """Return the stream that is asked for, not yet open; raises the problem that says why there is none."""
         bus = self._bus
         channels = fields.query_channels(request.query, "channels", bus.settings.max_channels)
-        user = fields.query_user(request.query)
         envelope = fields.query_flag(request.query, "envelope")
         if user is None and not channels:
             raise invalid([FieldError("channels", "name channels, or a userId, or both")])
@@ -56,18 +99,10 @@ class StreamApi:
             raise unavailable(f"This server has its {bus.settings.max_streams} streams.")
         if user is not None and channels:
             await self._require_subscribed(user, channels)
-        with bus.limits.streams.one(user, bus.limits.proxies.client(request)):
-            return await self._serve(request, user, channels, envelope)
-
-    async def _serve(
-        self, request: web.Request, user: str | None, channels: list[str], envelope: bool
-    ) -> web.StreamResponse:
-        bus = self._bus
-        transport = request.transport
-        if transport is None:
+        if request.transport is None:
             raise asyncio.CancelledError  # the client went while we looked
-        stream = Stream(
-            transport,
+        return Stream(
+            request.transport,
             channels=frozenset(channels),
             cursor=START,
             envelope=envelope,
@@ -75,40 +110,6 @@ class StreamApi:
             buffer_limit=bus.settings.stream_buffer,
             now=time.monotonic(),
         )
-        follows = user if not channels else None
-        opened = time.monotonic()
-        reason = "the client went"
-        response = web.StreamResponse(headers=HEADERS)
-        try:
-            if follows is not None:
-                await bus.followers.follow(stream, follows)
-            response.force_close()
-            await response.prepare(request)
-            _bound_unacknowledged(transport)
-            bus.hub.add(stream)
-            log.info("stream opened: %s", _whom(request, stream, user))
-            await _unless_ended(stream, self._bring_up(stream, _asked_for(request)))
-            reason = await stream.ended
-            return response
-        except Exception:
-            if not response.prepared:
-                raise
-            # The head is out: a problem document would land in the middle of the blocks.
-            log.exception("a stream failed: %s", _whom(request, stream, user))
-            reason = "an error"
-            transport.abort()
-            return response
-        finally:
-            bus.hub.leave(stream)
-            if follows is not None:
-                bus.followers.leave(stream, follows)
-            log.info(
-                "stream closed: %s, %s, %.1f s, %d bytes",
-                _whom(request, stream, user),
-                reason,
-                time.monotonic() - opened,
-                stream.sent_bytes,
-            )
 
     async def _require_ready(self, request: web.Request) -> None:
         """Wait a moment for the LISTEN connection; turn the client away where it does not come, or the server stops.

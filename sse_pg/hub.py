@@ -28,9 +28,10 @@ REMEMBERED = 64
 class Group:
     """The live streams with the same channels and the same wire form."""
 
-    __slots__ = ("batch", "chunked", "envelope", "streams")
+    __slots__ = ("batch", "channels", "chunked", "envelope", "streams")
 
-    def __init__(self, envelope: bool, chunked: bool) -> None:
+    def __init__(self, channels: frozenset[str], envelope: bool, chunked: bool) -> None:
+        self.channels = channels
         self.envelope = envelope
         self.chunked = chunked
         self.streams: set[Stream] = set()
@@ -156,10 +157,11 @@ class Hub:
     def _enter(self, stream: Stream, key: Key) -> None:
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(stream.envelope, stream.chunked)
+            group = self._groups[key] = Group(*key)
             for channel in stream.channels:
                 self._by_channel.setdefault(channel, set()).add(group)
         group.streams.add(stream)
+        stream.channels = group.channels  # one set in memory for all of them
 
     def _exit(self, stream: Stream) -> None:
         key = _key(stream)
