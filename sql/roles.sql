@@ -63,6 +63,7 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.check_epoch(),
     sse_pg.subscribe(text, text),
     sse_pg.unsubscribe(text, text),
+    sse_pg.authorize(text, text, text),
     sse_pg.live_servers(),
     sse_pg.partitions(),
     sse_pg.make_partitions(integer, bigint),

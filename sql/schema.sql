@@ -521,6 +521,25 @@ BEGIN
     RETURN FOUND;
 END $$;
 
+-- ------------------------------------------------------------------ access rules
+
+-- Whether a user may do something with a channel; beyond what the user's token says. The actions are 'publish' (over
+-- HTTP) and 'subscribe' (stream, history, subscriptions). As shipped it allows everything. It is yours to replace, with
+-- CREATE OR REPLACE FUNCTION and a look at your own tables (docs/authorize.md); no migration touches it again.
+-- user_id is NULL where a server asks for no tokens and the request names no user. NULL is a no.
+CREATE FUNCTION sse_pg.authorize(user_id text, action text, channel text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT true $$;
+
+-- Makes the servers forget the answers for a user and a channel (NULL: any), once the caller's transaction commits, and
+-- ask again for the open streams. Those that are no longer allowed end before a later event is delivered. Servers also
+-- learn by this that authorize() was replaced.
+CREATE FUNCTION sse_pg.revoke(user_id text DEFAULT NULL, channel text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('sse_pg_control',
+        'revoke ' || jsonb_build_object('user', revoke.user_id, 'channel', revoke.channel)::text);
+END $$;
+
 -- ------------------------------------------------------------------ servers
 
 -- A server holds a lock on its id as long as its LISTEN connection lives, so a server that dies is gone at once.

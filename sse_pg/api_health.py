@@ -36,8 +36,9 @@ class HealthApi:
         await self._bus.store.ping()
         return _json({"status": "ready"})
 
-    async def active_connections(self, _request: web.Request) -> web.Response:
+    async def active_connections(self, request: web.Request) -> web.Response:
         """Count the open streams of every server on this database; this server's own count is of this moment."""
+        self._bus.access.require_observer(await self._bus.access.identify(request))
         own = self._bus.presence.server_id
         servers = [
             {

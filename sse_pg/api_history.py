@@ -26,6 +26,7 @@ class HistoryApi:
 
     async def history(self, request: web.Request) -> web.Response:
         """Return a page. An ascending walk ends at a cursor that opens a stream with nothing lost between."""
+        identity = await self._bus.access.identify(request)
         query = request.query
         channels = fields.query_channels(query, "channel", self._bus.settings.max_channels)
         if not channels:
@@ -36,6 +37,7 @@ class HistoryApi:
         limit = fields.query_integer(query, "limit", 50, 1, 1000)
         after, before = fields.query_cursor(query, "after"), fields.query_cursor(query, "before")
         order = fields.query_choice(query, "order", ("asc", "desc"))
+        await self._bus.access.require(identity, identity.user, "subscribe", channels, "channel")
         walk = self._ascending if order == "asc" else self._descending
         body = await walk(channels, after, before, limit, event_type)
         headers = {}

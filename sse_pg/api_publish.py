@@ -38,13 +38,15 @@ class PublishApi:
 
     async def publish(self, request: web.Request) -> web.Response:
         """Publish the event or the events of a body; 201 once the commit is done."""
+        access = self._bus.access
+        identity = await access.identify(request)
         if request.content_type not in ("application/json", NDJSON):
             raise Problem(
                 415,
                 f"Send JSON with the header Content-Type: application/json, or lines of it with {NDJSON}.",
             )
         settings, limits = self._bus.settings, self._bus.limits
-        publisher = limits.proxies.client(request)
+        publisher = identity.user or limits.proxies.client(request)
         limits.publishing.check(publisher)
         drafts, batch = publish_body.drafts(
             await limits.bodies.read(request),
@@ -52,6 +54,8 @@ class PublishApi:
             max_payload=settings.max_payload,
             max_batch=settings.max_batch,
         )
+        channels = {draft.channel for draft in drafts}
+        await access.require(identity, identity.user, "publish", channels, "channel")
         limits.publishing.charge(publisher, len(drafts))
         try:
             published = _told(drafts, await self._bus.publisher.publish(drafts))

@@ -35,6 +35,7 @@ class StatsApi:
 
     async def stats(self, request: web.Request) -> web.Response:
         """Return the numbers of this moment, and of the last seconds one by one."""
+        self._bus.access.require_observer(await self._bus.access.identify(request))
         seconds = fields.query_integer(request.query, "seconds", 60, 0, SECONDS)
         (version, newest, oldest, purged_to, settled_to, partitions, publishers), servers = await self._ask()
         bus, settings, now = self._bus, self._bus.settings, time.time()

@@ -49,21 +49,30 @@ class StreamApi:
         What is local here stays in memory as long as the stream is open: the rest is done elsewhere.
         """
         bus = self._bus
+        identity = await bus.access.identify(request)
         user = fields.query_user(request.query)
-        stream = await self._admit(request, user)
+        stream = await self._admit(request, user, bus.access.user(identity, user))
         follows = user if not stream.channels else None
         opened = time.monotonic()
         reason = "the client went"
+        expiry: asyncio.TimerHandle | None = None
         response = web.StreamResponse(headers=HEADERS)
-        with bus.limits.streams.one(user, bus.limits.proxies.client(request)):
+        with bus.limits.streams.one(stream.user, bus.limits.proxies.client(request)):
             try:
                 if follows is not None:
-                    await bus.followers.follow(stream, follows)
+                    await bus.followers.follow(stream, follows, identity.subscribe)
+                else:
+                    bus.authorizer.watch(stream)
+                    await bus.access.require(identity, stream.user, "subscribe", stream.channels, "channels")
                 response.force_close()
                 await response.prepare(request)
                 _bound_unacknowledged(stream.transport)
                 bus.hub.add(stream)
-                log.info("stream opened: %s", _whom(request, stream, user))
+                if identity.expires is not None:
+                    expiry = asyncio.get_running_loop().call_later(
+                        max(0.0, identity.expires - time.time()), stream.end, "its token has expired"
+                    )
+                log.info("stream opened: %s", _whom(request, stream, stream.user))
                 await _unless_ended(stream, self._bring_up(stream, _asked_for(request)))
                 reason = await stream.ended
                 return response
@@ -71,24 +80,31 @@ class StreamApi:
                 if not response.prepared:
                     raise
                 # The head is out: a problem document would land in the middle of the blocks.
-                log.exception("a stream failed: %s", _whom(request, stream, user))
+                log.exception("a stream failed: %s", _whom(request, stream, stream.user))
                 reason = "an error"
                 stream.transport.abort()
                 return response
             finally:
+                if expiry is not None:
+                    expiry.cancel()
                 bus.hub.leave(stream)
+                bus.authorizer.unwatch(stream)
                 if follows is not None:
                     bus.followers.leave(stream, follows)
-                log.info(
-                    "stream closed: %s, %s, %.1f s, %d bytes",
-                    _whom(request, stream, user),
-                    reason,
-                    time.monotonic() - opened,
-                    stream.sent_bytes,
-                )
+                if response.prepared:
+                    log.info(
+                        "stream closed: %s, %s, %.1f s, %d bytes",
+                        _whom(request, stream, stream.user),
+                        reason,
+                        time.monotonic() - opened,
+                        stream.sent_bytes,
+                    )
 
-    async def _admit(self, request: web.Request, user: str | None) -> Stream:
-        """Return the stream that is asked for, not yet open; raises the problem that says why there is none."""
+    async def _admit(self, request: web.Request, user: str | None, asked_about: str | None) -> Stream:
+        """Return the stream that is asked for, not yet open; raises the problem that says why there is none.
+
+        ``asked_about`` is whom the access rules are asked about.
+        """
         bus = self._bus
         channels = fields.query_channels(request.query, "channels", bus.settings.max_channels)
         envelope = fields.query_flag(request.query, "envelope")
@@ -109,6 +125,7 @@ class StreamApi:
             chunked=request.version >= HttpVersion11,
             buffer_limit=bus.settings.stream_buffer,
             now=time.monotonic(),
+            user=asked_about,
         )
 
     async def _require_ready(self, request: web.Request) -> None:

@@ -27,21 +27,30 @@ class SubscriptionApi:
 
     async def subscribe(self, request: web.Request) -> web.Response:
         """Subscribe a user to a channel: 201 when that is new, 200 when it was there."""
+        access = self._bus.access
+        identity = await access.identify(request)
         body = fields.subscription_body(await fields.read_json(request, self._bus.limits.bodies))
+        user = access.user(identity, body.user_id)
+        await access.require(identity, user, "subscribe", [body.channel], "channel")
         new = await self._bus.store.subscribe(body.user_id, body.channel)
         return _json({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
 
     async def unsubscribe(self, request: web.Request) -> web.Response:
-        """End a subscription; 200 whether or not there was one."""
+        """End a subscription; 200 whether or not there was one. Who may no longer read a channel may still leave it."""
+        identity = await self._bus.access.identify(request)
         body = fields.subscription_body(await fields.read_json(request, self._bus.limits.bodies))
+        self._bus.access.user(identity, body.user_id)
         await self._bus.store.unsubscribe(body.user_id, body.channel)
         return _json({"userId": body.user_id, "channel": body.channel, "subscribed": False})
 
     async def channels(self, request: web.Request) -> web.Response:
         """List a user's subscriptions."""
+        identity = await self._bus.access.identify(request)
         user = fields.query_user(request.query)
         if user is None:
             raise invalid([FieldError("userId", "this parameter is needed")])
+        if not identity.observe:
+            self._bus.access.user(identity, user)
         found = await self._bus.store.subscriptions(user)
         return _json(
             {

@@ -10,11 +10,13 @@ from sse_pg.api_health import HealthApi
 from sse_pg.api_history import HistoryApi
 from sse_pg.api_pages import PagesApi
 from sse_pg.api_publish import PublishApi
+from sse_pg.api_session import SessionApi
 from sse_pg.api_stats import StatsApi
 from sse_pg.api_stream import StreamApi
 from sse_pg.api_subscriptions import SubscriptionApi
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
+from sse_pg.cors import Cors
 from sse_pg.openapi import openapi_routes
 from sse_pg.problem import problems
 
@@ -26,10 +28,12 @@ def create_app(settings: Settings) -> web.Application:
 
     Run it with ``handler_cancellation=True``, as sse_pg.server does: a stream's handler has to end with its client.
     """
-    app = web.Application(middlewares=[problems], client_max_size=settings.max_body)
+    cors = Cors(settings.allowed_origins)
+    app = web.Application(middlewares=[problems, cors.preflights], client_max_size=settings.max_body)
+    app.on_response_prepare.append(cors.headers)
     bus = Bus(settings)
     app[BUS] = bus
-    for api in (PublishApi, SubscriptionApi, StreamApi, HistoryApi, HealthApi, StatsApi, PagesApi):
+    for api in (PublishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi, HealthApi, StatsApi, PagesApi):
         app.add_routes(api(bus).routes())
     app.add_routes(openapi_routes())
     app.cleanup_ctx.append(_run_bus)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from sse_pg.access import Access
+from sse_pg.authorizer import Authorizer
 from sse_pg.config import Settings
 from sse_pg.database import make_pool
 from sse_pg.followers import Followers
@@ -37,12 +39,18 @@ class Bus:
         self.hub = Hub(settings.ring_events, settings.ring_bytes)
         # The tail reads subscriptions between two deliveries: it does not wait for a connection behind requests.
         self._tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, pooled=pooled)
-        self.followers = Followers(self.hub, Store(self._tail_pool))
+        tail_store = Store(self._tail_pool)
+        self.authorizer = Authorizer(
+            self.store, tail_store, seconds=settings.authorize_cache, timeout=settings.authorize_timeout
+        )
+        self.followers = Followers(self.hub, tail_store, self.authorizer)
+        self.access = Access(settings, self.authorizer)
         self.presence = Presence(self.hub, self.store, *server_identity(settings.server_name))
         self.tail = Tail(
             settings.listen_url,
             self.hub,
             self.followers,
+            self.authorizer,
             order_wait=settings.order_wait,
             poll=settings.poll,
             safety_read=settings.safety_read,
@@ -88,6 +96,7 @@ class Bus:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self.access.close()
         if reachable:  # else the row stays until it is swept; who stops is not to wait for a database that is away
             await self.presence.unregister()
         await asyncio.gather(self._tail_pool.close(GOODBYE), self.pool.close(GOODBYE))

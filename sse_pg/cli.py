@@ -1,4 +1,4 @@
-"""The command line: ``sse-pg serve | migrate | publish | tail | history | purge | doctor``."""
+"""The command line: ``sse-pg serve | migrate | publish | tail | history | token | purge | doctor``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,18 @@ from typing import Any, TypeVar
 import click
 import psycopg
 
-from sse_pg import cli_doctor, cli_history, cli_publish, cli_purge, cli_signals, cli_tail, embedded, logs
+from sse_pg import (
+    cli_doctor,
+    cli_history,
+    cli_publish,
+    cli_purge,
+    cli_signals,
+    cli_tail,
+    cli_token,
+    embedded,
+    exposure,
+    logs,
+)
 from sse_pg.config import Settings, has_database
 from sse_pg.errors import EmbeddedError, SsePgError
 from sse_pg.migrate import migrate as apply_migrations
@@ -55,32 +66,44 @@ def cli() -> None:
 @click.option("--host", metavar="H", help="Address to listen on [127.0.0.1].")
 @click.option("--port", type=int, metavar="P", help="Port to listen on [8080].")
 @click.option("--workers", type=int, metavar="N", help="Server processes on that port, to use more cores [1].")
+@click.option(
+    "--open", "is_open", is_flag=True, default=None, help="Without tokens, serve others than this machine too."
+)
 @_database_url
 @_data_dir
 @_debug
 def serve(
-    host: str | None, port: int | None, workers: int | None, database_url: str | None, data_dir: Path | None
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    is_open: bool | None,
+    database_url: str | None,
+    data_dir: Path | None,
 ) -> None:
     """Migrate, then serve. Without a database: start the embedded PostgreSQL, and stop it on exit."""
     # To be told to stop is how a server ends, also while it starts: exit code 0.
     with contextlib.suppress(cli_signals.Ended):
-        settings = _settings(host=host, port=port, workers=workers, database_url=database_url, data_dir=data_dir)
+        settings = _settings(
+            host=host, port=port, workers=workers, open=is_open, database_url=database_url, data_dir=data_dir
+        )
         logs.configure(settings.log_level, settings.log_format)
+        warning = exposure.check(settings)
         with _database(settings) as ready:
             for name in apply_migrations(ready.database_url):
                 click.echo(f"applied migration {name}")
-            _run(_serve(ready))
+            _run(_serve(ready, warning))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, warning: str | None) -> None:
+    def announce(url: str) -> None:
+        click.echo(f"sse-pg {VERSION} listens on {url}")
+        if warning is not None:
+            click.echo(warning)
+
     try:
-        await (run_server if settings.workers == 1 else supervise)(settings, _announce)
+        await (run_server if settings.workers == 1 else supervise)(settings, announce)
     finally:
         cli_signals.hold()
-
-
-def _announce(url: str) -> None:
-    click.echo(f"sse-pg {VERSION} listens on {url}")
 
 
 @cli.command()
@@ -139,7 +162,7 @@ def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None
     settings = _settings()
     logs.configure(settings.log_level, "text")
     with contextlib.suppress(cli_signals.Ended):
-        _run(cli_tail.tail(url or _local_url(settings), channels, cursor))
+        _run(cli_tail.tail(url or _local_url(settings), channels, cursor, settings.token))
 
 
 @cli.command()
@@ -155,6 +178,24 @@ def history(
     """Print the stored events of a channel, one JSON line each; the cursor to go on from goes to standard error."""
     settings = _running(_settings(database_url=database_url, data_dir=data_dir))
     _run(cli_history.history(settings, channel, after, limit))
+
+
+@cli.command()
+@click.option("--user", metavar="U", required=True, help="Whose token it is.")
+@click.option("--publish", metavar="P", multiple=True, help="A channel or pattern (orders.*) to publish to.")
+@click.option("--subscribe", metavar="P", multiple=True, help="A channel or pattern to read.")
+@click.option("--act-for", metavar="P", multiple=True, help="A user or pattern that it may act for.")
+@click.option("--observe", is_flag=True, help="It may look at the whole server: connections, anybody's subscriptions.")
+@click.option("--ttl", metavar="T", default="1h", show_default=True, help="How long it is good: 90s, 15m, 12h, 30d.")
+@_debug
+def token(
+    user: str, publish: tuple[str, ...], subscribe: tuple[str, ...], act_for: tuple[str, ...], observe: bool, ttl: str
+) -> None:
+    """Make a token with the configured secret (SSE_PG_TOKEN_SECRET or its file).
+
+    Options for channels may be repeated, or hold several with commas between.
+    """
+    click.echo(cli_token.token(_settings(), user, publish, subscribe, act_for, observe, ttl))
 
 
 @cli.command()

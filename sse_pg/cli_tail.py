@@ -22,7 +22,7 @@ class _Line(msgspec.Struct):
     data: msgspec.Raw
 
 
-async def tail(url: str, channels: Sequence[str], cursor: str | None) -> None:
+async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str | None) -> None:
     """Print a JSON line for each event, until SIGINT or SIGTERM. Gaps and reconnects are told on standard error.
 
     Raises ClientError where the server refuses.
@@ -33,7 +33,14 @@ async def tail(url: str, channels: Sequence[str], cursor: str | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
-        async with client.subscribe(url, list(channels), cursor=cursor, on_gap=_gap, on_reconnect=_reconnect) as events:
+        async with client.subscribe(
+            url,
+            list(channels),
+            cursor=cursor,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
+            on_gap=_gap,
+            on_reconnect=_reconnect,
+        ) as events:
             async for event in events:
                 line = _Line(event.id, event.type, msgspec.Raw(event.data.encode()))
                 sys.stdout.write(msgspec.json.encode(line).decode() + "\n")

@@ -6,6 +6,7 @@ printed from here (``python -m sse_pg.config env|markdown``) and checked by a te
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from sse_pg.errors import SettingError
+
+#: Bytes of a secret for tokens: as many as the digest that it keys has.
+SHORTEST_SECRET = 32
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 def _setting(
@@ -32,7 +37,15 @@ def _setting(
     return field(
         default=default,
         repr=not secret,
-        metadata={"env": env, "help": help_text, "unit": unit, "low": low, "high": high, "choices": choices},
+        metadata={
+            "env": env,
+            "help": help_text,
+            "unit": unit,
+            "low": low,
+            "high": high,
+            "choices": choices,
+            "secret": secret,
+        },
     )
 
 
@@ -76,6 +89,84 @@ class Settings:
     )
     server_name: str | None = _setting(
         "SSE_PG_SERVER_NAME", None, "Name of this server in active-connections; by default the host's name."
+    )
+    open: bool = _setting(
+        "SSE_PG_OPEN",
+        False,
+        "Serve without tokens on addresses other than loopback: whoever reaches the port reads and publishes "
+        "everything. Without effect where tokens are set.",
+        choices=("true", "false"),
+    )
+    token_secret: str | None = _setting(
+        "SSE_PG_TOKEN_SECRET",
+        None,
+        "Secret of at least 32 bytes that tokens are signed with (HS256). With this or another source of keys, every "
+        "request needs a token.",
+        secret=True,
+    )
+    token_secret_file: Path | None = _setting(
+        "SSE_PG_TOKEN_SECRET_FILE",
+        None,
+        "File with such secrets, one a line; read again when it changes. The first makes tokens, all verify them.",
+    )
+    token_public_keys: str | None = _setting(
+        "SSE_PG_TOKEN_PUBLIC_KEYS",
+        None,
+        "Files with public keys in PEM form, separated by commas (RSA, EC, Ed25519); read again when they change.",
+    )
+    token_jwks_url: str | None = _setting(
+        "SSE_PG_TOKEN_JWKS_URL", None, "Where an identity provider shows its keys (JSON Web Key Set)."
+    )
+    token_jwks_refresh: float = _setting(
+        "SSE_PG_TOKEN_JWKS_SECONDS", 300.0, "How often that key set is fetched again.", unit="s", low=1, high=86400
+    )
+    token_jwks_pause: float = _setting(
+        "SSE_PG_TOKEN_JWKS_PAUSE_SECONDS",
+        10.0,
+        "How long the key set is not fetched again for a token whose key is not in it, or after a failure.",
+        unit="s",
+        low=0,
+        high=3600,
+    )
+    token_audience: str | None = _setting(
+        "SSE_PG_TOKEN_AUDIENCE", None, "The audience (aud) of tokens. Without it, a token that names one is refused."
+    )
+    token_issuer: str | None = _setting(
+        "SSE_PG_TOKEN_ISSUER", None, "The issuer (iss) that tokens must name. Without it, any."
+    )
+    token_leeway: float = _setting(
+        "SSE_PG_TOKEN_LEEWAY_SECONDS",
+        0.0,
+        "How far clocks may differ when exp and nbf are checked.",
+        unit="s",
+        low=0,
+        high=300,
+    )
+    token_cookie: str = _setting(
+        "SSE_PG_TOKEN_COOKIE", "sse_pg_token", "The cookie that holds a token where there is no Authorization header."
+    )
+    token: str | None = _setting("SSE_PG_TOKEN", None, "The token that `sse-pg tail` shows to a server.", secret=True)
+    cors_origins: str | None = _setting(
+        "SSE_PG_CORS_ORIGINS",
+        None,
+        "Origins whose pages may use this server from a browser, separated by commas, as in https://app.example. "
+        "Pages of the server's own origin always may.",
+    )
+    authorize_cache: float = _setting(
+        "SSE_PG_AUTHORIZE_CACHE_SECONDS",
+        10.0,
+        "How long an answer of sse_pg.authorize() holds; sse_pg.revoke() ends that at once.",
+        unit="s",
+        low=0,
+        high=3600,
+    )
+    authorize_timeout: float = _setting(
+        "SSE_PG_AUTHORIZE_TIMEOUT_SECONDS",
+        2.0,
+        "How long sse_pg.authorize() may take for a request; after that nothing is allowed.",
+        unit="s",
+        low=0.05,
+        high=60,
     )
     pool_size: int = _setting("SSE_PG_POOL_SIZE", 8, "Database connections for requests.", low=1, high=1000)
     pool_timeout: float = _setting(
@@ -305,11 +396,44 @@ class Settings:
             text = env.get(spec.metadata["env"], "")
             if flags.get(spec.name) is not None:
                 text = str(flags[spec.name])
+                text = text.lower() if isinstance(flags[spec.name], bool) else text
             if text:
                 values[spec.name] = _read(spec.metadata, hints[spec.name], text)
                 if spec.name in ("database_url", "listen_database_url"):
                     _require_connection_string(spec.metadata["env"], text)
         return cls(**values)
+
+    def __post_init__(self) -> None:
+        """Refuse what no server should start with."""
+        if self.token_secret is not None and len(self.token_secret.encode()) < SHORTEST_SECRET:
+            raise SettingError(
+                f"SSE_PG_TOKEN_SECRET has fewer than {SHORTEST_SECRET} bytes; openssl rand -base64 48 makes one"
+            )
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingError(
+                    f"SSE_PG_CORS_ORIGINS={origin!r}: allowed are origins, scheme://host or scheme://host:port, "
+                    "in lower case and separated by commas"
+                )
+        if self.token_jwks_url is not None and not re.fullmatch(r"https?://[^\s/]+\S*", self.token_jwks_url):
+            raise SettingError(f"SSE_PG_TOKEN_JWKS_URL={self.token_jwks_url!r}: allowed is an http or https URL")
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", self.token_cookie):
+            raise SettingError(f"SSE_PG_TOKEN_COOKIE={self.token_cookie!r}: allowed is the name of a cookie")
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        """Whether requests need a token."""
+        return any((self.token_secret, self.token_secret_file, self.token_public_keys, self.token_jwks_url))
+
+    @property
+    def token_public_key_files(self) -> tuple[Path, ...]:
+        """The files of public keys."""
+        return tuple(Path(name.strip()) for name in (self.token_public_keys or "").split(",") if name.strip())
+
+    @property
+    def allowed_origins(self) -> frozenset[str]:
+        """The origins whose pages may use this server."""
+        return frozenset(name.strip() for name in (self.cors_origins or "").split(",") if name.strip())
 
     @property
     def listen_url(self) -> str | None:
@@ -344,7 +468,7 @@ def _read(meta: Mapping[str, Any], hint: Any, text: str) -> Any:
     if meta["choices"]:
         if text not in meta["choices"]:
             raise SettingError(f"{meta['env']}={text!r}: allowed are {', '.join(meta['choices'])}")
-        return text
+        return text == "true" if kind is bool else text
     if kind not in (int, float):
         return kind(text)
     try:
@@ -366,6 +490,8 @@ def _number(value: float) -> str:
 def _shown(meta: Mapping[str, Any], default: Any) -> str:
     if default is None:
         return ""
+    if isinstance(default, bool):
+        return str(default).lower()
     if meta["unit"] == "ms":
         default *= 1000
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -8,6 +8,9 @@
     ├── CursorError         a text is not a cursor
     ├── BusUnavailable      the database does not answer
     │   └── OutcomeUnknown  ... and it went away in the middle of a commit
+    ├── TokenRefused        a token proves nothing here
+    ├── KeysUnavailable     the keys that tokens are checked with cannot be had
+    ├── RuleFailed          sse_pg.authorize() gave no answer
     ├── EventRefused        an event breaks a rule, so it was not published
     │   ├── PayloadTooLarge
     │   └── KeyReused
@@ -47,6 +50,22 @@ class BusUnavailable(SsePgError):
 
 class OutcomeUnknown(BusUnavailable):
     """The connection was lost while the commit was under way; the event may or may not be published."""
+
+
+class TokenRefused(SsePgError):
+    """A token that a client sent proves nothing here; the message says why, and holds nothing of the token."""
+
+
+class KeysUnavailable(SsePgError):
+    """The keys that tokens are checked with cannot be had now."""
+
+
+class RuleFailed(SsePgError):
+    """sse_pg.authorize() gave no answer, so nothing is allowed. ``late``: it took longer than it may."""
+
+    def __init__(self, message: str, *, late: bool) -> None:
+        super().__init__(message)
+        self.late = late
 
 
 class EventRefused(SsePgError):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from sse_pg.authorizer import Authorizer
+from sse_pg.errors import RuleFailed
 from sse_pg.hub import Hub
+from sse_pg.identity import Patterns
 from sse_pg.store import Store
 from sse_pg.stream import Stream
 
@@ -12,25 +15,34 @@ from sse_pg.stream import Stream
 class Followers:
     """Which streams follow which user, and whose subscriptions have to be read again."""
 
-    def __init__(self, hub: Hub, store: Store) -> None:
+    def __init__(self, hub: Hub, store: Store, authorizer: Authorizer) -> None:
         self._hub = hub
         self._store = store
-        self._streams: dict[str, set[Stream]] = {}
+        self._authorizer = authorizer
+        self._streams: dict[str, dict[Stream, Patterns]] = {}
         self._stale: set[str] = set()
+        self._failed: dict[str, RuleFailed] = {}
+        """Users about whom the access rule gave no answer when it was asked last."""
         self._lock = asyncio.Lock()
 
-    async def follow(self, stream: Stream, user_id: str) -> None:
-        """Give a stream its user's channels, now and after each change."""
-        self._streams.setdefault(user_id, set()).add(stream)
+    async def follow(self, stream: Stream, user_id: str, patterns: Patterns) -> None:
+        """Give a stream its user's channels, now and after each change: those that patterns and access rules allow.
+
+        Raises RuleFailed where the rule gives no answer, and BusUnavailable when the database is away.
+        """
+        self._streams.setdefault(user_id, {})[stream] = patterns
         self._stale.add(user_id)
         await self.refresh()
+        if user_id in self._failed:
+            raise self._failed[user_id]
 
     def leave(self, stream: Stream, user_id: str) -> None:
         """Forget a stream that has ended."""
-        streams = self._streams.get(user_id, set())
-        streams.discard(stream)
+        streams = self._streams.get(user_id, {})
+        streams.pop(stream, None)
         if not streams:
             self._streams.pop(user_id, None)
+            self._failed.pop(user_id, None)
 
     def changed(self, user_id: str | None) -> None:
         """Note that the subscriptions of a user (None: of anybody) have changed."""
@@ -51,10 +63,19 @@ class Followers:
             if not users:
                 return
             try:
-                channels = await self._store.subscriptions_of(sorted(users))
+                subscribed = await self._store.subscriptions_of(sorted(users))
+                channels = await self._authorizer.followed(subscribed)
+            except RuleFailed as error:
+                for user in users & self._streams.keys():
+                    self._failed[user] = error
+                    for stream in self._streams[user]:
+                        stream.end("the access rule failed")
+                return
             except BaseException:
                 self._stale |= users
                 raise
             for user in users:
-                for stream in self._streams.get(user, ()):
-                    self._hub.change_channels(stream, channels.get(user, frozenset()))
+                self._failed.pop(user, None)
+                for stream, patterns in self._streams.get(user, {}).items():
+                    allowed = channels.get(user, frozenset())
+                    self._hub.change_channels(stream, frozenset(filter(patterns.match, allowed)))

@@ -16,8 +16,10 @@ from sse_pg.errors import (
     CursorError,
     EventRefused,
     KeyReused,
+    KeysUnavailable,
     OutcomeUnknown,
     PayloadTooLarge,
+    RuleFailed,
 )
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,12 @@ def _problem_of(error: Exception) -> Problem:
         return unavailable(f"The database does not answer; nothing was published. ({error})")
     if isinstance(error, EventRefused):
         return _refused(error)
+    if isinstance(error, KeysUnavailable):
+        return unavailable("Tokens cannot be checked now: the keys cannot be had.")
+    if isinstance(error, RuleFailed):
+        if error.late:
+            return unavailable("The access rule does not answer in time, so nothing is allowed.")
+        return Problem(500, "The access rule failed, so nothing is allowed; the server's log has more.")
     if isinstance(error, CursorError):
         return Problem(422, str(error))
     return Problem(500, "Something went wrong here; the server's log has more.")

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+
 from sse_pg.cursor import Cursor
-from sse_pg.database import Pool, reading
+from sse_pg.database import Pool, is_away, reading, summary
+from sse_pg.errors import RuleFailed
 from sse_pg.event import Event
 from sse_pg.queries import query
 from sse_pg.ranges import Ranges
@@ -83,6 +86,31 @@ class Store:
     async def subscriptions_of(self, users: Sequence[str]) -> dict[str, frozenset[str]]:
         """Return the channels of each of these users; users without any are left out."""
         return {row[0]: frozenset(row[1]) for row in await self._rows("subscriptions_of_many", (list(users),))}
+
+    async def authorize_is_shipped(self) -> bool:
+        """Tell whether sse_pg.authorize() allows everything, as shipped."""
+        return bool((await self._rows("authorize_shipped"))[0][0])
+
+    async def authorize(self, questions: Sequence[tuple[str | None, str, str]], timeout: float) -> list[bool]:
+        """Return sse_pg.authorize()'s answer to each (user, action, channel); ``timeout`` in seconds for all of them.
+
+        Raises RuleFailed when the function fails or takes longer.
+        """
+        users, actions, channels = map(list, zip(*questions, strict=True))
+        async with reading(self.pool) as conn:
+            try:
+                async with conn.transaction():
+                    await conn.execute(query("authorize_timeout"), (f"{max(1, round(timeout * 1000))}ms",))
+                    cursor = await conn.execute(
+                        query("authorize"), {"users": users, "actions": actions, "channels": channels}
+                    )
+                    return [bool(row[0]) for row in await cursor.fetchall()]
+            except psycopg.errors.QueryCanceled as error:
+                raise RuleFailed(f"it takes longer than {timeout:g} s", late=True) from error
+            except psycopg.Error as error:
+                if is_away(error):
+                    raise
+                raise RuleFailed(summary(error), late=False) from error
 
     async def servers(self) -> list[tuple[int, str, int, str, int, int]]:
         """Return (id, name, pid, version, started, active connections) of each server that is up."""

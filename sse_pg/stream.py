@@ -28,6 +28,7 @@ class Stream:
         "told",
         "told_at",
         "transport",
+        "user",
         "written_at",
     )
 
@@ -41,7 +42,10 @@ class Stream:
         chunked: bool,
         buffer_limit: int,
         now: float,
+        user: str | None = None,
     ) -> None:
+        self.user = user
+        """Whom the access rules are asked about."""
         self.transport = transport
         self.channels = channels
         self.cursor = cursor
@@ -66,7 +70,7 @@ class Stream:
     def push(self, framed: bytes, now: float) -> None:
         """Send bytes that are framed for this client's kind of connection; cut it off where it does not read."""
         transport = self.transport
-        if transport.is_closing():
+        if transport.is_closing() or self.ended.done():
             return
         if transport.get_write_buffer_size() > self.buffer_limit:
             self.end("slow")

@@ -10,6 +10,7 @@ before they ring (sql/schema.sql, announce). docs/guarantee.md has the argument 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -17,8 +18,10 @@ from collections.abc import Callable
 from random import random
 from typing import Any
 
+import msgspec
 import psycopg
 
+from sse_pg.authorizer import Authorizer
 from sse_pg.cursor import Cursor
 from sse_pg.database import Connection, answering, connect_listener, summary
 from sse_pg.errors import BusUnavailable
@@ -45,6 +48,13 @@ NAP = 0.025
 DEADLINE = 10.0
 
 
+class _Revoked(msgspec.Struct):
+    """What sse_pg.revoke() tells."""
+
+    user: str | None = None
+    channel: str | None = None
+
+
 class Tail:
     """Follows the log as long as ``run`` runs, over any number of connections."""
 
@@ -53,6 +63,7 @@ class Tail:
         url: str | None,
         hub: Hub,
         followers: Followers,
+        authorizer: Authorizer,
         *,
         order_wait: float,
         poll: float,
@@ -63,6 +74,7 @@ class Tail:
         self._url = url
         self._hub = hub
         self._followers = followers
+        self._authorizer = authorizer
         self._order_wait = order_wait
         self._poll = poll
         self._safety_read = safety_read
@@ -145,7 +157,7 @@ class Tail:
             self._hub.restart(start, "expired")
         self._hub.epochs = [(settled_to, starts_at) for settled_to, starts_at in epochs]
         self._lay_down = last
-        self._followers.changed(None)
+        self._revoked(None, None)  # what was said while nobody listened
         await self._pass(conn, settle=True)
         self.last_error = ""
         self.listening.set()
@@ -164,9 +176,17 @@ class Tail:
         """Note a notification. psycopg calls this for those that come with the answer to a statement, too."""
         self._rung = True
         if notify.channel == "sse_pg_control":
-            what, _, user = notify.payload.partition(" ")
+            what, _, which = notify.payload.partition(" ")
             if what == "subscriptions":
-                self._followers.changed(user or None)
+                self._followers.changed(which or None)
+            elif what == "revoke":
+                with contextlib.suppress(msgspec.DecodeError):  # anybody can NOTIFY
+                    revoked = msgspec.json.decode(which, type=_Revoked)
+                    self._revoked(revoked.user, revoked.channel)
+
+    def _revoked(self, user: str | None, channel: str | None) -> None:
+        self._authorizer.revoked(user, channel)
+        self._followers.changed(user)
 
     # ------------------------------------------------------------ following
 
@@ -271,6 +291,7 @@ class Tail:
                 if in_flight is not None and not cut_off:
                     frontier.settle(*in_flight)
                 await self._followers.refresh()
+                await self._authorizer.recheck()
                 self._hub.deliver(frontier.release(now), frontier.position)
                 found += len(rows)
                 if not cut_off:

@@ -28,8 +28,9 @@ async def test_404(client: Client, path: str, method: str) -> None:
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 async def test_405_names_what_is_allowed(client: Client, path: str, method: str) -> None:
+    there = {each for other, each in OPERATIONS if other == path}
     for other in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
-        if other != method:
+        if other not in there:
             status, body, response = await client.request(other, path)
             assert status == 405
             assert is_problem(405, body, response)
@@ -45,7 +46,7 @@ async def test_head(client: Client, path: str, method: str) -> None:
     queries = {"/api/events/history": "?channel=a", "/api/events/channels": "?userId=u"}
     status, body, response = await client.request("HEAD", path + queries.get(path, ""))
     assert body is None
-    if method == "GET" and path != "/api/events/stream":
+    if (path, "GET") in OPERATIONS and path != "/api/events/stream":
         assert status == 200
         _, _, get = await client.request("GET", path + queries.get(path, ""))
         assert response.content_type == get.content_type

@@ -68,7 +68,8 @@ def test_whole_numbers(env: str) -> None:
 def test_choices(env: str) -> None:
     choices = CHOICES[env].metadata["choices"]
     for choice in choices:
-        assert getattr(Settings.from_env({env: choice}), CHOICES[env].name) == choice
+        read = getattr(Settings.from_env({env: choice}), CHOICES[env].name)
+        assert (str(read).lower() if isinstance(read, bool) else read) == choice
     for value in ("x", choices[0].upper(), f" {choices[0]}"):
         message = refused(env, value)
         assert all(choice in message for choice in choices)

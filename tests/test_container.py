@@ -21,7 +21,9 @@ import aiohttp
 import pytest
 from aiohttp import test_utils, web
 
+from sse_pg import exposure
 from sse_pg.config import Settings
+from sse_pg.errors import SettingError
 
 TOP = Path(__file__).parent.parent
 DOCKERFILE = TOP / "docker" / "Dockerfile"
@@ -215,6 +217,15 @@ def test_server_and_database_are_told_the_same(compose):
         assert env["PGPASSWORD"] == postgres["POSTGRES_PASSWORD"]
         # .env may move the published port; inside it stays where the health check and the port mapping look.
         assert (env["HOST"], env["PORT"]) == ("0.0.0.0", "8080")
+
+
+def test_the_quick_start_may_be_open_and_asks_for_tokens_once_there_is_a_secret(compose):
+    for server in servers(compose).values():
+        env = {"SSE_PG_OPEN": server["environment"]["SSE_PG_OPEN"], "HOST": server["environment"]["HOST"]}
+        assert exposure.check(Settings.from_env(env)).startswith("open: ")
+        assert exposure.check(Settings.from_env({**env, "SSE_PG_TOKEN_SECRET": "x" * 32})) is None
+        with pytest.raises(SettingError, match="SSE_PG_TOKEN_SECRET"):
+            exposure.check(Settings.from_env({"HOST": env["HOST"]}))
 
 
 def test_servers_are_stopped_gently_and_run_without_privilege(compose):

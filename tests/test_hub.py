@@ -600,5 +600,5 @@ def test_a_broken_hub_is_caught(
     monkeypatch.setattr(where, name, broken)
     with pytest.raises(AssertionError, match=complaint):
         schedules(
-            1000, settings(SCHEDULES, max_examples=1000, derandomize=True, database=None, phases=[Phase.generate])
+            1000, settings(SCHEDULES, max_examples=5000, derandomize=True, database=None, phases=[Phase.generate])
         )
