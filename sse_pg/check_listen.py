@@ -15,7 +15,7 @@ import psycopg
 
 from sse_pg.config import Settings
 from sse_pg.database import summary
-from sse_pg.finding import Finding, error, ok, warning
+from sse_pg.finding import Finding, error, ok
 from sse_pg.look import Look, looking
 
 #: Other connections that are opened at once to see whether one is given our backend.
@@ -54,18 +54,14 @@ async def listening(settings: Settings) -> list[Finding]:
 
 
 async def requests(settings: Settings) -> list[Finding]:
-    """Where LISTEN has a way of its own: say what the way of the requests needs."""
+    """Where LISTEN has a way of its own: say what the way of the requests is."""
     if not settings.listen_database_url:
         return []
     async with looking(settings.database_url) as look:
         pooled = await shared_backend(settings.database_url, look)
     if pooled:
         return [
-            warning(
-                "requests",
-                "DATABASE_URL goes through a transaction pooler: psycopg prepares what it asks often, which some lose",
-                "with PgBouncer: version 1.21 or later and max_prepared_statements above 0",
-            )
+            ok("requests", "DATABASE_URL goes through a transaction pooler; requests go without prepared statements")
         ]
     return [ok("requests", "DATABASE_URL has backends of its own")]
 

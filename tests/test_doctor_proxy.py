@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import wait_for
+from pooler_support import free_port
 from support import Launcher
 
 from sse_pg.check_proxy import proxy
@@ -44,12 +45,6 @@ http {{
     }}
 }}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def listens(port: int) -> bool:
