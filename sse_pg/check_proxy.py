@@ -13,11 +13,11 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from sse_pg.check_settings import is_here
 from sse_pg.errors import ClientError
 from sse_pg.finding import Finding, error, ok, unchecked, warning
 from sse_pg.sse_parser import Block, Parser
@@ -161,7 +161,7 @@ async def _protocol(target: str) -> Finding:
     host = parts.hostname or ""
     six = "a browser opens six connections to a host, and each stream holds one"
     if parts.scheme == "http":
-        if _is_here(host):
+        if is_here(host):
             return ok("protocol", f"HTTP/1.1 without TLS, on this machine ({six})")
         return warning("protocol", f"no TLS, so browsers speak HTTP/1.1: {six}", "serve HTTPS with HTTP/2 in the proxy")
     context = ssl.create_default_context()
@@ -176,14 +176,6 @@ async def _protocol(target: str) -> Finding:
     if chosen == "h2":
         return ok("protocol", "HTTP/2")
     return warning("protocol", f"HTTP/1.1: {six}", "turn HTTP/2 on in the proxy; nginx: `http2 on;`")
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ip_address(host).is_loopback
-    return False
 
 
 async def _resumes(target: str, headers: Mapping[str, str]) -> Finding:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import resource
+from ipaddress import ip_address
 
 from sse_pg.config import Settings
 from sse_pg.finding import Finding, ok, warning
@@ -35,7 +37,33 @@ def settings_checks(settings: Settings) -> list[Finding]:
                 "raise SSE_PG_MAX_BODY_BYTES",
             )
         )
+    by_address = [
+        name
+        for name, value in (
+            ("SSE_PG_MAX_STREAMS_PER_ADDRESS", settings.max_streams_address),
+            ("SSE_PG_PUBLISH_RATE", settings.publish_rate),
+        )
+        if value
+    ]
+    if by_address and not settings.trusted_proxies and is_here(settings.host):
+        found.append(
+            warning(
+                "settings",
+                f"{' and '.join(by_address)} without SSE_PG_TRUSTED_PROXIES, on loopback: all clients of a proxy "
+                "on this machine count as one address",
+                "set SSE_PG_TRUSTED_PROXIES=127.0.0.1,::1 where there is a proxy",
+            )
+        )
     return found or [ok("settings", "no two are at odds")]
+
+
+def is_here(host: str) -> bool:
+    """Tell whether a host is this machine's own loopback."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ip_address(host).is_loopback
+    return False
 
 
 def files(settings: Settings) -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from cli_support import CHECKOUT
 from doctor_support import found, mend, one, report
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -17,7 +20,7 @@ from support import Launcher
 from sse_pg import check_server
 from sse_pg.look import looking
 
-ROLES = Path(__file__).parent.parent / "sql" / "roles.sql"
+ROLES = CHECKOUT / "sql" / "roles.sql"
 INSERT = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(n) FROM generate_series(1, %s) n"
 
 
@@ -355,9 +358,26 @@ async def test_settings_at_odds(database_url: str) -> None:
     for settings, says in (
         ({"heartbeat": 60.0}, "SSE_PG_HEARTBEAT_SECONDS"),
         ({"max_payload": 2000, "max_body": 1024}, "SSE_PG_MAX_BODY_BYTES"),
+        ({"publish_rate": 5.0}, "SSE_PG_TRUSTED_PROXIES"),
     ):
         finding = await one("settings", database_url, **settings)
         assert (finding.state, says in finding.found) == ("warning", True)
     finding = await one("files", database_url, max_connections=10**6)
     assert (finding.state, "SSE_PG_MAX_CONNECTIONS" in finding.found) == ("warning", True)
     assert (await one("files", database_url, max_connections=10)).state == "ok"
+
+
+def test_every_finding_is_explained() -> None:
+    """docs/doctor.md has a line for each name that a check gives."""
+    named = set()
+    for path in (CHECKOUT / "sse_pg").glob("*.py"):
+        if path.stem == "doctor" or path.stem.startswith("check_"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("ok", "warning", "error", "judge"):
+                    name = node.args[0]
+                    if isinstance(name, ast.Constant):  # else it is the name of a check, which has its own
+                        named.add(name.value)
+    explained = re.findall(r"^- \*\*(\w+)\*\*: ", (CHECKOUT / "docs" / "doctor.md").read_text(encoding="utf-8"), re.M)
+    assert len(explained) == len(set(explained))
+    assert set(explained) == named
+    assert len(named) > 20
