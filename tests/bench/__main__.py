@@ -25,6 +25,7 @@ BENCHMARKS = {
     "workers": "workers",
     "growth": "growth",
     "connects": "connects",
+    "silent": "silent",
 }
 
 
