@@ -56,9 +56,8 @@ def run(rounds: int = 3, most: int = SIZES[-1]) -> Result:
         _fill(stack.database("channels"), 1_000_000, MANY)
         servers = {f"{size:,} events": _serve(stack, f"stored{size}") for size in sizes}
         servers["channels"] = _serve(stack, "channels")
-        for number in range(rounds):
-            for name in sorted(servers, reverse=number % 2 == 0):
-                _measure(servers[name], name, found)
+        for _ in range(rounds):
+            _measure(servers, found)
         for number in range(min(rounds, SMALLS - 2)):
             for size in sizes:
                 _purge(stack.database(f"stored{size}"), number, f"{size:,} events", found)
@@ -130,35 +129,37 @@ def _serve(stack: Stack, database: str) -> Server:
     )  # fmt: skip
 
 
-def _measure(server: Server, name: str, found: Rounds) -> None:
-    """Time each kind of request on one connection, one after the other."""
-    conn = http.client.HTTPConnection("127.0.0.1", server.port)
-    conn.connect()
-    conn.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    times: dict[str, list[float]] = {"publish": [], "replay": [], "history": []}
+def _measure(servers: dict[str, Server], found: Rounds) -> None:
+    """Time each kind of request, one after the other and server by server in turns: noise then falls on all of them."""
+    conns = {name: http.client.HTTPConnection("127.0.0.1", server.port) for name, server in servers.items()}
+    times: dict[str, list[float]] = {
+        f"{name} {what}": [] for name in servers for what in ("publish", "replay", "history")
+    }
+    body = json.dumps({"channel": "c7", "payload": {"message": "Hello from the server!"}})
     for _ in range(EACH):
-        body = json.dumps({"channel": "c7", "payload": {"message": "Hello from the server!"}})
-        times["publish"].append(_ask(conn, "POST", server.publish, body, 201)[0])
-    last = _published(conn, server)
-    # So that 100 events of one channel lie after it, whatever was published just now.
-    spread = MANY if name == "channels" else 100 * CHANNELS
-    _published(conn, server, channel="marker")
+        for name, server in servers.items():
+            times[f"{name} publish"].append(_ask(conns[name], "POST", server.publish, body, 201)[0])
+    last = {name: _published(conns[name], server) for name, server in servers.items()}
     for number in range(EACH // 4):
-        after = last - EACH - spread - number  # each its own, so that no page is shared
-        times["replay"].append(_stream(server, "c7", after, 100))
+        for name, server in servers.items():
+            # So far back that 100 events of the channel follow; each its own, so that no page is shared.
+            after = last[name] - EACH - (MANY if name == "channels" else 100 * CHANNELS) - number
+            times[f"{name} replay"].append(_stream(server, "c7", after, 100))
     for _ in range(EACH):
-        after = random.randrange(SMALL * SMALLS, max(SMALL * SMALLS + 1, last - EACH - spread))
-        path = f"/api/events/history?channel=c7&limit=100&after={after}"
-        times["history"].append(_ask(conn, "GET", path, None, 200)[0])
-    for what, values in times.items():
-        found.add(f"{name} {what}", percentile(sorted(values), 0.5))
-    if name == "channels":
-        wide = ",".join(f"c{number}" for number in range(WIDE))
-        for number in range(5):
-            found.add("wide replay", _stream(server, wide, last - EACH - MANY - number, 100))
-        for channels, what in ((wide, "wide delay"), ("c7", "narrow delay")):
-            found.add(what, _delay(server, f"/api/events/stream?channels={channels}", "c7"))
-    conn.close()
+        for name in servers:
+            after = random.randrange(SMALL * SMALLS, last[name] - EACH - 100 * CHANNELS)
+            path = f"/api/events/history?channel=c7&limit=100&after={after}"
+            times[f"{name} history"].append(_ask(conns[name], "GET", path, None, 200)[0])
+    for name, values in times.items():
+        found.add(name, percentile(sorted(values), 0.5))
+    server = servers["channels"]
+    wide = ",".join(f"c{number}" for number in range(WIDE))
+    for number in range(5):
+        found.add("wide replay", _stream(server, wide, last["channels"] - EACH - MANY - number, 100))
+    for channels, what in ((wide, "wide delay"), ("c7", "narrow delay")):
+        found.add(what, _delay(server, f"/api/events/stream?channels={channels}", "c7"))
+    for conn in conns.values():
+        conn.close()
 
 
 def _ask(
