@@ -38,7 +38,7 @@ export class History {
     this.#previous.disabled = this.#next.disabled = true
     const parameters = trail.at(-1)
     try {
-      const page = await request(`api/events/history?${parameters}`)
+      const page = await request(`api/events/history?${parameters}`, { exact: true })
       if (mine !== this.#asked) return
       this.#trail = trail
       this.#list.replaceChildren(...page.events.map((event) => eventRow({ ...event, json: JSON.stringify(event.payload) })))

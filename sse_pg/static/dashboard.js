@@ -1,6 +1,6 @@
 // The dashboard: what the numbers say, and what the controls do.
 
-import { Refused, request } from './dashboard-api.js'
+import { Refused, leave, request } from './dashboard-api.js'
 import { Charts, short } from './dashboard-chart.js'
 import { Feed } from './dashboard-feed.js'
 import { History } from './dashboard-history.js'
@@ -58,7 +58,7 @@ function show ({ log, server, servers, publishersInFlight, openGaps, channels, d
   put('v-bell', own?.bell ?? '–')
   put('v-bell-note', own?.bell === 'awake' ? 'this server polls' : own?.bell === 'asleep' ? 'publishers ring' : '')
   put('v-flight', publishersInFlight.toLocaleString('en'))
-  put('v-gaps', openGaps ? `transactions; ${openGaps} open ${openGaps === 1 ? 'gap' : 'gaps'}` : 'transactions, no gap', openGaps > 0)
+  put('v-gaps', openGaps ? `${openGaps} open ${openGaps === 1 ? 'gap' : 'gaps'}` : 'no open gap', openGaps > 0)
   put('v-ids', log.oldestId === null ? 'nothing' : `${log.oldestId.toLocaleString('en')} – ${log.newestId.toLocaleString('en')}`)
   const limits = [log.keepEvents ? `keeps ${short(log.keepEvents)} events` : '', log.keepHours ? `${log.keepHours} h` : ''].filter(Boolean)
   put('v-retention', [limits.join(', ') || 'keeps everything', `${log.partitions} partitions`, log.purgedTo ? `purged to ${log.purgedTo.toLocaleString('en')}` : ''].filter(Boolean).join(' · '))
@@ -245,9 +245,16 @@ document.addEventListener('keydown', (event) => {
     $('filter').focus()
   }
 })
+$('leave').addEventListener('click', leave)
 window.addEventListener('hashchange', fromAddress)
 window.addEventListener('resize', draw)
 
 feed.onState('waiting', 'no channel is followed')
+// First, so that nothing is asked for before there is a token, where one is needed.
+const who = await request('api/events/session').catch(() => undefined)
+if (who && !who.open) {
+  $('leave').hidden = false
+  $('leave').title = `Signed in as ${who.userId}`
+}
 fromAddress()
 look()

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
+from support import Launcher
 
 
 @dataclass
@@ -58,7 +59,9 @@ def watch() -> Watch:
 
 
 @pytest.fixture
-async def page(browser: Browser, watch: Watch) -> AsyncIterator[Page]:
+async def page(browser: Browser, watch: Watch, launch: Launcher) -> AsyncIterator[Page]:
+    # After the launcher, so that the page ends before the servers: what is lost then is no error of the page.
+    assert launch
     context = await browser.new_context(viewport={"width": 1280, "height": 800})
     made = await context.new_page()
     made.set_default_timeout(20000)
