@@ -85,19 +85,23 @@ export class Feed {
     const seconds = ((performance.now() - this.#lostAt) / 1000).toFixed(1)
     this.#lostAt = undefined
     const row = this.#mark('', 'good')
-    const replay = this.#replay = { row, seconds, ids: [], count: 0, upTo: undefined }
+    const replay = this.#replay = { row, seconds, rows: [], count: 0, upTo: undefined }
     this.#tellReplay()
     // What was there when the connection came back is replay; what is newer is live.
-    request('api/events/stats?seconds=0').then(({ log }) => {
-      replay.upTo = log.newestId
-      replay.count = replay.ids.filter((number) => number <= log.newestId).length
+    request('api/events/stats?seconds=0').then(({ log, server }) => {
+      // The position is of this moment; the newest id may be half a second old.
+      replay.upTo = Math.max(log.newestId, Number.parseInt(server.position))
+      for (const [row, number] of replay.rows) if (number > replay.upTo) row.classList.remove('replayed')
+      replay.rows = replay.rows.filter(([, number]) => number <= replay.upTo)
+      replay.count = replay.rows.length
+      replay.rows = undefined
       this.#tellReplay(replay)
     }, () => {})
   }
 
   #tellReplay (replay = this.#replay) {
-    const count = replay.upTo === undefined ? replay.ids.length : replay.count
-    replay.row.firstChild.textContent = `Connected again after ${replay.seconds} s; ${count} ${count === 1 ? 'event' : 'events'} replayed, none missed.`
+    const { count } = replay
+    replay.row.firstChild.textContent = `Connected again after ${replay.seconds} s; ${count} ${count === 1 ? 'event' : 'events'} replayed.`
   }
 
   #lost ({ error, pause }) {
@@ -119,7 +123,7 @@ export class Feed {
     const row = eventRow({ ...data, json })
     const replay = this.#replay
     if (replay && (replay.upTo === undefined || data.id <= replay.upTo)) {
-      replay.ids.push(data.id)
+      replay.rows?.push([row, data.id])
       replay.count++
       row.classList.add('replayed')
       this.#tellReplay()
