@@ -26,16 +26,19 @@ BUS = web.AppKey("BUS", Bus)
 def create_app(settings: Settings) -> web.Application:
     """Return the application on a migrated database; it can be mounted in another one.
 
-    Run it with ``handler_cancellation=True``, as sse_pg.server does: a stream's handler has to end with its client.
+    Run it with ``handler_cancellation=True``, as sse_pg.server does: a stream then ends with its client at once, else
+    within a second. When the application shuts down, its streams end, spread over the setting ``drain``; the time-out
+    of the runner that runs it (aiohttp's ``shutdown_timeout``) begins after that.
     """
     cors = Cors(settings.allowed_origins)
-    app = web.Application(middlewares=[problems, cors.preflights], client_max_size=settings.max_body)
+    app = web.Application(middlewares=[problems, cors.preflights])
     app.on_response_prepare.append(cors.headers)
     bus = Bus(settings)
     app[BUS] = bus
     for api in (PublishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi, HealthApi, StatsApi, PagesApi):
         app.add_routes(api(bus).routes())
     app.add_routes(openapi_routes())
+    app.on_shutdown.append(_end_streams)
     app.cleanup_ctx.append(_run_bus)
     return app
 
@@ -44,3 +47,9 @@ async def _run_bus(app: web.Application) -> AsyncIterator[None]:
     await app[BUS].start()
     yield
     await app[BUS].stop()
+
+
+async def _end_streams(app: web.Application) -> None:
+    """End the streams where nobody has yet: another runner would wait for them until its time-out."""
+    if not app[BUS].draining:
+        await app[BUS].end_streams(app[BUS].settings.drain)

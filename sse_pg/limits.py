@@ -147,7 +147,8 @@ class PublishRate:
 class Bodies:
     """Reads request bodies: each within a time and a size, all of them together within an amount of memory."""
 
-    def __init__(self, most: int, seconds: float) -> None:
+    def __init__(self, largest: int, most: int, seconds: float) -> None:
+        self._largest = largest
         self._most = most
         self._seconds = seconds
         self.held = 0
@@ -164,8 +165,9 @@ class Bodies:
                 async for part in request.content.iter_any():
                     self.held += len(part)
                     body += part
-                    if len(body) > request.client_max_size:
-                        raise web.HTTPRequestEntityTooLarge(request.client_max_size, len(body))
+                    if len(body) > self._largest:
+                        # Not request.client_max_size: that is of the application that this one is mounted in.
+                        raise Problem(413, f"The body is larger than {self._largest} bytes.")
                     if self.held > self._most:
                         problem = unavailable("This server reads as many bodies now as it has memory for.")
                         problem.headers["Connection"] = "close"
@@ -187,7 +189,7 @@ class Limits:
         self.proxies = Proxies(settings.trusted_proxies)
         self.streams = StreamLimits(settings.max_streams_user, settings.max_streams_address)
         self.publishing = PublishRate(settings.publish_rate)
-        self.bodies = Bodies(settings.max_bodies, settings.body_seconds)
+        self.bodies = Bodies(settings.max_body, settings.max_bodies, settings.body_seconds)
 
 
 def too_many(detail: str, seconds: int) -> Problem:

@@ -124,7 +124,6 @@ def _refused(error: EventRefused) -> Problem:
 _DETAILS = {
     404: "There is nothing at {path}.",
     405: "{method} is not allowed here; allowed: {allow}.",
-    413: "The body is larger than {limit} bytes.",
 }
 
 
@@ -141,7 +140,6 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             path=request.path,
             method=request.method,
             allow=headers.get("Allow", ""),
-            limit=request.client_max_size,
         )
         problem = Problem(error.status, detail, headers=headers)
     except asyncio.CancelledError:

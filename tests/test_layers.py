@@ -17,7 +17,6 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 #: A new module gets its place here.
 LAYERS = [
     "version",
-    "__init__",
     "errors event finding identity logs openapi queries ranges",
     "cursor config database migrate problem sse_parser",
     "embedded_*",
@@ -36,6 +35,7 @@ LAYERS = [
     "cors",
     "api_*",
     "app",
+    "__init__",  # the names that others import; it loads what is below when it is asked for
     "server shared_port",
     "worker",
     "workers",

@@ -1,0 +1,14 @@
+"""gunicorn's settings for gunicorn_app.py."""
+
+import os
+
+from sse_pg.migrate import migrate
+
+worker_class = "aiohttp.GunicornWebWorker"
+workers = 2
+# More than SSE_PG_DRAIN_SECONDS (5) and the runner's shutdown_timeout (10) together.
+graceful_timeout = 30
+
+
+def on_starting(server):
+    migrate(os.environ["DATABASE_URL"])
