@@ -71,6 +71,7 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
             found += await _greeted(stream, target)
             if any(each.state == "error" for each in found):
                 return found
+            found += _access(target, headers)
             found += [_compression(stream), await _protocol(target), await _resumes(target, headers)]
             found.append(await _quiet(stream, wait))
     except (aiohttp.ClientError, ClientError) as problem:
@@ -108,7 +109,7 @@ async def _greeted(stream: _Open, target: str) -> list[Finding]:
         if response.status in (301, 302, 307, 308):
             mend = f"give --url the address that it redirects to: {response.headers.get('Location', '?')}"
         elif response.status in (401, 403):
-            mend = "show a token that may read: --header 'Authorization: Bearer ...'"
+            mend = "show a token that may read the channel sse-pg.doctor, in SSE_PG_TOKEN or with --header"
         return [error("stream", f"{target} answers {response.status}", mend)]
     if response.content_type != "text/event-stream":
         return [
@@ -142,6 +143,19 @@ async def _greeted(stream: _Open, target: str) -> list[Finding]:
     else:
         found.append(ok("buffering", f"the first block is there after {took * 1000:.0f} ms"))
     return found
+
+
+def _access(target: str, headers: Mapping[str, str]) -> list[Finding]:
+    """Judge that the stream was opened with these headers."""
+    if is_here(urlsplit(target).hostname or "") or {"authorization", "cookie"} & {name.lower() for name in headers}:
+        return []
+    return [
+        warning(
+            "access",
+            "the stream opens without a token: whoever reaches this address reads everything",
+            "set SSE_PG_TOKEN_SECRET or another source of keys, or let the proxy ask who comes",
+        )
+    ]
 
 
 def _compression(stream: _Open) -> Finding:

@@ -7,8 +7,10 @@ import re
 import resource
 from ipaddress import ip_address
 
+from sse_pg import exposure
 from sse_pg.config import Settings
-from sse_pg.finding import Finding, ok, warning
+from sse_pg.errors import SettingError
+from sse_pg.finding import Finding, error, ok, warning
 
 #: Seconds without a byte after which proxies commonly cut a connection (nginx, AWS load balancers).
 PROXY_SECONDS = 60.0
@@ -64,6 +66,24 @@ def is_here(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ip_address(host).is_loopback
     return False
+
+
+def access(settings: Settings) -> Finding:
+    """Tell who may read and publish."""
+    try:
+        exposure.check(settings)
+    except SettingError as problem:
+        return error("access", str(problem), "the server does not start like this")
+    if settings.asks_for_tokens:
+        return ok("access", "tokens are asked for")
+    if settings.open and not is_here(settings.host):
+        return warning(
+            "access",
+            f"no tokens are asked for, and HOST={settings.host} is open to others: whoever reaches it reads and "
+            "publishes everything",
+            "set SSE_PG_TOKEN_SECRET or another source of keys, or see that only your own programs reach it",
+        )
+    return ok("access", "no tokens are asked for: for this machine only, unless a proxy lets others in")
 
 
 def files(settings: Settings) -> Finding:

@@ -66,7 +66,8 @@ async def _examine(settings: Settings, options: Options) -> AsyncIterator[Findin
         wait = HEARTBEATS * settings.heartbeat if options.wait is None else options.wait
         if wait >= 5 and sys.stderr.isatty():
             click.echo(f"watching a quiet stream of {options.url} for {wait:g} s ...", err=True)
-        for finding in await proxy(options.url, wait=wait, headers=options.headers):
+        token = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
+        for finding in await proxy(options.url, wait=wait, headers={**token, **options.headers}):
             yield finding
 
 

@@ -32,7 +32,11 @@ async def examine(settings: Settings, *, old: float = OLD) -> AsyncIterator[Find
 
     What cannot be asked, for want of rights, is a finding too; no database error ends this.
     """
-    for finding in (*check_settings.settings_checks(settings), check_settings.files(settings)):
+    for finding in (
+        *check_settings.settings_checks(settings),
+        check_settings.access(settings),
+        check_settings.files(settings),
+    ):
         yield finding
     try:
         async with looking(settings.database_url) as look:

@@ -354,6 +354,15 @@ async def test_a_wrong_clock(database_url: str, shift: float, says: str) -> None
         assert finding.state == "ok"
 
 
+async def test_who_may_read(database_url: str) -> None:
+    assert (await one("access", database_url)).state == "ok"
+    finding = await one("access", database_url, host="0.0.0.0")
+    assert (finding.state, "SSE_PG_OPEN" in finding.found) == ("error", True)
+    finding = await one("access", database_url, host="0.0.0.0", open=True)
+    assert (finding.state, "SSE_PG_TOKEN_SECRET" in finding.mend) == ("warning", True)
+    assert (await one("access", database_url, host="0.0.0.0", token_secret="x" * 32)).state == "ok"
+
+
 async def test_settings_at_odds(database_url: str) -> None:
     for settings, says in (
         ({"heartbeat": 60.0}, "SSE_PG_HEARTBEAT_SECONDS"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_support import wait_for
+from cli_support import SSE_PG, environment, wait_for
 from pooler_support import free_port
 from support import Launcher
 
@@ -156,6 +158,50 @@ async def test_headers_go_with_the_requests(launch: Launcher, nginx: Nginx) -> N
     url = nginx(server.url, 'if ($http_authorization != "Bearer x") { return 403; }')
     assert "403" in (await look(url))["stream"].found
     assert (await look(url, Authorization="Bearer x"))["resume"].state == "ok"
+
+
+async def test_an_address_of_others(launch: Launcher) -> None:
+    """0.0.0.0 leads to this machine, and is for the doctor an address like any other."""
+    server = await launch(heartbeat=3600)
+    url = server.url.replace("127.0.0.1", "0.0.0.0")
+    findings = await look(url)
+    assert (findings["access"].state, findings["protocol"].state) == ("warning", "warning")
+    assert "access" not in await look(url, Authorization="Bearer x")
+
+
+async def test_a_server_that_asks_for_tokens(launch: Launcher) -> None:
+    settings = {"heartbeat": 3600, "token_secret": "x" * 32}
+    server = await launch(**settings)
+    finding = (await look(server.url))["stream"]
+    assert (finding.state, "SSE_PG_TOKEN" in finding.mend) == ("error", True)
+
+
+@needs_nginx
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@pytest.mark.parametrize(("http2", "state", "says"), [(" http2", "ok", "HTTP/2"), ("", "warning", "HTTP/1.1")])
+async def test_what_browsers_speak(
+    launch: Launcher, nginx: Nginx, tmp_path: Path, http2: str, state: str, says: str
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True,
+    )  # fmt: skip
+    server = await launch(heartbeat=0.1)
+    url = nginx(
+        server.url, ssl=f" ssl{http2}; ssl_certificate {certificate}; ssl_certificate_key {key}; root {tmp_path}"
+    )
+    url = url.replace("http://127.0.0.1", "https://localhost")
+    finding = (await look(url))["stream"]
+    assert (finding.state, "certificate" in finding.found) == ("error", True)
+    # aiohttp reads the certificates that it trusts when it is imported.
+    command = [*SSE_PG, "doctor", "--json", "--url", url, "--wait", "1"]
+    variables = environment(SSE_PG_DATA_DIR=str(tmp_path / "none"), SSL_CERT_FILE=str(certificate))
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=variables, cwd="/")
+    out, _ = await process.communicate()
+    findings = {finding["name"]: finding for finding in json.loads(out)["findings"]}
+    assert (findings["protocol"]["state"], says in findings["protocol"]["found"]) == (state, True), findings
+    assert findings["quiet"]["state"] == "ok"
 
 
 async def test_addresses_that_lead_nowhere() -> None:

@@ -20,6 +20,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('function', 'check_epoch', '{}', 'EXECUTE'),
     ('function', 'subscribe', '{}', 'EXECUTE'),
     ('function', 'unsubscribe', '{}', 'EXECUTE'),
+    ('function', 'authorize', '{}', 'EXECUTE'),
     ('function', 'live_servers', '{}', 'EXECUTE'),
     ('function', 'partitions', '{}', 'EXECUTE'),
     ('function', 'make_partitions', '{}', 'EXECUTE'),
