@@ -88,7 +88,7 @@ async def connections(look: Look, settings: Settings) -> list[Finding]:
     """Check whether the connections that these settings ask for can be had."""
     needed = settings.workers * (settings.pool_size + 2)
     here = await look.row("doctor_connections", {"needed": needed})
-    asks = f"{settings.workers} x (SSE_PG_POOL_SIZE {settings.pool_size} + 2 of the tail) = {needed} connections"
+    asks = f"{settings.workers} x (SSE_PG_POOL_SIZE {settings.pool_size} + 2 that follow the log) = {needed}"
     for limit, who, mend in (
         (here.role_limit, "the role", here.mend_role),
         (here.database_limit, "the database", here.mend_database),
