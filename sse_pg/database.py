@@ -27,8 +27,8 @@ ANSWER = 30.0
 _APPLICATION = "sse-pg"
 #: In binary answers a moment is what PostgreSQL sends: the microseconds since 2000, UTC. Making datetimes of them takes
 #: longer than reading the rest of a row.
-_ADAPTERS = AdaptersMap(psycopg.adapters)
-_ADAPTERS.register_loader("timestamptz", Int8BinaryLoader)
+ADAPTERS = AdaptersMap(psycopg.adapters)
+ADAPTERS.register_loader("timestamptz", Int8BinaryLoader)
 # A peer that vanished without a word is noticed in half a minute, not in the two hours of the system's default.
 _KEEPALIVE = {
     "keepalives": 1,
@@ -58,7 +58,7 @@ def make_pool(url: str | None, size: int, timeout: float, *, pooled: bool = Fals
             "autocommit": True,
             "application_name": _APPLICATION,
             "connect_timeout": 5,
-            "context": _ADAPTERS,
+            "context": ADAPTERS,
             **({"prepare_threshold": None} if pooled else {}),
             **_KEEPALIVE,
         },
@@ -77,7 +77,7 @@ async def connect_listener(url: str | None) -> Connection:
         autocommit=True,
         application_name=f"{_APPLICATION} tail",
         connect_timeout=5,
-        context=_ADAPTERS,
+        context=ADAPTERS,
         **_KEEPALIVE,  # type: ignore[arg-type]
     )
 

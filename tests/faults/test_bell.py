@@ -16,6 +16,7 @@ from support import PATIENCE, Client, Launcher
 
 from faults.helpers import connection, following, insert
 from sse_pg import tail as tail_module
+from sse_pg.database import ADAPTERS
 from sse_pg.queries import query
 
 #: Seconds; far beyond the patience of a test, so a wake-up that is lost fails it.
@@ -66,7 +67,7 @@ class SteppedTail:
                 return result
 
         async def connect(url: str | None) -> Any:
-            return await Connection.connect(url or "", autocommit=True)
+            return await Connection.connect(url or "", autocommit=True, context=ADAPTERS)
 
         pause = tail_module.Tail._pause
 
