@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from sse_pg.api_health import HealthApi
 from sse_pg.api_history import HistoryApi
@@ -31,7 +32,7 @@ def create_app(settings: Settings) -> web.Application:
     of the runner that runs it (aiohttp's ``shutdown_timeout``) begins after that.
     """
     cors = Cors(settings.allowed_origins)
-    app = web.Application(middlewares=[problems, cors.preflights])
+    app = web.Application(middlewares=[_closing, problems, cors.preflights])
     app.on_response_prepare.append(cors.headers)
     bus = Bus(settings)
     app[BUS] = bus
@@ -41,6 +42,15 @@ def create_app(settings: Settings) -> web.Application:
     app.on_shutdown.append(_end_streams)
     app.cleanup_ctx.append(_run_bus)
     return app
+
+
+@web.middleware
+async def _closing(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Keep no connection of a server that stops: a proxy would send the next request into one that is being closed."""
+    response = await handler(request)
+    if request.app[BUS].draining and not response.prepared:
+        response.force_close()
+    return response
 
 
 async def _run_bus(app: web.Application) -> AsyncIterator[None]:
