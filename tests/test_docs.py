@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +88,19 @@ def test_the_first_half_hour(home: Path) -> None:
     with process("serve", "--port", "0", SSE_PG_DATA_DIR=str(data)) as server:
         assert len(Reader.of(server, data).follow(START, server)) == 3
         assert server.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "block"),
+    [(page.path, kind, text) for page in PAGES for kind, text in page.blocks if kind in ("python", "js")],
+    ids=lambda value: value if value.endswith((".md", "js", "python")) else "block",
+)
+def test_every_snippet_can_be_read_by_its_language(path: str, kind: str, block: str) -> None:
+    if kind == "python":
+        compile(block, path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        return
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    done = subprocess.run([node, "--check", "--input-type=module", "-"], input=block, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
