@@ -1,8 +1,9 @@
-"""The pages under docs/: every link leads somewhere, nothing names a machine, and what start.md says is done."""
+"""The pages under docs/: links lead somewhere, no machine is named; start.md and operating.md are followed."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -11,12 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import psycopg
 import pytest
-from cli_support import CHECKOUT, process
+from cli_support import CHECKOUT, SSE_PG, process
 from pages import Page, Reader, all_pages, syntax_errors
+from psycopg.conninfo import make_conninfo
+
+from sse_pg.embedded import find_binaries
 
 PAGES = [Page(path) for path in all_pages()]
-START = Page("docs/start.md")
+START, OPERATING = Page("docs/start.md"), Page("docs/operating.md")
 #: Paths that pages may print: of an example account, of the system, of a container.
 _OF_EVERY_MACHINE = ("/home/you/",)
 
@@ -104,3 +109,40 @@ def test_every_snippet_can_be_read_by_its_language(path: str, kind: str, block: 
         pytest.skip("node is not installed")
     done = subprocess.run([node, "--check", "--input-type=module", "-"], input=block, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl on this machine")
+def test_operating(home: Path, database_url: str, db: psycopg.Connection) -> None:
+    """With the programs of the PostgreSQL that the tests run on, and a server that has noted which log this is."""
+    programs = os.environ.get("SSE_PG_TEST_POSTGRES")
+    command = home / "sse-pg"
+    command.write_text(f'#!/bin/sh\nexec "{SSE_PG[0]}" -m sse_pg "$@"\n')
+    command.chmod(0o755)
+    db.execute("SELECT sse_pg.publish('orders', 'PLACED', '{}')")
+    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+        reader = Reader(
+            home,
+            database_url,
+            str(urlsplit(server.url()).port),
+            DATABASE_URL=database_url,
+            RESTORED_URL=make_conninfo(database_url, dbname="restored"),
+            PATH=f"{home}:{find_binaries(Path(programs) if programs else None).bin}:{os.environ['PATH']}",
+        )
+        try:
+            reader.follow(OPERATING)
+            assert server.end() == 0
+        finally:
+            db.execute("DROP DATABASE IF EXISTS restored")
+    (limit,) = db.execute(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'events_payload'"
+    ).fetchone()
+    assert "4194304" in limit
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd on this machine")
+def test_the_unit_is_one(home: Path) -> None:
+    (unit,) = [text for _, text in OPERATING.blocks if text.startswith("# sse-pg.service")]
+    path = home / "sse-pg.service"
+    path.write_text(unit.replace("/opt/sse-pg/bin/sse-pg", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
