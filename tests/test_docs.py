@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import psycopg
 import pytest
-from cli_support import CHECKOUT, SSE_PG, process
+from cli_support import CHECKOUT, SSE_PG, process, wait_for
 from pages import Page, Reader, all_pages, syntax_errors
 from psycopg.conninfo import make_conninfo
 
@@ -146,3 +146,23 @@ def test_the_unit_is_one(home: Path) -> None:
     path.write_text(unit.replace("/opt/sse-pg/bin/sse-pg", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_relay_resumes(home: Path, database_url: str, db: psycopg.Connection) -> None:
+    """The program of scaling.md, ended after one event and started again."""
+    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+        reader = Reader(home, database_url, str(urlsplit(server.url()).port))
+        for kind, text in Page("docs/scaling.md").blocks:
+            if kind == "python":
+                reader.write(text)
+        kept = home / "cursor"
+        for number in (1, 2):
+            db.execute("SELECT sse_pg.publish('orders', 'PLACED', to_jsonb(%s::integer))", [number])
+            with reader.shell(".venv/bin/python relay.py") as relay:
+                try:
+                    assert relay.stdout
+                    assert relay.stdout.readline() == f"{number} PLACED {number}\n"
+                    wait_for(lambda n=number: kept.exists() and kept.read_text() == str(n), "the cursor")
+                finally:
+                    relay.kill()
+        assert server.end() == 0
