@@ -578,10 +578,6 @@ def made_without_gaps(made: Callable[..., bytes]) -> Callable[..., bytes]:
     return lambda event, cursor, *, envelope=False: made(event, Cursor(cursor.high), envelope=envelope)
 
 
-def joined_with_the_ids_of_here(missed: list[Entry], stream: Stream) -> tuple[bytes, None]:
-    return b"".join(entry.frame(stream.envelope) for entry in missed), None
-
-
 def since_by_high(self: Ring, cursor: Cursor, channels: frozenset[str]) -> list[Entry]:
     return [entry for entry in self._all if entry.event.id > cursor.high and entry.event.channel in channels]
 
@@ -590,7 +586,6 @@ def since_by_high(self: Ring, cursor: Cursor, channels: frozenset[str]) -> list[
     ("where", "name", "broken", "complaint"),
     [
         (wire, "frame", made_without_gaps(wire.frame), "lost or invented"),
-        (sse_pg.hub, "_joined", joined_with_the_ids_of_here, "doubled"),
         (Ring, "since", since_by_high, "lost or invented"),
     ],
 )
@@ -600,5 +595,5 @@ def test_a_broken_hub_is_caught(
     monkeypatch.setattr(where, name, broken)
     with pytest.raises(AssertionError, match=complaint):
         schedules(
-            1000, settings(SCHEDULES, max_examples=5000, derandomize=True, database=None, phases=[Phase.generate])
+            1000, settings(SCHEDULES, max_examples=1000, derandomize=True, database=None, phases=[Phase.generate])
         )
