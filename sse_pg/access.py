@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -26,6 +27,8 @@ class Access:
         """Raises SettingError where the keys cannot be used."""
         self._verifier = Verifier(settings) if settings.asks_for_tokens else None
         self._authorizer = authorizer
+        self._any_host = settings.open
+        self._own_host = settings.host.lower()
         self._cookie = settings.token_cookie
         self._origins = settings.allowed_origins
 
@@ -42,6 +45,8 @@ class Access:
     async def identify(self, request: web.Request) -> Identity:
         """Return who makes a request. Raises the 401 or 403 that says why nobody can be seen in it."""
         if self._verifier is None:
+            if not self._any_host:
+                self._require_own_host(request)
             return OPEN
         for name in ("token", "access_token"):
             if name in request.query:
@@ -94,6 +99,27 @@ class Access:
             allowed = await self._authorizer.allowed(user, action, channels)
             whom = "It is not allowed" if user is None else f"User {user} is not allowed"
             _refuse([name for name in channels if name not in allowed], f"{whom} to", action, field)
+
+    def _require_own_host(self, request: web.Request) -> None:
+        """Refuse a name that is not this machine's where loopback is all that keeps others out.
+
+        A page of anybody's can have its own name point to 127.0.0.1 once it is loaded (DNS rebinding): to the browser,
+        what it asks for then is of its own origin. An address in the place of the name cannot be rebound.
+        """
+        host = request.headers.get("Host")
+        if host is None:
+            return  # no browser
+        name = host.lower().rpartition(":")[0] if not host.endswith("]") and ":" in host else host.lower()
+        if name in ("localhost", self._own_host) or name.endswith(".localhost"):
+            return
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            raise Problem(
+                403,
+                f"This server is open and answers to names of its own machine, of which {host[:255]} is none: set up "
+                "tokens (docs/authorize.md), or say with SSE_PG_OPEN=true that everybody may do everything.",
+            ) from None
 
     def _require_own_origin(self, request: web.Request) -> None:
         """Refuse a page of somebody else's: browsers send cookies along, whoever's page makes the request.

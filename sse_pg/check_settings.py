@@ -87,15 +87,17 @@ def access(settings: Settings) -> Finding:
 
 
 def files(settings: Settings) -> Finding:
-    """Check the limit of open files, as it is for a process started here, against the connections of one process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """Check the limit of open files, as it is for a process started here, against the connections of one process.
+
+    The hard limit: `sse-pg serve` raises the soft one to it.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = settings.max_connections + settings.pool_size + OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
+    if hard != resource.RLIM_INFINITY and hard < needed:
         return warning(
             "files",
-            f"{soft} files may be open (ulimit -n); SSE_PG_MAX_CONNECTIONS={settings.max_connections} needs {needed}",
-            f"ulimit -n {needed}, LimitNOFILE= in a systemd unit, or a lower SSE_PG_MAX_CONNECTIONS"
-            + ("" if hard in (resource.RLIM_INFINITY,) or hard >= needed else f"; the hard limit is {hard}"),
+            f"{hard} files may be open (ulimit -Hn); SSE_PG_MAX_CONNECTIONS={settings.max_connections} needs {needed}",
+            f"LimitNOFILE={needed} in a systemd unit, ulimits in Compose, or a lower SSE_PG_MAX_CONNECTIONS",
         )
     return ok("files", f"enough may be open for SSE_PG_MAX_CONNECTIONS={settings.max_connections}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,6 +19,8 @@ from sse_pg.errors import SettingError
 
 log = logging.getLogger(__name__)
 
+#: Open files that a server asks for at most.
+MOST_FILES = 1_048_576
 #: Seconds that requests in flight get when the server stops.
 LAST_REQUESTS = 10.0
 #: Seconds that connections accepted last get to send their request when another process takes over.
@@ -39,6 +42,7 @@ async def serve(
     followed; SIGHUP says that another process accepts now. ``ready`` is called once the log is followed.
     Raises SettingError when the address cannot be listened on.
     """
+    _raise_file_limit()
     stop, handed_over = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -76,6 +80,17 @@ async def serve(
         if telling is not None:
             telling.cancel()
         await runner.cleanup()
+
+
+def _raise_file_limit() -> None:
+    """Take the open files that the system grants: each stream is one, and the limit that is set at first is often 1024.
+
+    It is that low for programs that use select(), which this one does not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 async def _first(one: Coroutine[Any, Any, object], two: Coroutine[Any, Any, object], seconds: float) -> None:

@@ -369,3 +369,39 @@ async def test_mounted_in_another_application(database_url: str) -> None:
         assert (await preflight(f"{url}/api/events/publish", PAGE)).status == 204
     finally:
         await runner.cleanup()
+
+
+# ------------------------------------------------------------------ open servers and the names of others
+
+
+@EVERY
+async def test_an_open_server_answers_to_no_foreign_name(launch: Launcher, method: str, path: str, body: Any) -> None:
+    """A page whose name was made to point to loopback is of the server's own origin to the browser."""
+    server = await launch()
+    async with (
+        Client(server.url) as client,
+        client.session.request(method, server.url + path, json=body, headers={"Host": "evil.example:8080"}) as response,
+    ):
+        assert response.status == 403
+        assert "evil.example" in (await response.json())["detail"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "10.0.0.7", "a.localhost:2"]
+)
+async def test_names_of_the_own_machine(launch: Launcher, host: str) -> None:
+    server = await launch()
+    async with (
+        Client(server.url) as client,
+        client.session.get(f"{server.url}/api/events/active-connections", headers={"Host": host}) as response,
+    ):
+        assert response.status == 200
+
+
+async def test_an_open_server_that_says_so_answers_to_any_name(launch: Launcher) -> None:
+    server = await launch(open=True)
+    async with (
+        Client(server.url) as client,
+        client.session.get(f"{server.url}/api/events/active-connections", headers={"Host": "bus.example"}) as response,
+    ):
+        assert response.status == 200
