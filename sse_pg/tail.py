@@ -89,6 +89,7 @@ class Tail:
         self._noted = 0
         self._bells: list[float] = []
         self._rung = False
+        self._epoch_began = False
         self.listening = asyncio.Event()
         """Set while the connection is up and the log was read once."""
         self.last_error = "the LISTEN connection is not up yet"
@@ -141,7 +142,7 @@ class Tail:
             self.awake = False
             await conn.execute(query("sleep_begin"))
             await conn.execute(query("check_epoch"))
-            epochs = await (await conn.execute(query("epochs"))).fetchall()
+            epochs = await self._epochs(conn)
             ((purged_to,),) = await (await conn.execute(query("purged_to"))).fetchall()
             last, alive = await self._publishers(conn)
         start = _start_of(last, alive)
@@ -155,12 +156,18 @@ class Tail:
             log.error("events up to id %d were purged while this server had read to %d", purged_to, self._frontier.seen)
             self._frontier = Frontier(start, 0.0)
             self._hub.restart(start, "expired")
-        self._hub.epochs = [(settled_to, starts_at) for settled_to, starts_at in epochs]
+        self._hub.epochs = epochs
         self._lay_down = last
         self._revoked(None, None)  # what was said while nobody listened
         await self._pass(conn, settle=True)
         self.last_error = ""
         self.listening.set()
+
+    async def _epochs(self, conn: Connection) -> list[tuple[int, int]]:
+        self._epoch_began = False
+        return [
+            (settled_to, starts_at) for settled_to, starts_at in await (await conn.execute(query("epochs"))).fetchall()
+        ]
 
     def _begin_anew(self, last: int, alive: Ranges) -> Frontier:
         """Go on in another log: a restored backup, another database, a failover that may have lost commits."""
@@ -179,6 +186,8 @@ class Tail:
             what, _, which = notify.payload.partition(" ")
             if what == "subscriptions":
                 self._followers.changed(which or None)
+            elif what == "epoch":
+                self._epoch_began = True
             elif what == "revoke":
                 with contextlib.suppress(msgspec.DecodeError):  # anybody can NOTIFY
                     revoked = msgspec.json.decode(which, type=_Revoked)
@@ -198,6 +207,10 @@ class Tail:
                 woken = await self._pause(GAP_POLL if self._held else self._poll)
             else:
                 woken = await self._wait(conn, self._nap())
+            if self._epoch_began:
+                # By hand. What this server has read is of this log; cursors that others bring may not be.
+                with answering(conn, DEADLINE):
+                    self._hub.epochs = await self._epochs(conn)
             now = time.monotonic()
             settle = self._lay_down is not None or now - last_settled >= self._safety_read
             found = await self._pass(conn, settle=settle)

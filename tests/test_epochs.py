@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import psycopg
-from support import Client, Launcher
+from support import Client, Launcher, eventually
 
 
 def _begin(db: psycopg.Connection) -> int:
@@ -48,6 +48,22 @@ async def test_a_cursor_of_the_lost_log_is_told_and_loses_nothing_of_the_new(
             assert [e.json() for e in await stream.events(5)] == [7, 8, 9, 10, "new"]
         async with client.stream("a", last_event_id="5") as stream:
             assert [e.json() for e in await stream.events(6)] == [6, 7, 8, 9, 10, "new"]
+
+
+async def test_an_epoch_that_is_begun_beside_a_server_is_noticed(launch: Launcher, db: psycopg.Connection) -> None:
+    db.execute("SELECT sse_pg.publish('a', 'm', to_jsonb(n)) FROM generate_series(1, 10) n")
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as live:
+        with db.transaction():  # the server notes what is settled, too
+            db.execute("UPDATE sse_pg.log SET settled_to = 6")
+            start = _begin(db)
+        await eventually(lambda: server.bus.hub.epochs == [(6, start)])
+        number = await client.publish("a", "new")
+        assert (await live.event()).id == str(number)
+        async with client.stream("a", last_event_id="42") as stream:
+            gap = await stream.event()
+            assert gap.json() == {"reason": "unknown", "after": "42", "before": "6"}
+            assert [e.json() for e in await stream.events(5)] == [7, 8, 9, 10, "new"]
 
 
 async def test_what_is_told_in_the_new_epoch_is_certain(launch: Launcher, db: psycopg.Connection) -> None:

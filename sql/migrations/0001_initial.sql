@@ -428,6 +428,7 @@ BEGIN
     start := setval('sse_pg.events_id_seq', sse_pg.last_id() + 1000000000);
     INSERT INTO sse_pg.epochs (starts_at, settled_to, identity) VALUES (start, known.settled_to, sse_pg.log_identity());
     UPDATE sse_pg.log SET identity = sse_pg.log_identity();
+    PERFORM pg_notify('sse_pg_control', 'epoch');
     RETURN start;
 END $$;
 
