@@ -1,4 +1,4 @@
-"""The wheel as a user gets it: built, installed into a fresh environment, served from an empty directory."""
+"""Wheel and sdist as a user gets them: built, installed into a fresh environment, served from an empty directory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.request
 import zipfile
@@ -21,6 +22,25 @@ import pytest
 from cli_support import CHECKOUT, environment, left_behind, ready, wait_for
 
 SOURCES = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "sse_pg", "sql")
+WHOLE = (".ci", "docker", "docs", "sql", "sse_pg", "tests")
+#: A program of a user's, and one with a mistake that only the types of the package show.
+PROGRAM = """
+from aiohttp import web
+
+from sse_pg import Settings, __version__, create_app
+from sse_pg.client import publish, subscribe
+
+app: web.Application = create_app(Settings())
+version: str = __version__
+
+
+async def main() -> None:
+    await publish("http://localhost:8080", "orders", {"item": "pen"}, event_type="PLACED")
+    async with subscribe("http://localhost:8080", ["orders"], cursor=0) as events:
+        async for event in events:
+            cursor: str = event.id
+"""
+MISTAKE = PROGRAM.replace("cursor: str", "cursor: int")
 NO_REGISTRY = re.compile(
     "No matching distribution found|Failed to establish a new connection|Temporary failure in name resolution"
     "|Max retries exceeded|Read timed out|Connection refused|No route to host"
@@ -98,6 +118,27 @@ def test_the_wheel_has_all_that_is_needed_at_run_time(wheel: Path) -> None:
     assert all(name.endswith(".dist-info") for name in foreign)
 
 
+def test_the_sdist_is_the_checkout(place: Path, venv: Path, outside: dict[str, str]) -> None:
+    source = place / "checkout"
+    foreign = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist"
+    )
+    shutil.copytree(CHECKOUT, source, ignore=foreign)
+    wanted = {str(file.relative_to(source)) for name in WHOLE for file in (source / name).rglob("*") if file.is_file()}
+    wanted |= {"CHANGELOG.md", "LICENSE", "README.md", "compose.yaml", "pyproject.toml", "ruff.toml", "setup.cfg"}
+    (source / "tests" / "__pycache__").mkdir()
+    (source / "tests" / "__pycache__" / "conftest.cpython-313.pyc").touch()
+    (source / ".env").write_text("SSE_PG_TOKEN_SECRET=of-this-machine\n")
+    pip(venv, outside, "install", "setuptools>=68", "build")
+    command = [venv / "python", "-m", "build", "--sdist", "--no-isolation", "--outdir", place / "sdist", source]
+    subprocess.run(command, check=True, env=outside, cwd=place, capture_output=True)
+    (made,) = (place / "sdist").glob("sse_pg-*.tar.gz")
+    with tarfile.open(made) as archive:
+        inside = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    assert wanted - inside == set()
+    assert [name for name in inside if "__pycache__" in name or name.endswith(".pyc") or name == ".env"] == []
+
+
 def stream(url: str, cursor: str) -> str:
     """Read what a stream gives within two seconds."""
     if shutil.which("curl"):
@@ -146,6 +187,9 @@ def test_the_installed_command_serves_from_an_empty_directory(
             assert re.findall(r"^event: (?!sse-pg)(.*)\ndata: (.*)$", got, re.M) == [("HTTP", '{"n": 1}'), ("SQL", "2")]
             with urllib.request.urlopen(f"{url}/openapi.json", timeout=20) as answer:
                 assert "/api/events/publish" in json.load(answer)["paths"]
+            for page in ("/", "/docs", "/sse-pg.js", "/asyncapi.json", "/static/dashboard.js"):
+                with urllib.request.urlopen(url + page, timeout=20) as answer:
+                    assert (answer.status, len(answer.read()) > 500) == (200, True), page
             typed = subprocess.check_output(
                 [venv / "sse-pg", "history", "a", "--data-dir", str(data)], env=outside, cwd=empty,
                 stderr=subprocess.DEVNULL,
@@ -157,3 +201,19 @@ def test_the_installed_command_serves_from_an_empty_directory(
             server.kill()
     assert left_behind(data) == []
     assert os.listdir(empty) == []
+
+
+def test_the_installed_package_is_typed(place: Path, venv: Path, wheel: Path, outside: dict[str, str]) -> None:
+    pip(venv, outside, "install", wheel)
+    told = subprocess.check_output([venv / "sse-pg", "--version"], env=outside, cwd=place, text=True)
+    assert wheel.name.startswith(f"sse_pg-{told.split()[-1]}-")
+    (place / "program.py").write_text(PROGRAM)
+    (place / "mistake.py").write_text(MISTAKE)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--python-executable", venv / "python"]
+    done = subprocess.run(
+        [*command, "program.py", "mistake.py"], cwd=place, env=outside, capture_output=True, text=True
+    )
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == 1, done.stdout + done.stderr
+    assert errors[0].startswith("mistake.py:")
+    assert errors[0].endswith("[assignment]")
