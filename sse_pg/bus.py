@@ -13,12 +13,12 @@ from sse_pg.followers import Followers
 from sse_pg.hub import Hub
 from sse_pg.limits import Limits
 from sse_pg.maintenance import Maintenance
-from sse_pg.presence import Presence
+from sse_pg.presence import Presence, server_identity
 from sse_pg.publisher import Publisher
 from sse_pg.pulse import Pulse
 from sse_pg.replay import Replay
 from sse_pg.store import Store
-from sse_pg.tail import Tail, server_identity
+from sse_pg.tail import Tail
 
 #: Seconds until a task that should end is cancelled again.
 AGAIN = 0.5

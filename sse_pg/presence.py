@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 
 from sse_pg.database import Connection, summary
@@ -70,3 +71,8 @@ class Presence:
                 await self._store.remove_server(self.server_id)
             except BusUnavailable as error:
                 log.debug("the server's row stays until it is swept: %s", summary(error))
+
+
+def server_identity(name: str | None) -> tuple[str, int]:
+    """Return the name and the process id under which a server shows itself."""
+    return name or os.uname().nodename, os.getpid()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from random import random
@@ -392,8 +391,3 @@ def _tell(frontier: Frontier, waiter: asyncio.Future[None], seen: int) -> bool:
 def _start_of(last: int, alive: Ranges) -> Cursor:
     """Return the position below everything that may still come."""
     return Cursor(min(last, alive.spans[0][0] - 1) if alive else last)
-
-
-def server_identity(name: str | None) -> tuple[str, int]:
-    """Return the name and the process id under which a server shows itself."""
-    return name or os.uname().nodename, os.getpid()
