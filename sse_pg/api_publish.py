@@ -58,7 +58,7 @@ class PublishApi:
         await access.require(identity, identity.user, "publish", channels, "channel")
         limits.publishing.charge(publisher, len(drafts))
         try:
-            published = _told(drafts, await self._bus.publisher.publish(drafts))
+            published = _told(drafts, await self._bus.publisher.publish(drafts, batch=batch))
         except EventRefused as refused:
             if not batch:
                 refused.index = None  # the problem then names the field alone

@@ -13,7 +13,7 @@ from random import random
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from sse_pg import fields, wire
+from sse_pg import fields, logs, wire
 from sse_pg.bus import Bus
 from sse_pg.cursor import START, Cursor
 from sse_pg.errors import BusUnavailable, CursorError
@@ -31,6 +31,8 @@ HEADERS = {
 UNACKNOWLEDGED_MS = 30000
 #: Seconds that a stream without a cursor waits for the tail before it opens.
 READ_UP = 1.0
+#: Channels of a stream that a log line names.
+SHOWN = 5
 
 
 class StreamApi:
@@ -54,6 +56,7 @@ class StreamApi:
         stream = await self._admit(request, user, bus.access.user(identity, user))
         follows = user if not stream.channels else None
         opened = time.monotonic()
+        number = 0
         reason = "the client went"
         expiry: asyncio.TimerHandle | None = None
         response = web.StreamResponse(headers=HEADERS)
@@ -67,12 +70,16 @@ class StreamApi:
                 response.force_close()
                 await response.prepare(request)
                 _bound_unacknowledged(stream.transport)
-                bus.hub.add(stream)
+                number = bus.hub.add(stream)
                 if identity.expires is not None:
                     expiry = asyncio.get_running_loop().call_later(
                         max(0.0, identity.expires - time.time()), stream.end, "its token has expired"
                     )
-                log.info("stream opened: %s", _whom(request, stream, stream.user))
+                log.info(
+                    "stream opened: %s",
+                    _whom(request, stream),
+                    extra=logs.fields(**self._about(request, stream, number)),
+                )
                 await _unless_ended(stream, self._bring_up(stream, _asked_for(request)))
                 reason = await stream.ended
                 return response
@@ -80,25 +87,47 @@ class StreamApi:
                 if not response.prepared:
                     raise
                 # The head is out: a problem document would land in the middle of the blocks.
-                log.exception("a stream failed: %s", _whom(request, stream, stream.user))
+                log.exception("a stream failed: %s", _whom(request, stream))
                 reason = "an error"
                 stream.transport.abort()
                 return response
             finally:
                 if expiry is not None:
                     expiry.cancel()
-                bus.hub.leave(stream)
+                if (
+                    stream.ended.done() and not stream.ended.cancelled()
+                ):  # cutting off a slow client also cancels what runs here
+                    reason = stream.ended.result()
+                bus.hub.leave(stream, reason)
                 bus.authorizer.unwatch(stream)
                 if follows is not None:
                     bus.followers.leave(stream, follows)
-                if response.prepared:
-                    log.info(
-                        "stream closed: %s, %s, %.1f s, %d bytes",
-                        _whom(request, stream, stream.user),
-                        reason,
-                        time.monotonic() - opened,
-                        stream.sent_bytes,
-                    )
+                if number:
+                    self._tell_end(request, stream, number, reason, time.monotonic() - opened)
+
+    def _tell_end(self, request: web.Request, stream: Stream, number: int, reason: str, seconds: float) -> None:
+        log.info(
+            "stream closed: %s, %s, %.1f s, %d events and %d replayed, %d bytes",
+            _whom(request, stream), reason, seconds, stream.events, stream.replayed, stream.sent_bytes,
+            extra=logs.fields(
+                **self._about(request, stream, number),
+                reason=reason,
+                seconds=round(seconds, 3),
+                events=stream.events,
+                replayed=stream.replayed,
+                bytes=stream.sent_bytes,
+            ),
+        )  # fmt: skip
+
+    def _about(self, request: web.Request, stream: Stream, number: int) -> dict[str, object]:
+        """Return what both log lines of a stream have; its number is of this process."""
+        return {
+            "stream": number,
+            "remote": self._bus.limits.proxies.client(request),
+            "user": stream.user,
+            "channels": sorted(stream.channels)[:SHOWN],
+            "channel_count": len(stream.channels),
+        }
 
     async def _admit(self, request: web.Request, user: str | None, asked_about: str | None) -> Stream:
         """Return the stream that is asked for, not yet open; raises the problem that says why there is none.
@@ -112,7 +141,7 @@ class StreamApi:
             raise invalid([FieldError("channels", "name channels, or a userId, or both")])
         await self._require_ready(request)
         if len(bus.hub.streams) >= bus.settings.max_streams:
-            raise unavailable(f"This server has its {bus.settings.max_streams} streams.")
+            raise unavailable(f"This server has its {bus.settings.max_streams} streams.", limit="streams")
         if user is not None and channels:
             await self._require_subscribed(user, channels)
         if request.transport is None:
@@ -143,9 +172,10 @@ class StreamApi:
         if reason is None:
             return
         if "text/event-stream" in request.headers.get("Accept", "") and request.transport is not None:
+            bus.turned_away["not_ready"] += 1
             request.transport.abort()
             raise asyncio.CancelledError
-        raise unavailable(f"Not ready: {reason}.")
+        raise unavailable(f"Not ready: {reason}.", limit="not_ready")
 
     async def _require_subscribed(self, user: str, channels: list[str]) -> None:
         subscribed = {name for name, _ in await self._bus.store.subscriptions(user)}
@@ -175,11 +205,15 @@ class StreamApi:
 
     async def _start_of(self, asked: str | None) -> tuple[Cursor | None, bool]:
         """Return where a stream begins (None: now), and whether what was asked for is of no log, or of a lost one."""
+        counts, kind = self._bus.cursors, "none"
         try:
             if asked is not None:
-                return await self._bus.replay.judge(Cursor.parse(asked))
+                cursor, lost = await self._bus.replay.judge(Cursor.parse(asked))
+                counts["lost" if lost else "known"] += 1
+                return cursor, lost
         except CursorError:
-            pass
+            kind = "malformed"
+        counts[kind] += 1
         # Let the tail read what is committed, so that "from now on" leaves it out. It may be behind: not for long.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READ_UP):
@@ -196,6 +230,7 @@ class StreamApi:
         stream.greeted = True
         greeting = wire.hello(cursor, retry_ms)
         if lost is not None:
+            self._bus.hub.gap_notices["unknown"] += 1
             greeting += wire.gap("unknown", _printable(lost), cursor)
         stream.tell(greeting, cursor, time.monotonic())
 
@@ -228,10 +263,10 @@ def _printable(asked: str) -> str:
     return asked[:128].encode(errors="replace").decode()
 
 
-def _whom(request: web.Request, stream: Stream, user: str | None) -> str:
+def _whom(request: web.Request, stream: Stream) -> str:
     names = sorted(stream.channels)
-    shown = ",".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"{request.remote} user={user!r} channels={shown!r}"
+    shown = ",".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return f"{request.remote} user={stream.user!r} channels={shown!r}"
 
 
 def _bound_unacknowledged(transport: asyncio.Transport) -> None:

@@ -9,6 +9,7 @@ from aiohttp.typedefs import Handler
 
 from sse_pg.api_health import HealthApi
 from sse_pg.api_history import HistoryApi
+from sse_pg.api_metrics import MetricsApi
 from sse_pg.api_pages import PagesApi
 from sse_pg.api_publish import PublishApi
 from sse_pg.api_session import SessionApi
@@ -19,7 +20,7 @@ from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.cors import Cors
 from sse_pg.openapi import openapi_routes
-from sse_pg.problem import problems
+from sse_pg.problem import TURNED_AWAY, problems
 
 BUS = web.AppKey("BUS", Bus)
 
@@ -36,7 +37,11 @@ def create_app(settings: Settings) -> web.Application:
     app.on_response_prepare.append(cors.headers)
     bus = Bus(settings)
     app[BUS] = bus
-    for api in (PublishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi, HealthApi, StatsApi, PagesApi):
+    app[TURNED_AWAY] = bus.turned_away
+    for api in (
+        *(PublishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi),
+        *(HealthApi, StatsApi, MetricsApi, PagesApi),
+    ):
         app.add_routes(api(bus).routes())
     app.add_routes(openapi_routes())
     app.on_shutdown.append(_end_streams)

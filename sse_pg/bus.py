@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 
 from sse_pg.access import Access
 from sse_pg.authorizer import Authorizer
@@ -38,8 +39,8 @@ class Bus:
         self.publisher = Publisher(self.pool)
         self.hub = Hub(settings.ring_events, settings.ring_bytes)
         # The tail reads subscriptions between two deliveries: it does not wait for a connection behind requests.
-        self._tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, pooled=pooled)
-        tail_store = Store(self._tail_pool)
+        self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, pooled=pooled)
+        tail_store = Store(self.tail_pool)
         self.authorizer = Authorizer(
             self.store, tail_store, seconds=settings.authorize_cache, timeout=settings.authorize_timeout
         )
@@ -61,12 +62,16 @@ class Bus:
         self.pulse = Pulse(self.hub, settings.heartbeat, settings.position_refresh)
         self.maintenance = Maintenance(self.pool, settings)
         self.draining = False
+        self.turned_away: Counter[str] = Counter()
+        """Requests, by what they were refused for, or by the status 401 or 403."""
+        self.cursors: Counter[str] = Counter()
+        """Streams that have begun, by what they asked for: none, known, lost, malformed."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to follow the log; does not wait for the database."""
         await self.pool.open(wait=False)
-        await self._tail_pool.open(wait=False)
+        await self.tail_pool.open(wait=False)
         self._tasks = [
             asyncio.create_task(part.run(), name=type(part).__name__)
             for part in (self.tail, self.presence, self.pulse, self.maintenance)
@@ -99,7 +104,7 @@ class Bus:
         await self.access.close()
         if reachable:  # else the row stays until it is swept; who stops is not to wait for a database that is away
             await self.presence.unregister()
-        await asyncio.gather(self._tail_pool.close(GOODBYE), self.pool.close(GOODBYE))
+        await asyncio.gather(self.tail_pool.close(GOODBYE), self.pool.close(GOODBYE))
 
     def why_not_ready(self) -> str | None:
         """Say why this server cannot serve now, or None."""

@@ -374,6 +374,13 @@ class Settings:
     dashboard: str = _setting(
         "SSE_PG_DASHBOARD", "on", "Whether there is a dashboard at /; off answers 404.", choices=("on", "off")
     )
+    metrics: str = _setting(
+        "SSE_PG_METRICS",
+        "auto",
+        "Who reads /metrics. auto: where tokens are asked for, who has one with observe; else anybody. open: anybody. "
+        "off: nobody, it answers 404.",
+        choices=("auto", "open", "off"),
+    )
     log_level: str = _setting(
         "SSE_PG_LOG_LEVEL", "info", "How much is logged.", choices=("debug", "info", "warning", "error")
     )

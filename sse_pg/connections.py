@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from sse_pg.config import Settings
-from sse_pg.problem import Problem, unavailable
+from sse_pg.problem import TURNED_AWAY, Problem, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,8 @@ class Site(web.BaseSite):
         server = self._runner.server
         assert server is not None
         if len(server.connections) >= self._settings.max_connections:
+            if isinstance(self._runner, web.AppRunner) and TURNED_AWAY in self._runner.app:
+                self._runner.app[TURNED_AWAY]["connections"] += 1
             return Refusal(self._refused, self._settings.max_connections)
         options: dict[str, Any] = {
             # Runs from the moment of the connection, and again from each answer, until the head of a request is whole:

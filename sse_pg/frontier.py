@@ -11,10 +11,20 @@ No input or output and no clock here: the tail reads, this object decides (docs/
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from sse_pg.cursor import Cursor
 from sse_pg.event import Event
 from sse_pg.ranges import Ranges
+
+
+@dataclass(slots=True)
+class GapCounts:
+    """Ids that were missing when a higher one was read, and what became of them."""
+
+    opened: int = 0
+    came: int = 0
+    dead: int = 0
 
 
 class Frontier:
@@ -23,8 +33,9 @@ class Frontier:
     ``wait`` is in seconds; the times given to the methods are seconds of one monotonic clock.
     """
 
-    def __init__(self, start: Cursor, wait: float) -> None:
+    def __init__(self, start: Cursor, wait: float, counts: GapCounts | None = None) -> None:
         self.wait = wait
+        self._counts = counts or GapCounts()
         self.position = start
         """What was handed on. Every live stream was offered exactly this, in its channels."""
         self.seen = start.high
@@ -44,9 +55,11 @@ class Frontier:
                 if event.id > self.seen + 1:
                     self.open = self.open.and_span(self.seen + 1, event.id - 1)
                     self._fresh.append((self.seen + 1, now))
+                    self._counts.opened += event.id - self.seen - 1
                 self.seen = event.id
             elif event.id in self.open:
                 self.open = self.open.without(event.id)
+                self._counts.came += 1
             else:
                 continue  # read before: a retry after a lost connection may repeat a read
             self._held.append(event)
@@ -61,6 +74,7 @@ class Frontier:
         """
         dead = self.open.up_to(last) - alive
         if dead:
+            self._counts.dead += len(dead)
             self.open = self.open - dead
             if self.position.gaps:
                 self.position = Cursor(self.position.high, self.position.gaps - dead)

@@ -6,6 +6,7 @@ All of it runs between awaits of the event loop, so that joining a stream and de
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,7 +29,7 @@ REMEMBERED = 64
 class Group:
     """The live streams with the same channels and the same wire form."""
 
-    __slots__ = ("batch", "channels", "chunked", "envelope", "streams")
+    __slots__ = ("batch", "channels", "chunked", "envelope", "events", "streams")
 
     def __init__(self, channels: frozenset[str], envelope: bool, chunked: bool) -> None:
         self.channels = channels
@@ -36,6 +37,8 @@ class Group:
         self.chunked = chunked
         self.streams: set[Stream] = set()
         self.batch: list[bytes] = []
+        self.events = 0
+        """Events that it was sent so far: a stream notes it when it enters, and again when it leaves."""
 
 
 class Hub:
@@ -48,11 +51,19 @@ class Hub:
         self.streams: set[Stream] = set()
         """All, those that catch up included."""
         self.meter = Meter()
+        self.opened = 0
+        self.closed: Counter[str] = Counter()
+        """Streams that have ended, by reason."""
+        self.replayed = 0
+        """Events that streams were sent from the ring."""
+        self.gap_notices: Counter[str] = Counter()
+        """Streams that were told of a gap, by its reason."""
+        self._bytes_of_closed = 0
         self.epochs: list[tuple[int, int]] = []
         """Pairs of ids; a cursor between the two is of a log that was lost."""
         self._groups: dict[Key, Group] = {}
         self._by_channel: dict[str, set[Group]] = {}
-        self._catch_ups: dict[tuple[Key, Cursor], tuple[bytes, Cursor | None]] = {}
+        self._catch_ups: dict[tuple[Key, Cursor], tuple[bytes, Cursor | None, int]] = {}
 
     def begin(self, position: Cursor) -> None:
         """Start at a position, with nothing behind it."""
@@ -68,6 +79,7 @@ class Hub:
             after = before if stream.live else stream.cursor & before
             stream.cursor = position
             stream.tell(wire.gap(reason, after.text, position), position, now)
+            self.gap_notices[reason] += 1
 
     def deliver(self, released: Sequence[tuple[Event, Cursor]], position: Cursor) -> None:
         """Hand events on to the live streams of their channels; afterwards all were offered ``position``."""
@@ -86,6 +98,7 @@ class Hub:
         for group in touched:
             data = b"".join(group.batch)
             deliveries += len(group.batch) * len(group.streams)
+            group.events += len(group.batch)
             group.batch = []
             framed = wire.chunk(data) if group.chunked else data
             for stream in group.streams:
@@ -102,9 +115,21 @@ class Hub:
                 return cursor.clip(settled_to)
         return cursor
 
-    def add(self, stream: Stream) -> None:
-        """Count a stream that has opened; it catches up from its cursor and then joins."""
+    def add(self, stream: Stream) -> int:
+        """Count a stream that has opened, and return its number; it catches up from its cursor and then joins."""
         self.streams.add(stream)
+        self.opened += 1
+        return self.opened
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of all streams, those that have ended included. Looks at every open one."""
+        return self._bytes_of_closed + sum(stream.sent_bytes for stream in self.streams)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """How many streams each group has."""
+        return [len(group.streams) for group in self._groups.values()]
 
     def join(self, stream: Stream) -> Step:
         """Bring a stream up to date from the ring and make it live, in one step between awaits.
@@ -126,10 +151,12 @@ class Hub:
             if len(self._catch_ups) >= REMEMBERED:
                 self._catch_ups.clear()
             self._catch_ups[key, cursor] = known
-        data, reached = known
+        data, reached, events = known
         now = time.monotonic()
         if data:
             stream.push(data, now)
+            stream.replayed += events
+            self.replayed += events
         if reached is not None:
             stream.cursor = reached
             return "more"
@@ -138,9 +165,12 @@ class Hub:
         self._enter(stream, key)
         return "joined"
 
-    def leave(self, stream: Stream) -> None:
-        """Forget a stream that has ended."""
-        self.streams.discard(stream)
+    def leave(self, stream: Stream, reason: str = "the client went") -> None:
+        """Forget a stream that has ended, and was added or not."""
+        if stream in self.streams:
+            self.streams.discard(stream)
+            self.closed[reason] += 1
+            self._bytes_of_closed += stream.sent_bytes
         if stream.live:
             self._exit(stream)
 
@@ -161,12 +191,14 @@ class Hub:
             for channel in stream.channels:
                 self._by_channel.setdefault(channel, set()).add(group)
         group.streams.add(stream)
+        stream.events -= group.events
         stream.channels = group.channels  # one set in memory for all of them
 
     def _exit(self, stream: Stream) -> None:
         key = _key(stream)
         group = self._groups[key]
         group.streams.discard(stream)
+        stream.events += group.events
         if group.streams:
             return
         del self._groups[key]
@@ -181,8 +213,11 @@ def _key(stream: Stream) -> Key:
     return stream.channels, stream.envelope, stream.chunked
 
 
-def _joined(missed: list[Entry], stream: Stream) -> tuple[bytes, Cursor | None]:
-    """Return the framed blocks of what a stream missed, up to AT_ONCE bytes, and its cursor after a part of them."""
+def _joined(missed: list[Entry], stream: Stream) -> tuple[bytes, Cursor | None, int]:
+    """Return the framed blocks of what a stream missed, up to AT_ONCE bytes.
+
+    With them its cursor, if they are a part, and how many they are.
+    """
     cursor, size = stream.cursor, 0
     blocks: list[bytes] = []
     for entry in missed:
@@ -200,4 +235,4 @@ def _joined(missed: list[Entry], stream: Stream) -> tuple[bytes, Cursor | None]:
         blocks.append(block)
     data = b"".join(blocks)
     framed = wire.chunk(data) if data and stream.chunked else data
-    return framed, None if len(blocks) == len(missed) else cursor
+    return framed, None if len(blocks) == len(missed) else cursor, len(blocks)

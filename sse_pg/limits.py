@@ -88,7 +88,7 @@ class StreamLimits:
         for kind, key in keys:
             most = self._most[kind]
             if most and self._open[kind, key] >= most:
-                raise too_many(f"This {kind} has its {most} streams on this server.", STREAMS_RETRY)
+                raise too_many(f"This {kind} has its {most} streams on this server.", STREAMS_RETRY, f"streams_{kind}")
         return _Counted(self._open, keys)
 
 
@@ -131,7 +131,8 @@ class PublishRate:
         left = max(1.0, self._rate) - owed
         if left < 1 - 1e-6:  # a rounding error is no debt
             wait = (1 - left) / self._rate
-            raise too_many(f"At most {self._rate:g} events a second; nothing was published.", max(1, math.ceil(wait)))
+            detail = f"At most {self._rate:g} events a second; nothing was published."
+            raise too_many(detail, max(1, math.ceil(wait)), "publish_rate")
 
     def charge(self, who: str, events: int) -> None:
         """Take the price of some events."""
@@ -169,7 +170,9 @@ class Bodies:
                         # Not request.client_max_size: that is of the application that this one is mounted in.
                         raise Problem(413, f"The body is larger than {self._largest} bytes.")
                     if self.held > self._most:
-                        problem = unavailable("This server reads as many bodies now as it has memory for.")
+                        problem = unavailable(
+                            "This server reads as many bodies now as it has memory for.", limit="bodies"
+                        )
                         problem.headers["Connection"] = "close"
                         raise problem
         except TimeoutError:
@@ -192,6 +195,6 @@ class Limits:
         self.bodies = Bodies(settings.max_body, settings.max_bodies, settings.body_seconds)
 
 
-def too_many(detail: str, seconds: int) -> Problem:
+def too_many(detail: str, seconds: int, limit: str) -> Problem:
     """Return the 429 that says when to come back."""
-    return Problem(429, detail, headers={"Retry-After": str(seconds)})
+    return Problem(429, detail, headers={"Retry-After": str(seconds)}, limit=limit)

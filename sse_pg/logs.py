@@ -1,12 +1,22 @@
-"""Log lines: text on a terminal, JSON otherwise. What clients send appears escaped, so that no line can be forged."""
+"""Log lines: text on a terminal, JSON otherwise. What clients send appears escaped, so that no line can be forged.
+
+What is logged with ``extra=fields(name=value, ...)`` has these as fields of its JSON line, beside the message.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
+
+
+def fields(**values: object) -> dict[str, Any]:
+    """Return what a call of a logger takes as ``extra`` to give its line fields."""
+    return {"fields": values}
 
 
 class JsonFormatter(logging.Formatter):
@@ -14,23 +24,37 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON."""
-        line = {
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            "pid": record.process,
             "message": _encodable(record.getMessage()),
         }
+        for name, value in getattr(record, "fields", {}).items():
+            line.setdefault(name, _clean(value))
         if record.exc_info:
             line["exception"] = _encodable(self.formatException(record.exc_info))
-        return msgspec.json.encode(line).decode()
+        encoded = msgspec.json.encode(line).decode()
+        if encoded.isprintable():
+            return encoded
+        # JSON allows what some readers take for the end of a line: U+2028, U+0085.
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in encoded)
 
 
 class TextFormatter(logging.Formatter):
     """One line, with line breaks and control characters of the message shown as escapes."""
 
+    def __init__(self, *, pid: bool = False) -> None:
+        """``pid``: the number of the process stands before the message, where several write to one place."""
+        super().__init__()
+        self._pid = pid
+
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line, followed by the traceback if there is one."""
-        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():7} {_printable(record.getMessage())}"
+        pid = f"[{record.process}] " if self._pid else ""
+        message = _printable(record.getMessage())
+        line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():7} {pid}{message}"
         if record.exc_info:
             # The message of an exception may hold what a client sent: no line of it begins as a log line does.
             trace = self.formatException(record.exc_info).split("\n")
@@ -49,11 +73,17 @@ def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def configure(level: str, style: str) -> None:
-    """Send log lines to standard error. ``style`` is auto, text or json."""
+def _clean(value: object) -> object:
+    if isinstance(value, str):
+        return _encodable(value)
+    return [_clean(each) for each in value] if isinstance(value, list) else value
+
+
+def configure(level: str, style: str, *, pid: bool = False) -> None:
+    """Send log lines to standard error. ``style`` is auto, text or json; ``pid``: of text, too, with the process."""
     as_text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
-    handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    handler.setFormatter(TextFormatter(pid=pid) if as_text else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

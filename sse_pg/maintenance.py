@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from random import random
@@ -44,6 +45,17 @@ class Purged:
     state: str = "done"
     """``done``; ``busy``: something may be left, since others hold the table, have not read it, or purge too."""
 
+    def and_then(self, later: Purged) -> Purged:
+        """Return both together."""
+        return Purged(
+            self.partitions + later.partitions,
+            self.events + later.events,
+            self.bytes + later.bytes,
+            self.keys + later.keys,
+            later.purged_to,
+            later.state,
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.partitions} partitions with up to {self.events} events ({self.bytes / 2**20:.1f} MiB), "
@@ -59,6 +71,14 @@ class Maintenance:
         self._settings = settings
         self._busy = 0
         self._last: tuple[float, int] | None = None
+        self.rounds: Counter[str] = Counter()
+        """How many were done, busy, or failed."""
+        self.succeeded_at = 0.0
+        """Unix time of the end of the last round that did not fail."""
+        self.made = 0
+        """Partitions."""
+        self.purged = Purged()
+        """Of all rounds together."""
 
     async def run(self) -> None:
         """Keep the log in shape until cancelled."""
@@ -68,7 +88,9 @@ class Maintenance:
                 await self.make_partitions()
                 self._report(await self.purge(self._settings.keep_events, self._settings.keep_hours))
                 pause = await self._pause()
+                self.succeeded_at = time.time()
             except (BusUnavailable, psycopg.Error) as error:
+                self.rounds["failed"] += 1
                 log.warning("maintenance failed, the next round tries again: %s", summary(error))
             # Several servers do not come at the same moment.
             await asyncio.sleep(pause * (0.75 + random() / 2))  # noqa: S311 - not a secret
@@ -84,6 +106,7 @@ class Maintenance:
             if now == 0:
                 return made
             made += now
+            self.made += now
             log.info("made %d partitions", now)
 
     async def purge(self, keep_events: int, keep_hours: float) -> Purged:
@@ -96,18 +119,12 @@ class Maintenance:
         total = Purged()
         while True:
             got = Purged(*await self._row("purge", params))
-            total = Purged(
-                total.partitions + got.partitions,
-                total.events + got.events,
-                total.bytes + got.bytes,
-                total.keys + got.keys,
-                got.purged_to,
-                got.state,
-            )
+            total, self.purged = total.and_then(got), self.purged.and_then(got)
             if got.state != "more":
                 return total
 
     def _report(self, purged: Purged) -> None:
+        self.rounds[purged.state] += 1
         if purged.partitions or purged.keys:
             log.info("purged %s", purged)
         self._busy = self._busy + 1 if purged.state == "busy" else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER = 2
+#: Where an application counts who was turned away: by Problem.limit, or by the status 401 or 403.
+TURNED_AWAY = web.AppKey("TURNED_AWAY", Counter[str])
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -47,8 +50,11 @@ class Problem(Exception):
         kind: str = "about:blank",
         title: str | None = None,
         headers: dict[str, str] | None = None,
+        limit: str = "",
     ) -> None:
         super().__init__(detail)
+        self.limit = limit
+        """Under which name it is counted; none where it is not."""
         self.status = status
         self.detail = detail
         self.errors = errors
@@ -83,9 +89,9 @@ def invalid(errors: Sequence[FieldError]) -> Problem:
     return Problem(422, "; ".join(named), errors=errors)
 
 
-def unavailable(detail: str, *, kind: str = "about:blank", title: str | None = None) -> Problem:
+def unavailable(detail: str, *, limit: str = "", kind: str = "about:blank", title: str | None = None) -> Problem:
     """Return the 503 that asks to come back."""
-    return Problem(503, detail, kind=kind, title=title, headers={"Retry-After": str(RETRY_AFTER)})
+    return Problem(503, detail, kind=kind, title=title, headers={"Retry-After": str(RETRY_AFTER)}, limit=limit)
 
 
 def _problem_of(error: Exception) -> Problem:
@@ -95,18 +101,19 @@ def _problem_of(error: Exception) -> Problem:
         return unavailable(
             "The connection to the database was lost during the commit: the event may or may not be published. "
             "Publish again with the same idempotencyKey to be sure.",
+            limit="outcome_unknown",
             kind="urn:sse-pg:outcome-unknown",
             title="Outcome unknown",
         )
     if isinstance(error, BusUnavailable):
-        return unavailable(f"The database does not answer; nothing was published. ({error})")
+        return unavailable(f"The database does not answer; nothing was published. ({error})", limit="database")
     if isinstance(error, EventRefused):
         return _refused(error)
     if isinstance(error, KeysUnavailable):
-        return unavailable("Tokens cannot be checked now: the keys cannot be had.")
+        return unavailable("Tokens cannot be checked now: the keys cannot be had.", limit="keys")
     if isinstance(error, RuleFailed):
         if error.late:
-            return unavailable("The access rule does not answer in time, so nothing is allowed.")
+            return unavailable("The access rule does not answer in time, so nothing is allowed.", limit="rule")
         return Problem(500, "The access rule failed, so nothing is allowed; the server's log has more.")
     if isinstance(error, CursorError):
         return Problem(422, str(error))
@@ -154,4 +161,12 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     if problem.status == 413:
         # What is left of the body is not read; the connection cannot serve another request.
         problem.headers.setdefault("Connection", "close")
+    _count(request, problem)
     return problem.response()
+
+
+def _count(request: web.Request, problem: Problem) -> None:
+    what = problem.limit or (str(problem.status) if problem.status in (401, 403) else "")
+    counts = request.config_dict.get(TURNED_AWAY)
+    if what and counts is not None:
+        counts[what] += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,10 +42,11 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
 class _Unit:
     """The drafts of one request: published together or not at all."""
 
-    __slots__ = ("done", "drafts", "keys", "since")
+    __slots__ = ("batch", "done", "drafts", "keys", "since")
 
-    def __init__(self, drafts: Sequence[Draft]) -> None:
+    def __init__(self, drafts: Sequence[Draft], batch: bool) -> None:
         self.drafts = drafts
+        self.batch = batch
         self.keys = {draft.key for draft in drafts if draft.key is not None}
         self.since = time.monotonic()
         self.done: asyncio.Future[list[Published]] = asyncio.get_running_loop().create_future()
@@ -76,15 +77,25 @@ class Publisher:
         self._held: deque[_Unit] = deque()
         self._held_worker: asyncio.Task[None] | None = None
         self._closing = False
+        self.published: Counter[tuple[bool, bool]] = Counter()
+        """Events that were committed, by whether they came in a batch, and had a key."""
+        self.commits = 0
 
-    async def publish(self, drafts: Sequence[Draft]) -> list[Published]:
+    @property
+    def waiting(self) -> int:
+        """Requests that no commit has taken up."""
+        return len(self._waiting) + len(self._keyed) + len(self._held)
+
+    async def publish(self, drafts: Sequence[Draft], *, batch: bool = False) -> list[Published]:
         """Publish the drafts in one transaction; return (id, created at) of each, in order.
+
+        ``batch`` is for the count alone: whether the request was one for many.
 
         Raises EventRefused (or a subclass) where the database refuses one, BusUnavailable where it is away, and
         OutcomeUnknown where it went away during the commit. A caller that is cancelled is not waited for; its
         drafts are published all the same.
         """
-        unit = _Unit(drafts)
+        unit = _Unit(drafts, batch)
         self._waiting.append(unit)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
@@ -169,7 +180,11 @@ class Publisher:
                 _fail(unit, error)
         else:
             at = 0
+            self.commits += 1
             for unit in units:
+                keyed = sum(draft.key is not None for draft in unit.drafts) if unit.keys else 0
+                self.published[unit.batch, True] += keyed
+                self.published[unit.batch, False] += len(unit.drafts) - keyed
                 if not unit.done.done():
                     unit.done.set_result(written[at : at + len(unit.drafts)])
                 at += len(unit.drafts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import NamedTuple
 
 from sse_pg import wire
@@ -27,6 +28,9 @@ class Chapter(NamedTuple):
 
     framed: bytes
     reached: Cursor
+    events: int
+    expired: bool
+    """Whether it says that something before it was purged."""
 
 
 class Replay:
@@ -45,6 +49,12 @@ class Replay:
         self._at = hub.position
         self._reading: dict[Key, asyncio.Task[Chapter]] = {}
         self._kept: dict[Key, Chapter] = {}
+        self.sources: Counter[str] = Counter()
+        """Streams that became live, by where what they had missed came from: table, ring, none."""
+        self.events = 0
+        """Events that streams were sent from the table."""
+        self.pages: Counter[str] = Counter()
+        """Pages that streams were sent: read or shared."""
 
     async def catch_up(self, stream: Stream) -> None:
         """Send a stream what it missed and make it live; returns when it is live or has ended.
@@ -53,14 +63,20 @@ class Replay:
         reading pages. Raises BusUnavailable when the database is away.
         """
         limit = min(FIRST_PAGE, self._page)
+        source = "none"
         while not stream.ended.done() and not stream.transport.is_closing():
+            before = stream.replayed
             step = self._hub.join(stream)
+            if source == "none" and stream.replayed > before:
+                source = "ring"
             if step == "joined":
+                self.sources[source] += 1
                 return
             if step == "ahead":  # the log was replaced while it caught up
                 stream.cursor, _ = await self.judge(stream.cursor)
                 continue
             if step == "behind":
+                source = "table"
                 limit = await self._send_page(stream, limit)
             await stream.drained()
 
@@ -95,6 +111,10 @@ class Replay:
         if chapter.framed:
             now = time.monotonic()
             stream.push(chapter.framed, now)
+            stream.replayed += chapter.events
+            self.events += chapter.events
+            if chapter.expired:
+                self._hub.gap_notices["expired"] += 1
             stream.told, stream.told_at = chapter.reached, now
         return max(1, limit // 4) if len(chapter.framed) > PAGE_BYTES else min(self._page, limit * 2)
 
@@ -104,9 +124,10 @@ class Replay:
             self._at = self._hub.position
             self._reading, self._kept = {}, {}
         kept = self._kept.get(key)
+        task = self._reading.get(key)
+        self.pages["read" if kept is None and task is None else "shared"] += 1
         if kept is not None:
             return kept
-        task = self._reading.get(key)
         if task is None:
             reading, at = self._reading, self._at
             task = reading[key] = asyncio.create_task(self._read(key, at))
@@ -143,6 +164,8 @@ class Replay:
         return Chapter(
             wire.chunk(data) if data and chunked else data,
             cursor | (position.clip(page.events[-1].id) if page.full else position),
+            len(blocks) - (expired is not None),
+            expired is not None,
         )
 
 

@@ -22,8 +22,10 @@ class Stream:
         "cursor",
         "ended",
         "envelope",
+        "events",
         "greeted",
         "live",
+        "replayed",
         "sent_bytes",
         "told",
         "told_at",
@@ -62,6 +64,10 @@ class Stream:
         """The position the client was told last, and when: ``told_at``."""
         self.told_at = now
         self.sent_bytes = 0
+        self.events = 0
+        """Live events that it was sent; while it is in a group, less what the group was sent before."""
+        self.replayed = 0
+        """Events that it was sent while it caught up."""
 
     def write(self, data: bytes, now: float) -> None:
         """Send blocks as they are to this client alone."""

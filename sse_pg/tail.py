@@ -26,10 +26,11 @@ from sse_pg.database import Connection, answering, connect_listener, summary
 from sse_pg.errors import BusUnavailable
 from sse_pg.event import Event
 from sse_pg.followers import Followers
-from sse_pg.frontier import Frontier
+from sse_pg.frontier import Frontier, GapCounts
 from sse_pg.hub import Hub
 from sse_pg.queries import query
 from sse_pg.ranges import Ranges
+from sse_pg.tail_meter import TailMeter
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class Tail:
         self._masked = masked
         self._on_connect = on_connect
         self._frontier: Frontier | None = None
+        self.gaps = GapCounts()
+        self.meter = TailMeter(time.monotonic())
         self._wake = asyncio.Event()
         self._fresh: list[asyncio.Future[None]] = []
         self._answered: list[tuple[asyncio.Future[None], int]] = []
@@ -109,9 +112,11 @@ class Tail:
                     await self._follow(conn)
                 finally:
                     self.listening.clear()
+                    self.meter.turn("down", time.monotonic())
                     await conn.close()
             except (psycopg.Error, OSError, TimeoutError, BusUnavailable) as error:
                 self.last_error = f"the LISTEN connection is down: {summary(error)}"
+                self.meter.failures += 1
                 pause = min(1.0, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
                 attempt = min(attempt + 1, 10)
                 log.warning("%s; next attempt in %.2f s", self.last_error, pause)
@@ -147,19 +152,21 @@ class Tail:
         start = _start_of(last, alive)
         if self._frontier is None:
             # What is missing now holds nothing back: a stream from now on is not to be given what was there before.
-            self._frontier = Frontier(start, 0.0)
+            self._frontier = Frontier(start, 0.0, self.gaps)
             self._hub.begin(start)
         elif last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
             self._begin_anew(last, alive)
         elif purged_to > self._frontier.seen:
             log.error("events up to id %d were purged while this server had read to %d", purged_to, self._frontier.seen)
-            self._frontier = Frontier(start, 0.0)
+            self._frontier = Frontier(start, 0.0, self.gaps)
             self._hub.restart(start, "expired")
         self._hub.epochs = epochs
         self._lay_down = last
         self._revoked(None, None)  # what was said while nobody listened
         await self._pass(conn, settle=True)
         self.last_error = ""
+        self.meter.connections += 1
+        self.meter.turn("asleep", time.monotonic())
         self.listening.set()
 
     async def _epochs(self, conn: Connection) -> list[tuple[int, int]]:
@@ -173,7 +180,7 @@ class Tail:
         assert self._frontier is not None
         log.error("the log is not the one that was read up to id %d; it is at %d", self._frontier.seen, last)
         start = _start_of(last, alive)
-        frontier = self._frontier = Frontier(start, 0.0)
+        frontier = self._frontier = Frontier(start, 0.0, self.gaps)
         self._noted = 0
         self._hub.restart(start)
         return frontier
@@ -191,6 +198,8 @@ class Tail:
                 with contextlib.suppress(msgspec.DecodeError):  # anybody can NOTIFY
                     revoked = msgspec.json.decode(which, type=_Revoked)
                     self._revoked(revoked.user, revoked.channel)
+        else:
+            self.meter.bells += 1
 
     def _revoked(self, user: str | None, channel: str | None) -> None:
         self._authorizer.revoked(user, channel)
@@ -202,10 +211,13 @@ class Tail:
         idle = 0
         last_settled = time.monotonic()
         while True:
+            unasked = False
             if self.awake:
                 woken = await self._pause(GAP_POLL if self._held else self._poll)
             else:
-                woken = await self._wait(conn, self._nap())
+                nap = self._nap()
+                woken = await self._wait(conn, nap)
+                unasked = not woken and nap == self._safety_read
             if self._epoch_began:
                 # By hand. What this server has read is of this log; cursors that others bring may not be.
                 with answering(conn, DEADLINE):
@@ -213,10 +225,12 @@ class Tail:
             now = time.monotonic()
             settle = self._lay_down is not None or now - last_settled >= self._safety_read
             found = await self._pass(conn, settle=settle)
+            if unasked:
+                self.meter.safety_reads[found > 0] += 1
             if now - last_settled >= self._safety_read:
                 await self._note_settled(conn)
                 with answering(conn, DEADLINE):
-                    await conn.execute(query("notification_queue"))
+                    ((self.meter.queue_usage,),) = await (await conn.execute(query("notification_queue"))).fetchall()
                 last_settled = now
             if self.awake:
                 idle = 0 if found else idle + 1
@@ -252,6 +266,7 @@ class Tail:
             await conn.execute(query("wake_begin"))
             await conn.execute(query("sleep_end"))
         self.awake = True
+        self.meter.turn("awake", time.monotonic())
         self._bells.clear()
         self._lay_down = None
 
@@ -266,6 +281,7 @@ class Tail:
             await conn.execute(query("wake_end"))
             self._lay_down, _ = await self._publishers(conn)
         self.awake = False
+        self.meter.turn("asleep", time.monotonic())
 
     # ------------------------------------------------------------ reading
 
@@ -275,6 +291,7 @@ class Tail:
         row = await cursor.fetchone()
         assert row is not None
         last, least_bound, first_ids, last_ids = row
+        self.meter.last_id = last
         if self._lay_down is not None and (least_bound is None or least_bound > self._lay_down):
             self._lay_down = None
         return last, Ranges(zip(first_ids, last_ids, strict=True))
@@ -298,6 +315,7 @@ class Tail:
                     rows = await self._read(conn, frontier)
                 now = time.monotonic()
                 self.read_at = now
+                self.meter.reads += 1
                 frontier.feed(rows, now)
                 cut_off = len(rows) == READ_LIMIT
                 if in_flight is not None and not cut_off:
@@ -305,6 +323,7 @@ class Tail:
                 await self._followers.refresh()
                 await self._authorizer.recheck()
                 self._hub.deliver(frontier.release(now), frontier.position)
+                self.meter.missing(frontier.open, now)
                 found += len(rows)
                 if not cut_off:
                     break

@@ -74,7 +74,7 @@ def main() -> None:
     if not line:
         sys.exit(1)
     order = Order.read(line)
-    logs.configure(order.settings.log_level, order.settings.log_format)
+    logs.configure(order.settings.log_level, order.settings.log_format, pid=True)
     threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
 
     def tell(report: Report) -> None:

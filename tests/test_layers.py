@@ -17,13 +17,13 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 #: A new module gets its place here.
 LAYERS = [
     "version",
-    "errors event finding identity logs openapi queries ranges",
+    "errors event finding identity logs metric openapi queries ranges",
     "cursor config database migrate problem sse_parser",
     "embedded_*",
     "embedded",
     "connections limits",
     "client fields frontier publisher store token_keys wire",
-    "exposure meter publish_body ring stream token_jwks",
+    "exposure meter publish_body ring stream tail_meter token_jwks",
     "look",
     "check_*",
     "doctor",
@@ -32,7 +32,7 @@ LAYERS = [
     "tail",
     "replay",
     "bus",
-    "cors",
+    "cors readings",
     "api_*",
     "app",
     "__init__",  # the names that others import; it loads what is below when it is asked for
@@ -107,7 +107,11 @@ def test_every_layer_is_there() -> None:
         assert any(fnmatch(module, name) for module in MODULES), f"there is no {name}"
 
 
-@pytest.mark.parametrize("module", ["ranges", "cursor", "frontier", "event", "wire", "ring", "meter", "sse_parser"])
+#: Modules that can be tried without anything around them.
+CORE = ["ranges", "cursor", "frontier", "event", "wire", "ring", "meter", "metric", "tail_meter", "sse_parser"]
+
+
+@pytest.mark.parametrize("module", CORE)
 def test_the_core_does_no_input_or_output(module: str) -> None:
     roots = {name.split(".")[0] for name in imports(module)}
     assert not roots & {"asyncio", "aiohttp", "psycopg", "psycopg_pool", "socket", "time", "os", "threading"}
