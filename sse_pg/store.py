@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from sse_pg.errors import RuleFailed
 from sse_pg.event import Event
 from sse_pg.queries import query
 from sse_pg.ranges import Ranges
+
+#: Ids in the first window of a page, and how much wider each next one is.
+WINDOW = 1_000_000
+WIDER = 16
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,35 @@ class Store:
         event_type: str | None = None,
         descending: bool = False,
     ) -> Page:
-        """Return up to ``limit`` stored events of the channels within a set of ids."""
-        params = {
-            "channels": list(channels),
-            "first": [first for first, _ in wanted],
-            "last": [last for _, last in wanted],
-            "limit": limit,
-            "event_type": event_type,
-        }
-        # One round trip. The setting ends with the transaction: a pooler may give the session to others.
-        async with reading(self.pool) as conn, conn.pipeline(), conn.transaction():
-            await conn.execute(query("plan_once"))
-            cursor = await conn.execute(query("page_desc" if descending else "page"), params, prepare=True, binary=True)
-            rows = await cursor.fetchall()
-        events = [Event(*row[1:]) for row in rows if row[1] is not None]
-        return Page(events, rows[0][0], len(events) == limit)
+        """Return up to ``limit`` stored events of the channels within a set of ids.
+
+        Read in windows from the near end on: one is enough where the channels are busy, and it touches a partition or
+        two, of however many there are.
+        """
+        events: list[Event] = []
+        async with reading(self.pool) as conn:
+            for window in _windows(wanted, descending=descending):
+                params = {
+                    "channels": list(channels),
+                    "first": [first for first, _ in window],
+                    "last": [last for _, last in window],
+                    "least": window.spans[0][0] if window else 1,
+                    "most": window.spans[-1][1] if window else 0,
+                    "limit": limit - len(events),
+                    "event_type": event_type,
+                }
+                # One round trip. The setting ends with the transaction: a pooler may give the session to others.
+                async with conn.pipeline(), conn.transaction():
+                    await conn.execute(query("plan_once"))
+                    name = "page_desc" if descending else "page"
+                    cursor = await conn.execute(query(name), params, prepare=True, binary=True)
+                    rows = await cursor.fetchall()
+                # The last window's purged_to holds for those before it, too: it never goes back.
+                purged_to = rows[0][0]
+                events += [Event(*row[1:]) for row in rows if row[1] is not None]
+                if len(events) == limit:
+                    break
+        return Page(events, purged_to, len(events) == limit)
 
     async def position(self) -> Cursor:
         """Return where a reader stands that has read all that is visible now."""
@@ -142,3 +160,19 @@ class Store:
         async with reading(self.pool) as conn:
             cursor = await conn.execute(query(name), params, binary=True)
             return await cursor.fetchall()
+
+
+def _windows(wanted: Ranges, *, descending: bool) -> Iterator[Ranges]:
+    """Cut a set of ids into parts, from the near end on, each wider than the one before; an empty set is one part."""
+    width = WINDOW
+    while wanted and wanted.spans[-1][1] - wanted.spans[0][0] >= width:
+        if descending:
+            edge = wanted.spans[-1][1] - width
+            yield wanted.above(edge)
+            wanted = wanted.up_to(edge)
+        else:
+            edge = wanted.spans[0][0] + width - 1
+            yield wanted.up_to(edge)
+            wanted = wanted.above(edge)
+        width *= WIDER
+    yield wanted

@@ -1,5 +1,4 @@
--- A page of stored events: of these channels, within these ranges of ids, descending. Always a row, with purged_to, so
--- that what was purged and what is there come from one snapshot.
+-- page.sql from the newest down.
 SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_at
   FROM sse_pg.log
   LEFT JOIN LATERAL (
@@ -8,8 +7,9 @@ SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_
        CROSS JOIN unnest(%(first)s::bigint[], %(last)s::bigint[]) AS r(first, last)
        CROSS JOIN LATERAL (
            SELECT * FROM sse_pg.events e
-            WHERE e.channel = c.channel AND e.id BETWEEN r.first AND r.last
+            WHERE (e.channel, e.id) >= (c.channel, r.first) AND (e.channel, e.id) <= (c.channel, r.last)
+              AND e.id BETWEEN %(least)s AND %(most)s
               AND (%(event_type)s::text IS NULL OR e.event_type = %(event_type)s)
-            ORDER BY e.id DESC LIMIT %(limit)s) e
+            ORDER BY e.channel DESC, e.id DESC LIMIT %(limit)s) e
        ORDER BY e.id DESC LIMIT %(limit)s) e ON true
  ORDER BY e.id DESC

@@ -1,0 +1,64 @@
+"""Pages of stored events: read in windows, as if they were one read."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_pg import store as store_module
+from sse_pg.database import make_pool
+from sse_pg.ranges import Ranges
+from sse_pg.store import Store
+
+SPANS = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 60)).map(lambda p: (p[0], p[0] + p[1])), max_size=8)
+
+
+@given(spans=SPANS, descending=st.booleans())
+def test_windows_are_the_whole_in_order(spans: list[tuple[int, int]], descending: bool) -> None:
+    wanted = Ranges(spans)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "WINDOW", 7)
+        patch.setattr(store_module, "WIDER", 2)
+        windows = list(store_module._windows(wanted, descending=descending))
+    ids = [number for window in windows for number in _numbers(window, descending)]
+    assert ids == list(_numbers(wanted, descending))
+    assert windows  # purged_to is read even where nothing is wanted
+
+
+def _numbers(ranges: Ranges, descending: bool) -> Any:
+    ids = [number for first, last in ranges for number in range(first, last + 1)]
+    return reversed(ids) if descending else ids
+
+
+async def test_pages_of_small_windows_are_the_same(
+    database_url: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "WINDOW", 13)
+    db.execute("SELECT sse_pg.make_partitions(4, 40)")
+    db.execute(
+        "INSERT INTO sse_pg.events (channel, payload)"
+        " SELECT CASE WHEN n % 50 = 0 THEN 'rare' ELSE 'c' || n % 3 END, to_jsonb(n) FROM generate_series(1, 300) n"
+    )
+    stored = db.execute("SELECT id, channel FROM sse_pg.events ORDER BY id").fetchall()
+    chance = random.Random(7)
+    pool = make_pool(database_url, 1, 5)
+    await pool.open()
+    try:
+        for _ in range(60):
+            channels = chance.choice([["rare"], ["c0"], ["c1", "rare"], ["absent"], ["c0", "c1", "c2", "rare"]])
+            edges = sorted(chance.sample(range(0, 320), 4))
+            wanted = Ranges([(edges[0], edges[1]), (edges[2], edges[3])])
+            limit, descending = chance.choice([1, 5, 50, 500]), chance.random() < 0.5
+            page = await Store(pool).page(channels, wanted, limit, descending=descending)
+            expected = [number for number, channel in stored if channel in channels and number in wanted]
+            if descending:
+                expected.reverse()
+            assert [event.id for event in page.events] == expected[:limit]
+            assert page.full == (len(expected) >= limit)
+    finally:
+        await pool.close()
