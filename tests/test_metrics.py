@@ -8,6 +8,7 @@ import json
 import math
 import platform
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -231,15 +232,13 @@ async def test_a_slow_client_and_a_stop(launch: Launcher) -> None:
     server = await launch(stream_buffer=1024)
     async with Client(server.url) as client:
         host, _, port = server.url.removeprefix("http://").partition(":")
-        _, writer = await asyncio.open_connection(host, int(port), limit=1)
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        writer.write(b"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: a\r\n\r\n")
-        await eventually(lambda: any(stream.live for stream in server.bus.hub.streams))
-        while server.bus.hub.closed["slow"] == 0:
-            await client.publish("a", "x" * 500_000)
+        with socket.create_connection((host, int(port))) as silent:
+            silent.sendall(f"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+            await eventually(lambda: any(stream.live for stream in server.bus.hub.streams))
+            while server.bus.hub.closed["slow"] == 0:
+                await client.publish("a", "x" * 500_000)
         found = await scraped(client, "sse_pg_streams_closed_total{reason=slow}", 1)
         assert found["sse_pg_streams_closed_total{reason=client}"] == 0
-        writer.transport.abort()
         async with client.stream("a") as stream:
             await server.bus.end_streams(0)
             await stream.ended()
