@@ -33,6 +33,7 @@ async def serve(
     settings: Settings,
     announce: Callable[[str], None],
     *,
+    app: web.Application | None = None,
     sockets: Sequence[socket.socket] = (),
     ready: Callable[[], None] | None = None,
 ) -> None:
@@ -40,6 +41,7 @@ async def serve(
 
     ``sockets``, which listen already, are taken in place of the address: who waits on them is accepted when the log is
     followed; SIGHUP says that another process accepts now. ``ready`` is called once the log is followed.
+    ``app`` is the application, where the caller has made it.
     Raises SettingError when the address cannot be listened on.
     """
     _raise_file_limit()
@@ -54,7 +56,7 @@ async def serve(
 
     if sockets:
         loop.add_signal_handler(signal.SIGHUP, hand_over)
-    app = create_app(settings)
+    app = app or create_app(settings)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=LAST_REQUESTS)
     await runner.setup()
     telling = asyncio.create_task(_tell(app[BUS].tail.listening, ready)) if ready else None

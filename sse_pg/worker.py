@@ -1,8 +1,8 @@
 """One of several server processes on a port: ``python -m sse_pg.worker``, started by sse_pg.workers.
 
-It reads one line from its stdin, the order; the end of that pipe means that the parent is gone, by whatever means. To
-its stdout it writes reports, one a line. SIGTERM ends it as it ends any server; SIGHUP says that another worker has
-taken over its sockets.
+It reads one line from its stdin, the order; what comes after that is about the numbers of all workers. The end of that
+pipe means that the parent is gone, by whatever means. To its stdout it writes reports, one a line. SIGTERM ends it as
+it ends any server; SIGHUP says that another worker has taken over its sockets.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ import msgspec
 import psycopg
 
 from sse_pg import logs
+from sse_pg.api_metrics import GATHER
+from sse_pg.app import BUS, create_app
 from sse_pg.config import Settings
 from sse_pg.errors import SsePgError
+from sse_pg.metric import Numbers
+from sse_pg.readings import read
+from sse_pg.roll_call import Asking
 from sse_pg.server import serve
 
 log = logging.getLogger("sse_pg.worker")
@@ -50,11 +55,16 @@ class Order(msgspec.Struct):
 
 
 class Report(msgspec.Struct, omit_defaults=True):
-    """What a worker tells: it listens (on ``url``), it is ready (the database answers too), or why it failed."""
+    """What a worker tells: it listens (on ``url``), it is ready (the database answers too), or why it failed.
+
+    ``numbers`` are what it has counted; ``asks`` is for those of all workers.
+    """
 
     url: str | None = None
     ready: bool = False
     failed: str | None = None
+    numbers: Numbers | None = None
+    asks: bool = False
 
     def line(self) -> bytes:
         """Return the report as the line that the parent reads."""
@@ -66,6 +76,16 @@ class Report(msgspec.Struct, omit_defaults=True):
         return msgspec.json.decode(line, type=cls)
 
 
+class Word(msgspec.Struct, omit_defaults=True):
+    """What the parent says after the order: tell your numbers, or those of all."""
+
+    all: Numbers | None = None
+
+    def line(self) -> bytes:
+        """Return the word as the line that a worker reads."""
+        return msgspec.json.encode(self) + b"\n"
+
+
 def main() -> None:
     """Serve as ordered, until a signal or the end of the parent."""
     reports = os.dup(1)
@@ -75,7 +95,8 @@ def main() -> None:
         sys.exit(1)
     order = Order.read(line)
     logs.configure(order.settings.log_level, order.settings.log_format, pid=True)
-    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
+    parent = _Parent()
+    threading.Thread(target=parent.listen, name="parent", daemon=True).start()
 
     def tell(report: Report) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -85,22 +106,39 @@ def main() -> None:
     for each in sockets:
         each.set_inheritable(False)
     try:
-        asyncio.run(_serve(order.settings, sockets, tell))
+        asyncio.run(_serve(order.settings, sockets, tell, parent))
     except Exception as error:
         log.debug("the worker fails", exc_info=True)
         tell(Report(failed=_one_line(error)))
         sys.exit(1)
 
 
-async def _serve(settings: Settings, sockets: list[socket.socket], tell: Callable[[Report], None]) -> None:
+async def _serve(
+    settings: Settings, sockets: list[socket.socket], tell: Callable[[Report], None], parent: _Parent
+) -> None:
+    asking = Asking(lambda: tell(Report(asks=True)))
+    app = create_app(settings)
+    app[GATHER] = asking.numbers
+
+    def hear(word: Word) -> None:
+        if word.all is not None:
+            asking.answered(word.all)
+        else:
+            tell(Report(numbers=read(app[BUS])))
+
+    parent.attend(hear)
     # At the first await of serve(), which has set its handlers by then.
     asyncio.get_running_loop().call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
-    await serve(
-        settings,
-        lambda url: tell(Report(url=url)),
-        sockets=sockets,
-        ready=lambda: tell(Report(ready=True)),
-    )
+    try:
+        await serve(
+            settings,
+            lambda url: tell(Report(url=url)),
+            app=app,
+            sockets=sockets,
+            ready=lambda: tell(Report(ready=True)),
+        )
+    finally:
+        tell(Report(numbers=read(app[BUS])))
 
 
 def _first_line() -> bytes:
@@ -114,12 +152,28 @@ def _first_line() -> bytes:
     return line
 
 
-def _end_with_the_parent() -> None:
-    """End on the spot when the parent is gone without having told us to stop: it was killed, and so are we."""
-    while os.read(0, 4096):
-        pass
-    log.error("the parent of this worker is gone; the worker ends")
-    os._exit(1)
+class _Parent:
+    """What the parent says, read by a thread of its own: a worker whose event loop hangs ends with the parent, too."""
+
+    def __init__(self) -> None:
+        self._tell: Callable[[Word], object] | None = None
+
+    def attend(self, hear: Callable[[Word], None]) -> None:
+        """From now on call ``hear`` in this event loop; what was said before is lost."""
+        loop = asyncio.get_running_loop()
+        self._tell = lambda word: loop.call_soon_threadsafe(hear, word)
+
+    def listen(self) -> None:
+        """Read until the pipe ends: the parent was killed, without having told us to stop, and so are we."""
+        rest = b""
+        while data := os.read(0, 65536):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                with contextlib.suppress(RuntimeError):  # the event loop has ended
+                    if self._tell is not None:
+                        self._tell(msgspec.json.decode(line, type=Word))
+        log.error("the parent of this worker is gone; the worker ends")
+        os._exit(1)
 
 
 def _path(kind: type, value: Any) -> Any:

@@ -19,14 +19,16 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 import msgspec
 
 from sse_pg.config import Settings
 from sse_pg.errors import WorkerError
+from sse_pg.roll_call import RollCall
 from sse_pg.server import LAST_REQUESTS
 from sse_pg.shared_port import SharedPort
-from sse_pg.worker import SIGNALS, Order, Report
+from sse_pg.worker import SIGNALS, Order, Report, Word
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 START = 60.0
 #: Seconds that a worker gets to end, beyond its draining and its last requests.
 GRACE = 5.0
+#: Bytes of a report, and of what a worker has not read yet while it is told more.
+LONGEST_REPORT, UNREAD = 2**20, 2**18
 #: A worker that lived for so many seconds had started well.
 SETTLED = 10.0
 #: Seconds until a place is filled again whose last workers died at once: the first, and the longest.
@@ -73,6 +77,8 @@ class Workers:
         self._port = port
         self._places = [_Place(number, self._spawn) for number in range(1, settings.workers + 1)]
         self._processes: set[_Process] = set()
+        self._roll_call = RollCall()
+        self._answers: set[asyncio.Task[None]] = set()
 
     async def run(self, announce: Callable[[str], None], renew: asyncio.Event) -> None:
         """Fill the places and keep them filled, until cancelled; ``renew`` asks for new workers in all of them."""
@@ -104,10 +110,28 @@ class Workers:
     async def _spawn(self, place: _Place) -> _Process:
         if not place.sockets:
             place.sockets = self._port.listen()
-        process = await _Process.start(place.number, self._settings, place.sockets)
+        process = await _Process.start(place.number, self._settings, place.sockets, self._heard)
         self._processes.add(process)
-        process.gone.add_done_callback(lambda _: self._processes.discard(process))
+
+        def ended(_: asyncio.Task[str]) -> None:
+            self._processes.discard(process)
+            self._roll_call.ended(process.pid)
+
+        process.gone.add_done_callback(ended)
         return process
+
+    def _heard(self, process: _Process, report: Report) -> None:
+        """Take in what a worker reports about numbers."""
+        if report.numbers is not None:
+            self._roll_call.told(process.pid, report.numbers)
+        if report.asks:
+            task = asyncio.create_task(self._answer(process))
+            self._answers.add(task)
+            task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, process: _Process) -> None:
+        asks = {each.pid: partial(each.say, Word()) for each in self._processes if each.serves}
+        process.say(Word(all=await self._roll_call.numbers(asks)))
 
     @property
     def _patience(self) -> float:
@@ -184,10 +208,13 @@ class _Place:
 class _Process:
     """A process of a worker, and what it reports. ``gone`` gives the reason when it has ended."""
 
-    def __init__(self, number: int, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, number: int, process: asyncio.subprocess.Process, heard: Callable[[_Process, Report], None]
+    ) -> None:
         self.pid = process.pid
         self._number = number
         self._process = process
+        self._heard = heard
         self._started = self._ended = time.monotonic()
         self._listening, self._ready = asyncio.Event(), asyncio.Event()
         self._url = ""
@@ -195,7 +222,13 @@ class _Process:
         self.gone = asyncio.create_task(self._watch())
 
     @classmethod
-    async def start(cls, number: int, settings: Settings, sockets: list[socket.socket]) -> _Process:
+    async def start(
+        cls,
+        number: int,
+        settings: Settings,
+        sockets: list[socket.socket],
+        heard: Callable[[_Process, Report], None],
+    ) -> _Process:
         """Start a worker on these sockets; signals wait until it has its handlers."""
         descriptors = [each.fileno() for each in sockets]
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -204,6 +237,7 @@ class _Process:
                 *(sys.executable, "-P", "-m", "sse_pg.worker"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                limit=LONGEST_REPORT,
                 pass_fds=descriptors,
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
@@ -213,12 +247,17 @@ class _Process:
         assert process.stdin is not None
         # No drain(): a process that died before it read this is noticed by its end.
         process.stdin.write(Order(settings, descriptors).line())
-        return cls(number, process)
+        return cls(number, process, heard)
 
     @property
     def age(self) -> float:
         """Seconds that the process lived."""
         return self._ended - self._started
+
+    @property
+    def serves(self) -> bool:
+        """Whether it listens, and hears what is said to it."""
+        return self._listening.is_set()
 
     async def listens(self) -> str:
         """Wait until it listens; return the URL. Raises WorkerError when it ends instead."""
@@ -241,6 +280,13 @@ class _Process:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    def say(self, word: Word) -> None:
+        """Say something to the worker, unless it does not read what was said before."""
+        pipe = self._process.stdin
+        assert pipe is not None
+        if not pipe.is_closing() and pipe.transport.get_write_buffer_size() < UNREAD:
+            pipe.write(word.line())
+
     def _kill(self, reason: str) -> None:
         self._killed_for = reason
         self.send(signal.SIGKILL)
@@ -261,6 +307,7 @@ class _Process:
             if report.ready:
                 self._ready.set()
             failed = report.failed or failed
+            self._heard(self, report)
         late.cancel()
         code = await self._process.wait()
         self._ended = time.monotonic()

@@ -36,7 +36,7 @@ LAYERS = [
     "api_*",
     "app",
     "__init__",  # the names that others import; it loads what is below when it is asked for
-    "server shared_port",
+    "roll_call server shared_port",
     "worker",
     "workers",
     "cli_*",

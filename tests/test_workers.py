@@ -21,6 +21,7 @@ import aiohttp
 import psycopg
 import pytest
 from cli_support import CHECKOUT, SSE_PG, Process, environment, left_behind, one_line, process, run, wait_for
+from prometheus_client.parser import text_string_to_metric_families
 from support import PATIENCE, Client
 
 import sse_pg.workers
@@ -476,3 +477,89 @@ def test_a_name_with_two_addresses_has_one_port(monkeypatch: pytest.MonkeyPatch)
 def test_a_name_that_is_unknown() -> None:
     with pytest.raises(SettingError, match=r"cannot listen on nowhere\.invalid:80: "):
         SharedPort("nowhere.invalid", 80)
+
+
+# ---- their numbers
+
+
+async def numbers(url: str) -> dict[str, float]:
+    """Scrape over a connection of its own, so that any worker may answer."""
+    async with Client(url) as client, client.session.get(url + "/metrics") as answer:
+        assert answer.status == 200, await answer.text()
+        families = text_string_to_metric_families(await answer.text())
+        return {
+            sample.name + "".join(sorted(sample.labels.values())): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+async def add_up(url: str, **wanted: float) -> dict[str, float]:
+    """Wait until any worker that is asked says the same."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with contextlib.suppress(AssertionError, aiohttp.ClientError):
+                answers = [await numbers(url) for _ in range(8)]
+                if all(each[f"sse_pg_{name}"] == value for each in answers for name, value in wanted.items()):
+                    return answers[-1]
+            await asyncio.sleep(0.02)
+
+
+async def test_numbers_are_of_all_workers_and_outlive_them(database_url: str) -> None:
+    with serving(DATABASE_URL=database_url) as server:
+        url = await url_of(server)
+        await ready(url)
+        for number in range(MANY):
+            async with Client(url) as client:
+                await client.publish("a", number)
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(Client(url)) for _ in range(MANY)]
+            for client in clients:
+                await stack.enter_async_context(client.stream("a"))
+            counts = await counted(url, MANY)
+            before = await add_up(
+                url, workers=2, ready=2, listening=2, events_published_totalnosingle=MANY, events_read_total=2 * MANY,
+                streamslive=MANY, streams_opened_total=MANY, position_id=MANY,
+            )  # fmt: skip
+            assert all(counts.values())
+            assert before["process_resident_memory_bytes"] > 2**24
+            victim, lost = next(iter(counts.items()))
+            os.kill(victim, signal.SIGKILL)
+            left = MANY - lost
+            after = await add_up(
+                url, workers=2, ready=2, events_published_totalnosingle=MANY, streamslive=left,
+                streams_opened_total=MANY,
+            )  # fmt: skip
+        for name, value in before.items():
+            if name.endswith(("_total", "_count", "_sum")):
+                assert after[name] >= value, name
+        await add_up(url, streamslive=0, streams_closed_totalclient=left)
+        os.kill(server.popen.pid, signal.SIGHUP)
+        await asyncio.to_thread(server.line, "the workers have been renewed", err=True)
+        renewed = await add_up(
+            url, workers=2, events_published_totalnosingle=MANY, streams_closed_totalclient=left,
+            streams_opened_total=MANY,
+        )  # fmt: skip
+        assert renewed["process_cpu_seconds_total"] >= after["process_cpu_seconds_total"]
+        assert await asyncio.to_thread(server.end) == 0
+
+
+async def test_a_worker_that_hangs_counts_as_it_did_last(database_url: str) -> None:
+    with serving(DATABASE_URL=database_url) as server:
+        url = await url_of(server)
+        await ready(url)
+        async with Client(url) as client:  # one connection: one worker
+            await client.publish("a", 1)
+            await add_up(url, events_published_totalnosingle=1)
+            own = int((await connections(url)).popitem()[0])
+            os.kill(own, signal.SIGSTOP)
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    while True:
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(5):
+                                assert (await numbers(url))["sse_pg_events_published_totalnosingle"] == 1
+                                break
+            finally:
+                os.kill(own, signal.SIGCONT)
+        assert await asyncio.to_thread(server.end) == 0
