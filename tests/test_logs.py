@@ -29,6 +29,7 @@ async def test_a_stream_is_two_lines_with_fields(launch: Launcher, caplog: pytes
     server = await launch()
     async with Client(server.url) as client:
         await client.publish("a", 0)
+        await eventually(lambda: server.bus.hub.position.high == 1)
         async with client.stream("a,b", last_event_id="0") as stream:
             await stream.event()
             await eventually(lambda: all(each.live for each in server.bus.hub.streams))
