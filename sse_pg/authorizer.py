@@ -82,7 +82,8 @@ class Authorizer:
         """Forget what was answered for a user and a channel (None: any); ``recheck`` then asks again."""
         self._generation += 1
         self._shipped_until = 0.0
-        self._outdated.add((user, channel))
+        if self._answers:  # else there is nothing to forget, and nobody to take it out again
+            self._outdated.add((user, channel))
         self._revoked.add((user, channel))
 
     async def recheck(self) -> None:
@@ -124,6 +125,8 @@ class Authorizer:
         if not questions:
             return {}
         if await self._is_shipped(store):
+            self._answers.clear()
+            self._outdated.clear()
             return dict.fromkeys(questions, True)
         self._forget()
         now = time.monotonic()

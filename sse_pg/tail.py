@@ -116,11 +116,17 @@ class Tail:
                     await conn.close()
             except (psycopg.Error, OSError, TimeoutError, BusUnavailable) as error:
                 self.last_error = f"the LISTEN connection is down: {summary(error)}"
-                self.meter.failures += 1
-                pause = min(1.0, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
-                attempt = min(attempt + 1, 10)
-                log.warning("%s; next attempt in %.2f s", self.last_error, pause)
-                await asyncio.sleep(pause)
+            except Exception:
+                # A mistake of ours: a tail that ended would leave a server that serves nothing and says nothing.
+                self.last_error = "the tail failed; the server's log has more"
+                log.exception("the tail failed")
+            else:
+                continue
+            self.meter.failures += 1
+            pause = min(1.0, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
+            attempt = min(attempt + 1, 10)
+            log.warning("%s; next attempt in %.2f s", self.last_error, pause)
+            await asyncio.sleep(pause)
 
     async def fresh(self) -> None:
         """Wait for a read that begins after this call, and until what it found is handed on."""
@@ -195,7 +201,8 @@ class Tail:
             elif what == "epoch":
                 self._epoch_began = True
             elif what == "revoke":
-                with contextlib.suppress(msgspec.DecodeError):  # anybody can NOTIFY
+                # Anybody can NOTIFY; 8,000 brackets are deep enough for a RecursionError.
+                with contextlib.suppress(msgspec.DecodeError, RecursionError):
                     revoked = msgspec.json.decode(which, type=_Revoked)
                     self._revoked(revoked.user, revoked.channel)
         else:

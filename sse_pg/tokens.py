@@ -93,7 +93,7 @@ class Verifier:
             raise TokenRefused(f"a token has at most {LONGEST} characters")
         try:
             header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, UnicodeError, ValueError):
+        except (jwt.PyJWTError, ValueError, RecursionError):  # the last: older ones of PyJWT let it through
             raise TokenRefused("it is not a JSON Web Token") from None
         if "crit" in header:
             raise TokenRefused("the token demands an extension that is not known here")
@@ -142,7 +142,7 @@ class Verifier:
                 raise TokenRefused("the token is not from this issuer") from None
             except jwt.MissingRequiredClaimError as error:
                 raise TokenRefused(f"the token has no claim {error.claim}") from None
-            except (jwt.PyJWTError, ValueError, OverflowError):
+            except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
                 raise TokenRefused("the token cannot be read") from None
             return claims
         raise TokenRefused("no key here verifies the token's signature")

@@ -184,6 +184,25 @@ async def test_nobody_is_asked_while_the_function_is_as_shipped(db: psycopg.Conn
         assert (await client.post("/api/events/publish", {"channel": "a", "payload": 1}))[0] == 403
 
 
+async def test_revocations_are_not_kept_where_nothing_was_answered(db: psycopg.Connection, launch: Launcher) -> None:
+    server = await launch(**TOKENS)
+    for number in range(50):
+        db.execute("SELECT sse_pg.revoke('42', %s)", (f"c{number}",))
+    await server.bus.tail.fresh()
+    assert not server.bus.authorizer._outdated
+    rule(db, "RETURN true;")
+    db.execute("SELECT sse_pg.revoke()")
+    await server.bus.tail.fresh()
+    async with user(server.url) as client:
+        await client.publish("a", 1)
+        assert server.bus.authorizer._answers
+        db.execute("SELECT sse_pg.revoke('42', 'a')")
+        await server.bus.tail.fresh()
+        assert server.bus.authorizer._outdated == {("42", "a")}
+        await client.publish("a", 2)
+        assert not server.bus.authorizer._outdated
+
+
 async def test_a_function_that_is_gone_allows_nothing(db: psycopg.Connection, launch: Launcher) -> None:
     db.execute("DROP FUNCTION sse_pg.authorize(text, text, text)")
     server = await launch(**TOKENS)
@@ -193,8 +212,9 @@ async def test_a_function_that_is_gone_allows_nothing(db: psycopg.Connection, la
 
 async def test_what_anybody_may_notify_harms_nobody(db: psycopg.Connection, launch: Launcher) -> None:
     server = await launch(**TOKENS)
+    deep = 'revoke {"x":' + "[" * 7000
     async with user(server.url) as client, client.stream("a") as stream:
-        for text in ("revoke", "revoke x", "revoke []", 'revoke {"user": 1}', "revoke null", "nonsense"):
+        for text in ("revoke", "revoke x", "revoke []", 'revoke {"user": 1}', "revoke null", "nonsense", deep):
             db.execute("SELECT pg_notify('sse_pg_control', %s)", (text,))
         await client.publish("a", "on")
         assert (await stream.event()).json() == "on"
