@@ -29,6 +29,8 @@ CONTENT_TYPE = "application/problem+json"
 RETRY_AFTER = 2
 #: Where an application counts who was turned away: by Problem.limit, or by the status 401 or 403.
 TURNED_AWAY = web.AppKey("TURNED_AWAY", Counter[str])
+#: Fields that an answer names: a body of 16 MiB has room for a million that are wrong.
+MOST_ERRORS = 100
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -86,7 +88,7 @@ class Problem(Exception):
 def invalid(errors: Sequence[FieldError]) -> Problem:
     """Return the 422 that names the fields."""
     named = [f"{error.field}: {error.detail}" if error.field else error.detail for error in errors[:5]]
-    return Problem(422, "; ".join(named), errors=errors)
+    return Problem(422, "; ".join(named), errors=errors[:MOST_ERRORS])
 
 
 def unavailable(detail: str, *, limit: str = "", kind: str = "about:blank", title: str | None = None) -> Problem:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import random
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,8 @@ import psycopg
 import pytest
 from support import Client, Launcher, eventually
 
-from sse_pg import fields
+from sse_pg import fields, publish_body
+from sse_pg.problem import Problem
 from sse_pg.publisher import Draft
 
 PUBLISH = "/api/events/publish"
@@ -818,3 +820,37 @@ async def test_an_error_of_a_trigger_of_the_user_is_not_a_500(client: Client, db
     assert status == 422
     assert "closed today" in body["detail"]
     await client.publish("open", 1)
+
+
+# ---- what large bodies cost that are refused
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "field"),
+    [
+        (b"[" + b"1," * 1_000_000 + b"1]", JSON, "events[0]"),
+        (b'{"channel":1,"payload":"' + b"x" * 2_000_000 + b'"}', JSON, "channel"),
+        (b'{"events":[{"channel":"a","payload":0},' + b"{}," * 700_000 + b"{}]}", JSON, "events[1]"),
+        (b"{}\n" * 700_000, NDJSON, "events[0].channel"),
+        (b"\n" * 2_000_000, NDJSON, "events"),
+    ],
+)
+def test_a_large_body_that_is_refused_takes_little_memory(body: bytes, content_type: str, field: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem) as refused:
+            publish_body.drafts(body, ndjson=content_type == NDJSON, max_payload=1 << 20, max_batch=1000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(body)
+    assert (refused.value.status, refused.value.errors[0].field) == (422, field)
+
+
+async def test_a_problem_names_a_hundred_fields_at_most(client: Client) -> None:
+    status, problem = await send(client, json.dumps({str(number): 0 for number in range(1000)}))
+    assert (status, len(problem["errors"])) == (422, 100)
+    assert len(named(problem)) == 100
+    wrong = {"userId": "u", "channel": "c", **{str(number): 0 for number in range(1000)}}
+    status, problem = await client.post("/api/events/channels/subscribe", wrong)
+    assert (status, len(problem["errors"])) == (422, 100)
