@@ -11,6 +11,7 @@ from sse_pg import publish_body
 from sse_pg.bus import Bus
 from sse_pg.errors import EventRefused
 from sse_pg.event import timestamp
+from sse_pg.limits import site
 from sse_pg.problem import Problem
 from sse_pg.publisher import Draft, Published
 
@@ -46,7 +47,7 @@ class PublishApi:
                 f"Send JSON with the header Content-Type: application/json, or lines of it with {NDJSON}.",
             )
         settings, limits = self._bus.settings, self._bus.limits
-        publisher = identity.user or limits.proxies.client(request)
+        publisher = identity.user or site(limits.proxies.client(request))
         limits.publishing.check(publisher)
         drafts, batch = publish_body.drafts(
             await limits.bodies.read(request),

@@ -65,7 +65,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     return address
 
 
-def _site(text: str) -> str:
+def site(text: str) -> str:
     """Return what counts as one address: of IPv6 a whole /64, which is what one household has."""
     address = _address(text)
     if isinstance(address, IPv6Address):
@@ -82,7 +82,7 @@ class StreamLimits:
 
     def one(self, user: str | None, address: str) -> _Counted:
         """Count a stream as long as the block lasts. Raises the 429 where there are enough."""
-        keys: tuple[tuple[str, str], ...] = (("address", _site(address)),)
+        keys: tuple[tuple[str, str], ...] = (("address", site(address)),)
         if user is not None:
             keys += (("user", user),)
         for kind, key in keys:

@@ -156,6 +156,14 @@ async def test_too_many_publishes(launch: Launcher) -> None:
         assert len((await client.get("/api/events/history?channel=a"))[1]["events"]) == 1
 
 
+async def test_the_rate_of_a_household(launch: Launcher) -> None:
+    server = await launch(publish_rate=0.01, trusted_proxies="127.0.0.0/8")
+    async with Client(server.url) as client:
+        for address, status in (("2001:db8::1", 201), ("2001:db8::ffff:2", 429), ("2001:db8:0:1::1", 201)):
+            client.session.headers["X-Forwarded-For"] = address
+            assert (await client.post("/api/events/publish", {"channel": "a", "payload": 1}))[0] == status
+
+
 # ---- bytes that are no request, or come too slowly
 
 
@@ -179,13 +187,13 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], Any
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"GET /" + b"a" * connections.MAX_LINE + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * (connections.MAX_HEADER + 1) + b"\r\n\r\n", 431),
-        (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: 1\r\n" * connections.MAX_HEADERS + b"\r\n", 431),
+        (b"GET /" + b"a" * connections.MAX_LINE + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * (connections.MAX_HEADER + 1) + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: 1\r\n" * connections.MAX_HEADERS + b"\r\n", 431),
         (b"\x16\x03\x01 this is TLS\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX : 1\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX : 1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: \0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
     ],
     ids=["url", "header", "headers", "tls", "space", "nul", "smuggling"],
 )
@@ -224,7 +232,7 @@ async def test_a_head_that_never_ends_ends_the_connection(launch: Launcher, head
 async def test_a_kept_connection_is_closed_when_idle(launch: Launcher) -> None:
     server = await launch(idle=0.3)
     reader, writer = await asyncio.open_connection(*port(server.url))
-    writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     async with asyncio.timeout(PATIENCE):
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         assert (await reader.read()).count(b"HTTP/1.1") == 0  # the rest of the one answer, then the end
@@ -238,7 +246,7 @@ async def test_a_stream_is_not_idle(launch: Launcher) -> None:
             assert (await stream.block()).comment
 
 
-PUBLISH = b"POST /api/events/publish HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+PUBLISH = b"POST /api/events/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 async def test_a_body_that_drips(launch: Launcher) -> None:
@@ -295,7 +303,7 @@ async def test_connections_in_all(launch: Launcher, monkeypatch: pytest.MonkeyPa
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""  # cut without a word
-    told.writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+    told.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     status, headers, body = await answer(told.reader)
     assert (status, body["detail"]) == (503, "This server has its 2 connections.")
     assert int(headers["retry-after"]) > 0
