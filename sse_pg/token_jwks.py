@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -25,6 +26,8 @@ class Jwks:
     def __init__(self, url: str, *, refresh: float, pause: float) -> None:
         """``refresh``: seconds after which the set is fetched again. ``pause``: seconds between any two fetches."""
         self._url = url
+        parts = urlsplit(url)
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # no password, no key
         self._refresh = refresh
         self._pause = pause
         self._fetched_at = self._tried_at = -float("inf")
@@ -54,7 +57,8 @@ class Jwks:
             try:
                 keys = jwk_keys(await self._get())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                log.warning("the key set at %s cannot be had: %s", self._url, str(error) or type(error).__name__)
+                reason = str(error).replace(self._url, self._shown) or type(error).__name__
+                log.warning("the key set at %s cannot be had: %s", self._shown, reason)
                 return False
             self._fetched_at = time.monotonic()
             self.keys = keys

@@ -403,3 +403,13 @@ def test_secrets_do_not_show_in_settings() -> None:
     assert SECRET not in repr(settings)
     assert "hush" not in repr(settings)
     assert os.linesep not in repr(settings)
+
+
+async def test_a_password_in_the_url_of_a_key_set_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    for place in ("127.0.0.1:1", "127.0.0.1:99999"):
+        judge = verifier(token_jwks_url=f"http://me:hush@{place}/keys?key=hush")
+        with pytest.raises(KeysUnavailable):
+            await judge.verify(token())
+        await judge.close()
+    assert "/keys cannot be had" in caplog.text
+    assert "hush" not in caplog.text
