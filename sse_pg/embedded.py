@@ -317,11 +317,14 @@ def _locales(major: int) -> Iterable[list[str]]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment for PostgreSQL: ours, without what would change its settings or language."""
+    """Return the environment for PostgreSQL: ours, without our secrets and what would change its settings or language.
+
+    Another account runs it, and what it may read of itself, SQL may read.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("PG", "LC_")) and name not in ("LANG", "LANGUAGE")
+        if not name.startswith(("PG", "LC_", "SSE_PG_")) and name not in ("LANG", "LANGUAGE", "DATABASE_URL")
     }
     return {**kept, "LC_ALL": "C"}
 

@@ -206,6 +206,17 @@ def test_only_the_user_gets_to_the_socket_and_the_data(place: Path) -> None:
         assert stat.S_IMODE(server.log.stat().st_mode) == 0o600
 
 
+def test_our_secrets_stay_with_us(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSE_PG_TOKEN_SECRET", "hush")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:hush@h/d")
+    with EmbeddedPostgres(place / "data") as server, psycopg.connect(server.url) as there:
+        there.execute("CREATE TEMP TABLE seen (line text)")
+        there.execute("COPY seen FROM PROGRAM 'env'")
+        lines = [line for (line,) in there.execute("SELECT line FROM seen")]
+    assert any(line.startswith("PATH=") for line in lines)
+    assert not [line for line in lines if "hush" in line]
+
+
 def test_outlives_the_thread_that_started_it(place: Path) -> None:
     server = EmbeddedPostgres(place)
     starter = threading.Thread(target=server.start)
