@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from sse_pg import store as store_module
 from sse_pg.database import make_pool
+from sse_pg.queries import query
 from sse_pg.ranges import Ranges
 from sse_pg.store import Store
 
@@ -62,3 +64,45 @@ async def test_pages_of_small_windows_are_the_same(
             assert page.full == (len(expected) >= limit)
     finally:
         await pool.close()
+
+
+@pytest.mark.parametrize("statistics", ["none", "of an empty log", "of this log"])
+def test_a_page_reads_no_more_than_it_needs(db: psycopg.Connection, statistics: str) -> None:
+    """The plan that is kept is good for common channels and for rare ones, whatever statistics there are."""
+    db.execute("SELECT sse_pg.make_partitions(2, 20000)")
+    db.execute(query("plan_once").replace(b"true", b"false"))
+    if statistics == "of an empty log":
+        db.execute("ANALYZE sse_pg.events")
+    for name in ("page", "page_desc"):
+        _read(db, name, ["c0"])  # made now, and kept
+    db.execute("ALTER TABLE sse_pg.events DISABLE TRIGGER USER")
+    db.execute(
+        "INSERT INTO sse_pg.events (channel, payload)"
+        " SELECT CASE WHEN n % 30000 = 7 THEN 'rare' ELSE 'c' || n % 8 END, '1' FROM generate_series(1, 40000) n"
+    )
+    if statistics == "of this log":
+        db.execute("ANALYZE sse_pg.events")
+    for name in ("page", "page_desc"):
+        assert _read(db, name, [f"c{n}" for n in range(8)]) <= 8 * (50 + 3)
+        assert _read(db, name, ["rare", "absent"]) <= 2
+
+
+def _read(db: psycopg.Connection, name: str, channels: list[str]) -> int:
+    """Read a page; return how many rows of the log were looked at."""
+    lines = [line for line in query(name).splitlines() if not line.startswith(b"--")]
+    wanted = {"channels": channels, "first": [1], "last": [10**6], "least": 1, "most": 10**6, "limit": 50}
+    row = db.execute(
+        b"EXPLAIN (ANALYZE, FORMAT JSON) " + b"\n".join(lines), {**wanted, "event_type": None}, prepare=True
+    ).fetchone()
+    assert row is not None
+    return round(sum(_looked_at(row[0][0]["Plan"])))
+
+
+def _looked_at(node: dict[str, Any]) -> Iterator[float]:
+    if str(node.get("Relation Name", "")).startswith("events"):
+        rows = (
+            node["Actual Rows"] + node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+        )
+        yield rows * node["Actual Loops"]
+    for child in node.get("Plans", ()):
+        yield from _looked_at(child)
