@@ -30,6 +30,10 @@ CONNECT, PATIENCE = 4.0, 8.0
 #: Seconds after which a first block is late.
 LATE = 1.0
 
+UNTRUSTED = (
+    "name a certificate that clients trust in the proxy, with its chain; where it is your own authority's, run this "
+    "with SSL_CERT_FILE=authority.pem"
+)
 UNBUFFER = (
     "turn buffering off for /api/events/stream; nginx: `proxy_buffering off;`, and no `proxy_ignore_headers "
     "X-Accel-Buffering` (the server sends X-Accel-Buffering: no)"
@@ -75,9 +79,9 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
             found += [_compression(stream), await _protocol(target), await _resumes(target, headers)]
             found.append(await _quiet(stream, wait))
     except (aiohttp.ClientError, ClientError) as problem:
-        found.append(
-            error("stream", f"{target} cannot be read: {_reason(problem)}", "see that the proxy and a server are up")
-        )
+        untrusted = isinstance(problem, aiohttp.ClientConnectorCertificateError)
+        mend = UNTRUSTED if untrusted else "see that the proxy and a server are up"
+        found.append(error("stream", f"{target} cannot be read: {_reason(problem)}", mend))
     except (OSError, TimeoutError) as problem:
         words = f"not even the head of an answer arrives ({_reason(problem)}): it is held back, or no server is there"
         found.append(error("buffering", words, UNBUFFER))

@@ -59,12 +59,12 @@ async def test_head(client: Client, path: str, method: str) -> None:
     [
         b"nonsense\r\n\r\n",
         b"GET /healthz HTTP/9.9\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nBad Header: 1\r\n\r\n",
-        b"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 1\x002\r\n\r\n",
-        b"POST /api/events/publish HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /api/events/publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nBad Header: 1\r\n\r\n",
+        b"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 1\x002\r\n\r\n",
+        b"POST /api/events/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /api/events/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=lambda head: ascii(head[:40]),
 )
@@ -85,9 +85,8 @@ async def test_a_connection_serves_on_after_an_error(client: Client) -> None:
     host, _, port = client.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     body = b'{"channel": "no space", "payload": 1}'
-    head = (
-        b"POST /api/events/publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    )
+    head = b"POST /api/events/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n"
     async with asyncio.timeout(20):
         for _ in range(3):
             writer.write(head % len(body) + body)

@@ -118,7 +118,7 @@ async def test_without_an_envelope(client: Client, envelope: str) -> None:
 async def test_http_1_0_gets_no_chunks(client: Client) -> None:
     await client.publish("a", "missed")
     reader, writer = await raw_stream(
-        client, b"GET /api/events/stream?channels=a HTTP/1.0\r\nHost: x\r\nLast-Event-ID: 0\r\n\r\n"
+        client, b"GET /api/events/stream?channels=a HTTP/1.0\r\nHost: localhost\r\nLast-Event-ID: 0\r\n\r\n"
     )
     head = (await read_until(reader, b"\r\n\r\n")).decode().lower()
     assert head.startswith("http/1.0 200")
@@ -133,7 +133,9 @@ async def test_http_1_0_gets_no_chunks(client: Client) -> None:
 async def test_http_1_1_gets_whole_chunks_and_the_last_one(launch: Launcher) -> None:
     server = await launch()
     async with Client(server.url) as client:
-        reader, writer = await raw_stream(client, b"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: x\r\n\r\n")
+        reader, writer = await raw_stream(
+            client, b"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
         assert b"transfer-encoding: chunked" in (await read_until(reader, b"\r\n\r\n")).lower()
         await eventually(lambda: any(s.live for s in server.bus.hub.streams))
         await client.publish("a", 1)
@@ -518,7 +520,7 @@ async def test_a_cursor_that_means_nothing_gets_a_gap_and_goes_on_live(client: C
 
 
 async def test_a_cursor_header_of_odd_bytes(client: Client) -> None:
-    head = b"GET /api/events/stream?channels=a HTTP/1.0\r\nHost: x\r\nLast-Event-ID: \xff\xfe\xe9\r\n\r\n"
+    head = b"GET /api/events/stream?channels=a HTTP/1.0\r\nHost: localhost\r\nLast-Event-ID: \xff\xfe\xe9\r\n\r\n"
     reader, writer = await raw_stream(client, head)
     assert (await read_until(reader, b"\r\n\r\n")).startswith(b"HTTP/1.0 200")
     await read_until(reader, b"\n\n")

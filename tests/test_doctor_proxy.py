@@ -194,6 +194,7 @@ async def test_what_browsers_speak(
     url = url.replace("http://127.0.0.1", "https://localhost")
     finding = (await look(url))["stream"]
     assert (finding.state, "certificate" in finding.found) == ("error", True)
+    assert "SSL_CERT_FILE" in finding.mend
     # aiohttp reads the certificates that it trusts when it is imported.
     command = [*SSE_PG, "doctor", "--json", "--url", url, "--wait", "1"]
     variables = environment(SSE_PG_DATA_DIR=str(tmp_path / "none"), SSL_CERT_FILE=str(certificate))
