@@ -44,12 +44,15 @@ async def test_405_names_what_is_allowed(client: Client, path: str, method: str)
 async def test_head(client: Client, path: str, method: str) -> None:
     """HEAD is answered as GET is, without the body; on the stream, which would not end, it is refused."""
     queries = {"/api/events/history": "?channel=a", "/api/events/channels": "?userId=u"}
-    status, body, response = await client.request("HEAD", path + queries.get(path, ""))
-    assert body is None
+    asked = path.replace("{name}", "dashboard.js") + queries.get(path, "")
+    async with client.session.head(client.url + asked) as response:
+        status = response.status
+        assert await response.read() == b""
+    openapi_check.check("HEAD", path, status, response.content_type, None)
     if (path, "GET") in OPERATIONS and path != "/api/events/stream":
         assert status == 200
-        _, _, get = await client.request("GET", path + queries.get(path, ""))
-        assert response.content_type == get.content_type
+        async with client.session.get(client.url + asked) as get:  # not all of them are JSON
+            assert (get.status, get.content_type) == (200, response.content_type)
     else:
         assert status == 405
 
