@@ -149,7 +149,7 @@ async def ring(look: Look, settings: Settings) -> list[Finding]:
     row = await look.row("doctor_ring", {"events": settings.ring_events})
     back = 1.5 * settings.retry
     if row is None or settings.ring_events == 0 or row[0] >= 2 * back:
-        return [ok("ring", f"SSE_PG_RING_EVENTS={settings.ring_events} is enough for the rate of late")]
+        return [ok("ring", f"SSE_PG_RING_EVENTS={settings.ring_events} is enough for the recent rate")]
     return [
         warning(
             "ring",
