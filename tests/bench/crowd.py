@@ -86,7 +86,7 @@ class Recorder:
 
     def __init__(self, server: Server) -> None:
         self._sock = socket.create_connection(("127.0.0.1", server.port))
-        head = f"GET {server.stream}&envelope=true HTTP/1.0\r\nHost: bench\r\n\r\n"
+        head = f"GET {server.stream}&envelope=true HTTP/1.0\r\nHost: localhost\r\n\r\n"
         self._sock.sendall(head.encode())
         self._pieces: list[tuple[float, bytes]] = []
         self._thread = threading.Thread(target=self._read, daemon=True)

@@ -111,7 +111,7 @@ class Crowd:
                 pending -= 1
                 header = f"Last-Event-ID: {resume[pending]}\r\n" if pending < len(resume) else ""
                 target = path.replace("{n}", str(pending))
-                head = f"GET {target} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n{header}\r\n"
+                head = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{header}\r\n"
                 self.add(port, head.encode())
             self.take(0.05)
         return {"opened": len(self.sockets), "seconds": time.monotonic() - started, "ended": self.ended}
@@ -166,7 +166,7 @@ class Crowd:
     def do_churn(self, port: int, path: str, count: int, at_once: int, seconds: float) -> dict:
         """Open streams and close each when its first block is there; so many at a time, until as many or late."""
         started = time.monotonic()
-        head = f"GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n\r\n".encode()
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode()
         self.wanted = 1
         left, done = count, 0
         while done < count and time.monotonic() - started < seconds:
@@ -205,7 +205,7 @@ class Crowd:
         self.wanted = events + 1
         for last_id in self.last_ids:
             head = (
-                f"GET {path} HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\nLast-Event-ID: {last_id}\r\n\r\n"
+                f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\nLast-Event-ID: {last_id}\r\n\r\n"
             )
             self.add(port, head.encode())
             self.take(0)

@@ -87,7 +87,7 @@ class Poster:
             self.post(json.dumps([EVENT] * BURST).encode())
             return
         head = (
-            f"POST {self._server.publish} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+            f"POST {self._server.publish} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(BODY)}\r\n\r\n"
         )
         with socket.create_connection(("127.0.0.1", self._server.port)) as sock:
@@ -208,7 +208,7 @@ def _deaf(server: Server, path: str) -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", server.port))
-    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return sock
 
 

@@ -60,7 +60,7 @@ def _measure(stack: Stack, server: Server, result: Result, events: int, disk: bo
     body = json.dumps({"channel": "bench", "payload": {"n": 1}})
     # One packet, as curl and browsers send it; http.client makes two.
     request = (
-        f"POST {server.publish} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"POST {server.publish} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
     with psycopg.connect(stack.url, autocommit=True) as conn:
@@ -120,7 +120,7 @@ def _listen(url: str, found: Connection) -> None:
 
 def _stream(port: int, path: str, found: Connection) -> None:
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         while True:
             data = sock.recv(65536)
             for _ in re.findall(rb"event: message\n|event: sse-pg.hello\n", data):

@@ -117,7 +117,7 @@ def _publish_batch(url: str, count: int) -> None:
 def _load(port: int) -> int:
     """Keep one request under way on each connection: a bare loop, so that little of the machine goes to it."""
     head = (
-        f"POST /api/events/publish HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"POST /api/events/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(BODY)}\r\n\r\n"
     )
     request = head.encode() + BODY
