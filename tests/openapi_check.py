@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def document() -> dict[str, Any]:
 def check(method: str, path: str, status: int, content_type: str, body: Any) -> None:
     """Raise AssertionError where the description does not allow this response. A stream's body is not looked at."""
     where = f"{method} {path} {status} {content_type}"
+    path = _template(path)
     operation = _operation(method, path)
     if operation is None:
         known = path in document()["paths"]
@@ -43,6 +45,14 @@ def check(method: str, path: str, status: int, content_type: str, body: Any) -> 
     if content_type != "text/event-stream" and method != "HEAD":
         faults = [f"{'/'.join(map(str, e.path))}: {e.message}" for e in _validator(pointer).iter_errors(body)]
         assert not faults, f"{where}: {'; '.join(faults)}"
+
+
+def _template(path: str) -> str:
+    """Return a path as it is described, with names in braces for its variable parts."""
+    for each in document()["paths"]:
+        if "{" in each and re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(each)), path):
+            return str(each)
+    return path
 
 
 def _operation(method: str, path: str) -> str | None:

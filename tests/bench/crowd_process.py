@@ -204,9 +204,7 @@ class Crowd:
         self.first = self.last = 0.0
         self.wanted = events + 1
         for last_id in self.last_ids:
-            head = (
-                f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\nLast-Event-ID: {last_id}\r\n\r\n"
-            )
+            head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\nLast-Event-ID: {last_id}\r\n\r\n"
             self.add(port, head.encode())
             self.take(0)
         connected = time.monotonic() - started
