@@ -161,7 +161,11 @@ async def _caught_up(readers: list[Reader], rows: dict[int, object], patience: f
     ]
     deadline, before = time.monotonic() + patience, -1
     while time.monotonic() < deadline:
-        if all(len(set(reader.marks)) >= count for reader, count in zip(readers, wanted, strict=True)):
+        due = list(zip(readers, wanted, strict=True))
+        # Sets of hundreds of thousands of marks hold up the proxies and the readers: only when it may be over.
+        if all(len(reader.marks) >= count for reader, count in due) and all(
+            len(set(reader.marks)) >= count for reader, count in due
+        ):
             break
         received = sum(len(reader.marks) for reader in readers)
         if received > before:  # slow is not lost: the patience is for readers that get nothing more
