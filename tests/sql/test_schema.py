@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 def pg_dump(major: int) -> str:
     """Return a pg_dump that reads this server: the one beside its programs, or one that is not older."""
-    for place in (find_binaries().bin / "pg_dump", shutil.which("pg_dump")):
+    programs = os.environ.get("SSE_PG_TEST_POSTGRES")
+    beside = find_binaries(Path(programs) if programs else None).bin
+    for place in (beside / "pg_dump", find_binaries().bin / "pg_dump", shutil.which("pg_dump")):
         if place is None or not Path(place).exists():
             continue
         said = subprocess.run([place, "--version"], capture_output=True, check=True, encoding="utf-8").stdout
