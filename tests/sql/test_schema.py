@@ -33,7 +33,7 @@ def pg_dump(major: int) -> str:
         if place is None or not Path(place).exists():
             continue
         said = subprocess.run([place, "--version"], capture_output=True, check=True, encoding="utf-8").stdout
-        if int(re.search(r"\d+", said.rpartition(")")[2])[0]) >= major:  # type: ignore[index]
+        if int(re.search(r"\(PostgreSQL\) (\d+)", said)[1]) >= major:  # type: ignore[index]
             return str(place)
     pytest.skip("there is no pg_dump for this PostgreSQL")
 
