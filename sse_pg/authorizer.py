@@ -144,7 +144,7 @@ class Authorizer:
             try:
                 said = await store.authorize(unknown, self._timeout)
             except RuleFailed as error:
-                log.error("sse_pg.authorize() gives no answer, so nothing is allowed: %s", error)  # noqa: TRY400
+                log.error("sse_pg.authorize() gives no answer, so nothing is allowed: %s", error)  # noqa: TRY400 - the traceback is of this server, the fault is not
                 raise
             answers.update(zip(unknown, said, strict=True))
             if generation == self._generation:  # else the answers may be older than a revocation

@@ -302,7 +302,7 @@ def _running(settings: Settings) -> Settings:
 
 def _local_url(settings: Settings) -> str:
     """Return where a server with the same settings is reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.host, settings.host)  # noqa: S104
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.host, settings.host)  # noqa: S104 - compared with, not listened on
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 

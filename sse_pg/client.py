@@ -53,7 +53,7 @@ class Event(msgspec.Struct, frozen=True):
     data: str
     """The payload, as JSON text; with ``envelope`` the whole event."""
 
-    def json(self, type: Any = Any) -> Any:  # noqa: A002
+    def json(self, type: Any = Any) -> Any:  # noqa: A002 - its name in msgspec
         """Decode the data, to ``type`` where one is given. Raises msgspec.DecodeError."""
         return msgspec.json.decode(self.data, type=type)
 
@@ -246,8 +246,9 @@ class Subscription:
         # For a loop left by break, without a context manager. The own session pools no connection.
         if getattr(self, "_response", None) is not None:
             self._drop()
-        if getattr(self, "_own_session", None) is not None:
-            self._own_session.detach()  # type: ignore[union-attr]
+        session: aiohttp.ClientSession | None = getattr(self, "_own_session", None)
+        if session is not None:
+            session.detach()
 
     async def _next(self) -> Event:
         while not self._closed:

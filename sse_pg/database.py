@@ -30,7 +30,7 @@ _APPLICATION = "sse-pg"
 ADAPTERS = AdaptersMap(psycopg.adapters)
 ADAPTERS.register_loader("timestamptz", Int8BinaryLoader)
 # A peer that vanished without a word is noticed in half a minute, not in the two hours of the system's default.
-_KEEPALIVE = {
+_KEEPALIVE: dict[str, Any] = {
     "keepalives": 1,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -78,7 +78,7 @@ async def connect_listener(url: str | None) -> Connection:
         application_name=f"{_APPLICATION} tail",
         connect_timeout=5,
         context=ADAPTERS,
-        **_KEEPALIVE,  # type: ignore[arg-type]
+        **_KEEPALIVE,
     )
 
 

@@ -134,7 +134,9 @@ class Replay:
 
             def finished(task: asyncio.Task[Chapter]) -> None:
                 del reading[key]
-                if self._at is at and not task.cancelled() and task.exception() is None:
+                # Looked at even when all who waited are gone: asyncio reports an exception that nobody fetched.
+                failed = task.cancelled() or task.exception() is not None
+                if not failed and self._at is at:
                     self._keep(key, task.result())
 
             task.add_done_callback(finished)

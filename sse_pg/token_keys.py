@@ -77,7 +77,7 @@ def jwk_keys(document: Any) -> list[Key]:
     """
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
-        raise ValueError("it is not a key set")  # noqa: TRY004
+        raise ValueError("it is not a key set")  # noqa: TRY004 - a fault of the document, not of the caller
     keys: list[Key] = []
     for entry in entries[:MOST_KEYS]:
         if not isinstance(entry, dict) or entry.get("kty") == "oct" or entry.get("use", "sig") != "sig":

@@ -55,7 +55,7 @@ BEGIN
     RETURN pg_catalog.octet_length(payload::pg_catalog.text) OPERATOR(pg_catalog.<=) most;
 END $$;
 
--- Ids come from a sequence that must not cache: publisher_floor() reads its last value as a lower bound of
+-- Ids come from a sequence that must not cache: announce() reads its last value as a lower bound of
 -- every id that is still to be drawn. Partitioned by id, so that a purge drops tables and deletes no rows.
 CREATE TABLE sse_pg.events (
     id         bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
