@@ -9,6 +9,7 @@ from collections import Counter
 from sse_pg.access import Access
 from sse_pg.authorizer import Authorizer
 from sse_pg.config import Settings
+from sse_pg.control import Control
 from sse_pg.database import make_pool
 from sse_pg.followers import Followers
 from sse_pg.hub import Hub
@@ -50,8 +51,7 @@ class Bus:
         self.tail = Tail(
             settings.listen_url,
             self.hub,
-            self.followers,
-            self.authorizer,
+            Control(self.followers, self.authorizer),
             order_wait=settings.order_wait,
             poll=settings.poll,
             safety_read=settings.safety_read,

@@ -16,6 +16,7 @@ from support import PATIENCE, Client, Launcher
 
 from faults.helpers import connection, following, insert
 from sse_pg import tail as tail_module
+from sse_pg.bell import Bell
 from sse_pg.database import ADAPTERS
 from sse_pg.queries import query
 
@@ -69,16 +70,16 @@ class SteppedTail:
         async def connect(url: str | None) -> Any:
             return await Connection.connect(url or "", autocommit=True, context=ADAPTERS)
 
-        pause = tail_module.Tail._pause
+        pause = Bell.pause
 
-        async def resting(tail: tail_module.Tail, seconds: float) -> bool:
+        async def resting(bell: Bell, seconds: float) -> bool:
             stepped.resting = seconds == NEVER
-            woken = await pause(tail, seconds)
+            woken = await pause(bell, seconds)
             stepped.resting = False
             return woken
 
         monkeypatch.setattr(tail_module, "connect_listener", connect)
-        monkeypatch.setattr(tail_module.Tail, "_pause", resting)
+        monkeypatch.setattr(Bell, "pause", resting)
         # One bell wakes it, one poll without a find puts it to sleep.
         monkeypatch.setattr(tail_module, "BUSY_BELLS", 1)
         monkeypatch.setattr(tail_module, "IDLE_POLLS", 1)

@@ -1,0 +1,77 @@
+"""What the tail asks the database, on the connection that LISTENs. When, and for how long, is the tail's affair."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sse_pg.cursor import Cursor
+from sse_pg.database import Connection
+from sse_pg.event import Event
+from sse_pg.queries import query
+from sse_pg.ranges import Ranges
+
+
+class Publishers(NamedTuple):
+    """The publishers in flight."""
+
+    last: int
+    """The last id drawn."""
+    alive: Ranges
+    """The ids that may still come."""
+    least_bound: int | None
+    """The least of their bounds: each can hold only ids above its own. None where nobody is in flight."""
+
+    @property
+    def start(self) -> Cursor:
+        """The position below everything that may still come."""
+        return Cursor(min(self.last, self.alive.spans[0][0] - 1) if self.alive else self.last)
+
+    def all_began_after(self, last: int) -> bool:
+        """Tell whether each took its lock after the moment at which ``last`` was the last id drawn."""
+        return self.least_bound is None or self.least_bound > last
+
+
+async def publishers(conn: Connection) -> Publishers:
+    """Read who is in flight."""
+    cursor = await conn.execute(query("publishers"), prepare=True)
+    row = await cursor.fetchone()
+    assert row is not None
+    last, least_bound, first_ids, last_ids = row
+    return Publishers(last, Ranges(zip(first_ids, last_ids, strict=True)), least_bound)
+
+
+async def events(conn: Connection, seen: int, missing: Ranges, limit: int) -> list[Event]:
+    """Read the events above ``seen`` and those with missing ids that have come, ascending."""
+    params: dict[str, object] = {"seen": seen, "limit": limit}
+    name = "tail_read_above"
+    if missing:
+        name = "tail_read"
+        params |= _spans(missing)
+    cursor = await conn.execute(query(name), params, prepare=True, binary=True)
+    return [Event(*row) for row in await cursor.fetchall()]
+
+
+async def epochs(conn: Connection) -> list[tuple[int, int]]:
+    """Read up to where the log before each epoch is settled, and where the epoch starts."""
+    return [(settled_to, starts_at) for settled_to, starts_at in await (await conn.execute(query("epochs"))).fetchall()]
+
+
+async def purged_to(conn: Connection) -> int:
+    """Read up to which id events are purged."""
+    ((last,),) = await (await conn.execute(query("purged_to"))).fetchall()
+    return int(last)
+
+
+async def queue_usage(conn: Connection) -> float:
+    """Read how full PostgreSQL's queue of notifications is."""
+    ((usage,),) = await (await conn.execute(query("notification_queue"))).fetchall()
+    return float(usage)
+
+
+async def note_settled(conn: Connection, high: int, missing: Ranges) -> None:
+    """Note, for position(), up to where the log is settled."""
+    await conn.execute(query("settled"), {"high": high, **_spans(missing)})
+
+
+def _spans(missing: Ranges) -> dict[str, list[int]]:
+    return {"first": [first for first, _ in missing], "last": [last for _, last in missing]}
