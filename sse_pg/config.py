@@ -1,126 +1,97 @@
 """The settings: one validated object, made once and passed down. Environment first, then flags.
 
-Each setting is one field with its variable, unit, bounds and meaning; ``.env.example`` and ``docs/settings.md`` are
-printed from here (``python -m sse_pg.config env|markdown``) and checked by a test.
+Each setting is one field with its variable, unit, bounds and meaning (``setting.py``); ``.env.example`` and
+``docs/settings.md`` are printed from this table (``config_print.py``).
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
-
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from typing import Any, get_type_hints
 
 from sse_pg.errors import SettingError
+from sse_pg.setting import read, require_connection_string, setting
 
 #: Bytes of a secret for tokens: as many as the digest that it keys has.
 SHORTEST_SECRET = 32
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
-def _setting(
-    env: str,
-    default: Any,
-    help_text: str,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    secret: bool = False,
-) -> Any:
-    return field(
-        default=default,
-        repr=not secret,
-        metadata={
-            "env": env,
-            "help": help_text,
-            "unit": unit,
-            "low": low,
-            "high": high,
-            "choices": choices,
-            "secret": secret,
-        },
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a server runs with. Durations are in seconds here, whatever the unit of the variable is."""
 
-    host: str = _setting("HOST", "127.0.0.1", "Address to listen on. The container sets 0.0.0.0.")
-    port: int = _setting("PORT", 8080, "Port to listen on; 0 takes a free one.", low=0, high=65535)
-    workers: int = _setting(
+    host: str = setting("HOST", "127.0.0.1", "Address to listen on. The container sets 0.0.0.0.")
+    port: int = setting("PORT", 8080, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    workers: int = setting(
         "SSE_PG_WORKERS",
         1,
         "Server processes on the one port; more use more cores. Each has its own LISTEN connection, pool and limits.",
         low=1,
         high=256,
     )
-    database_url: str | None = _setting(
+    database_url: str | None = setting(
         "DATABASE_URL",
         None,
         "The database, as a postgresql:// URL or a libpq connection string; libpq's own PG* variables are honoured. "
         "Without it, and without PGHOST, PGSERVICE or PGDATABASE, an embedded PostgreSQL is started.",
         secret=True,
     )
-    listen_database_url: str | None = _setting(
+    listen_database_url: str | None = setting(
         "SSE_PG_LISTEN_DATABASE_URL",
         None,
         "A way of its own for the LISTEN connection, past a transaction pooler. Requests then go without prepared "
         "statements.",
         secret=True,
     )
-    data_dir: Path | None = _setting(
+    data_dir: Path | None = setting(
         "SSE_PG_DATA_DIR",
         None,
         "Where the embedded PostgreSQL keeps its data; by default /var/lib/sse-pg for root, else sse-pg in the "
         "user's data directory.",
     )
-    postgres_bin: Path | None = _setting(
+    postgres_bin: Path | None = setting(
         "SSE_PG_POSTGRES_BIN",
         None,
         "Directory of the PostgreSQL programs for the embedded server; by default the wheel's, else the machine's.",
     )
-    server_name: str | None = _setting(
+    server_name: str | None = setting(
         "SSE_PG_SERVER_NAME", None, "Name of this server in active-connections; by default the host's name."
     )
-    open: bool = _setting(
+    open: bool = setting(
         "SSE_PG_OPEN",
         False,
         "Serve without tokens on addresses other than loopback: whoever reaches the port reads and publishes "
         "everything. Without effect where tokens are set.",
         choices=("true", "false"),
     )
-    token_secret: str | None = _setting(
+    token_secret: str | None = setting(
         "SSE_PG_TOKEN_SECRET",
         None,
         "Secret of at least 32 bytes that tokens are signed with (HS256). With this or another source of keys, every "
         "request needs a token.",
         secret=True,
     )
-    token_secret_file: Path | None = _setting(
+    token_secret_file: Path | None = setting(
         "SSE_PG_TOKEN_SECRET_FILE",
         None,
         "File with such secrets, one a line; read again when it changes. The first makes tokens, all verify them.",
     )
-    token_public_keys: str | None = _setting(
+    token_public_keys: str | None = setting(
         "SSE_PG_TOKEN_PUBLIC_KEYS",
         None,
         "Files with public keys in PEM form, separated by commas (RSA, EC, Ed25519); read again when they change.",
     )
-    token_jwks_url: str | None = _setting(
+    token_jwks_url: str | None = setting(
         "SSE_PG_TOKEN_JWKS_URL", None, "Where an identity provider shows its keys (JSON Web Key Set)."
     )
-    token_jwks_refresh: float = _setting(
+    token_jwks_refresh: float = setting(
         "SSE_PG_TOKEN_JWKS_SECONDS", 300.0, "How often that key set is fetched again.", unit="s", low=1, high=86400
     )
-    token_jwks_pause: float = _setting(
+    token_jwks_pause: float = setting(
         "SSE_PG_TOKEN_JWKS_PAUSE_SECONDS",
         10.0,
         "How long the key set is not fetched again for a token whose key is not in it, or after a failure.",
@@ -128,13 +99,13 @@ class Settings:
         low=0,
         high=3600,
     )
-    token_audience: str | None = _setting(
+    token_audience: str | None = setting(
         "SSE_PG_TOKEN_AUDIENCE", None, "The audience (aud) of tokens. Without it, a token that names one is refused."
     )
-    token_issuer: str | None = _setting(
+    token_issuer: str | None = setting(
         "SSE_PG_TOKEN_ISSUER", None, "The issuer (iss) that tokens must name. Without it, any."
     )
-    token_leeway: float = _setting(
+    token_leeway: float = setting(
         "SSE_PG_TOKEN_LEEWAY_SECONDS",
         0.0,
         "How far clocks may differ when exp and nbf are checked.",
@@ -142,17 +113,17 @@ class Settings:
         low=0,
         high=300,
     )
-    token_cookie: str = _setting(
+    token_cookie: str = setting(
         "SSE_PG_TOKEN_COOKIE", "sse_pg_token", "The cookie that holds a token where there is no Authorization header."
     )
-    token: str | None = _setting("SSE_PG_TOKEN", None, "The token that `sse-pg tail` shows to a server.", secret=True)
-    cors_origins: str | None = _setting(
+    token: str | None = setting("SSE_PG_TOKEN", None, "The token that `sse-pg tail` shows to a server.", secret=True)
+    cors_origins: str | None = setting(
         "SSE_PG_CORS_ORIGINS",
         None,
         "Origins whose pages may use this server from a browser, separated by commas, as in https://app.example. "
         "Pages of the server's own origin always may.",
     )
-    authorize_cache: float = _setting(
+    authorize_cache: float = setting(
         "SSE_PG_AUTHORIZE_CACHE_SECONDS",
         10.0,
         "How long an answer of sse_pg.authorize() holds; sse_pg.revoke() ends that at once.",
@@ -160,7 +131,7 @@ class Settings:
         low=0,
         high=3600,
     )
-    authorize_timeout: float = _setting(
+    authorize_timeout: float = setting(
         "SSE_PG_AUTHORIZE_TIMEOUT_SECONDS",
         2.0,
         "How long sse_pg.authorize() may take for a request; after that nothing is allowed.",
@@ -168,8 +139,8 @@ class Settings:
         low=0.05,
         high=60,
     )
-    pool_size: int = _setting("SSE_PG_POOL_SIZE", 8, "Database connections for requests.", low=1, high=1000)
-    pool_timeout: float = _setting(
+    pool_size: int = setting("SSE_PG_POOL_SIZE", 8, "Database connections for requests.", low=1, high=1000)
+    pool_timeout: float = setting(
         "SSE_PG_POOL_TIMEOUT_SECONDS",
         5.0,
         "How long a request waits for a connection before 503.",
@@ -177,7 +148,7 @@ class Settings:
         low=0.1,
         high=600,
     )
-    order_wait: float = _setting(
+    order_wait: float = setting(
         "SSE_PG_ORDER_WAIT_MS",
         0.02,
         "How long events above a missing id are held back, so that they go out in order.",
@@ -185,10 +156,10 @@ class Settings:
         low=0,
         high=1000,
     )
-    poll: float = _setting(
+    poll: float = setting(
         "SSE_PG_POLL_MS", 0.005, "How often a busy server reads the log.", unit="ms", low=1, high=1000
     )
-    safety_read: float = _setting(
+    safety_read: float = setting(
         "SSE_PG_SAFETY_READ_MS",
         1.0,
         "How often an idle server reads the log although no bell rang.",
@@ -196,13 +167,13 @@ class Settings:
         low=10,
         high=60000,
     )
-    bell: str = _setting(
+    bell: str = setting(
         "SSE_PG_BELL",
         "masked",
         "masked: publishers do not ring while every server is busy polling. always: they ring on every commit.",
         choices=("masked", "always"),
     )
-    heartbeat: float = _setting(
+    heartbeat: float = setting(
         "SSE_PG_HEARTBEAT_SECONDS",
         15.0,
         "A stream that was silent for so long gets a comment.",
@@ -210,7 +181,7 @@ class Settings:
         low=0.1,
         high=3600,
     )
-    position_refresh: float = _setting(
+    position_refresh: float = setting(
         "SSE_PG_POSITION_SECONDS",
         60.0,
         "A quiet stream is told its position this often, if it moved.",
@@ -218,7 +189,7 @@ class Settings:
         low=0.1,
         high=86400,
     )
-    retry: float = _setting(
+    retry: float = setting(
         "SSE_PG_RETRY_MS",
         2.0,
         "When a client that lost its stream comes back; each is told a value between half and one and a half of it.",
@@ -226,7 +197,7 @@ class Settings:
         low=0,
         high=600000,
     )
-    stream_buffer: int = _setting(
+    stream_buffer: int = setting(
         "SSE_PG_STREAM_BUFFER_BYTES",
         1048576,
         "A client that has more than this unread is disconnected.",
@@ -234,24 +205,24 @@ class Settings:
         low=1024,
         high=2**31,
     )
-    ring_events: int = _setting(
+    ring_events: int = setting(
         "SSE_PG_RING_EVENTS",
         10000,
         "Recent events kept in memory for clients that reconnect.",
         low=0,
         high=10_000_000,
     )
-    ring_bytes: int = _setting(
+    ring_bytes: int = setting(
         "SSE_PG_RING_BYTES", 67108864, "Memory for those events.", unit="bytes", low=0, high=2**40
     )
-    replay_page: int = _setting(
+    replay_page: int = setting(
         "SSE_PG_REPLAY_PAGE",
         500,
         "Events read from the table at a time while a client catches up.",
         low=1,
         high=10000,
     )
-    max_payload: int = _setting(
+    max_payload: int = setting(
         "SSE_PG_MAX_PAYLOAD_BYTES",
         1048576,
         "Largest payload over HTTP. The table has a limit of its own (docs/operating.md).",
@@ -259,10 +230,10 @@ class Settings:
         low=1,
         high=2**28,
     )
-    max_body: int = _setting(
+    max_body: int = setting(
         "SSE_PG_MAX_BODY_BYTES", 16777216, "Largest request body.", unit="bytes", low=1024, high=2**30
     )
-    max_bodies: int = _setting(
+    max_bodies: int = setting(
         "SSE_PG_MAX_BODIES_BYTES",
         268435456,
         "Memory for the bodies of all requests that are being served; more get 503.",
@@ -270,7 +241,7 @@ class Settings:
         low=1024,
         high=2**40,
     )
-    body_seconds: float = _setting(
+    body_seconds: float = setting(
         "SSE_PG_BODY_SECONDS",
         30.0,
         "How long the body of a request may take to arrive before 408.",
@@ -278,7 +249,7 @@ class Settings:
         low=0.05,
         high=3600,
     )
-    idle: float = _setting(
+    idle: float = setting(
         "SSE_PG_IDLE_SECONDS",
         75.0,
         "How long a connection may take to send the head of a request, the first or the next, before it is closed. "
@@ -287,26 +258,26 @@ class Settings:
         low=0.05,
         high=3600,
     )
-    max_connections: int = _setting(
+    max_connections: int = setting(
         "SSE_PG_MAX_CONNECTIONS",
         16000,
         "Most connections on one process, streams among them; more get 503.",
         low=1,
         high=1_000_000,
     )
-    max_batch: int = _setting("SSE_PG_MAX_BATCH", 100000, "Most events in one request.", low=1, high=10_000_000)
-    max_channels: int = _setting("SSE_PG_MAX_CHANNELS", 1000, "Most channels on one stream.", low=1, high=100000)
-    max_streams: int = _setting(
+    max_batch: int = setting("SSE_PG_MAX_BATCH", 100000, "Most events in one request.", low=1, high=10_000_000)
+    max_channels: int = setting("SSE_PG_MAX_CHANNELS", 1000, "Most channels on one stream.", low=1, high=100000)
+    max_streams: int = setting(
         "SSE_PG_MAX_STREAMS", 15000, "Most streams on one process; more get 503.", low=1, high=1_000_000
     )
-    max_streams_user: int = _setting(
+    max_streams_user: int = setting(
         "SSE_PG_MAX_STREAMS_PER_USER",
         0,
         "Most streams of one user on one process; more get 429. 0 is no limit.",
         low=0,
         high=1_000_000,
     )
-    max_streams_address: int = _setting(
+    max_streams_address: int = setting(
         "SSE_PG_MAX_STREAMS_PER_ADDRESS",
         0,
         "Most streams from one address (of IPv6: one /64) on one process; more get 429. 0 is no limit. Behind a proxy, "
@@ -314,7 +285,7 @@ class Settings:
         low=0,
         high=1_000_000,
     )
-    publish_rate: float = _setting(
+    publish_rate: float = setting(
         "SSE_PG_PUBLISH_RATE",
         0.0,
         "Most events a second that one user, or one address where there are no tokens, publishes over HTTP on one "
@@ -323,13 +294,13 @@ class Settings:
         low=0,
         high=1_000_000_000,
     )
-    trusted_proxies: str = _setting(
+    trusted_proxies: str = setting(
         "SSE_PG_TRUSTED_PROXIES",
         "",
         "Addresses and networks of the proxies in front, separated by commas: their X-Forwarded-For tells a client's "
         "address.",
     )
-    drain: float = _setting(
+    drain: float = setting(
         "SSE_PG_DRAIN_SECONDS",
         5.0,
         "Over how long a server that stops spreads the end of its streams.",
@@ -337,14 +308,14 @@ class Settings:
         low=0,
         high=3600,
     )
-    keep_events: int = _setting(
+    keep_events: int = setting(
         "SSE_PG_KEEP_EVENTS",
         10_000_000,
         "The newest events that are kept; older ones go a partition at a time. 0 is no limit.",
         low=0,
         high=2**62,
     )
-    keep_hours: float = _setting(
+    keep_hours: float = setting(
         "SSE_PG_KEEP_HOURS",
         0.0,
         "A partition whose newest event is older goes. 0 is no limit.",
@@ -352,7 +323,7 @@ class Settings:
         low=0,
         high=1_000_000,
     )
-    keep_keys_hours: float = _setting(
+    keep_keys_hours: float = setting(
         "SSE_PG_KEEP_KEYS_HOURS",
         24.0,
         "How long an idempotency key is remembered. 0 is for ever.",
@@ -360,10 +331,10 @@ class Settings:
         low=0,
         high=1_000_000,
     )
-    partition_size: int = _setting(
+    partition_size: int = setting(
         "SSE_PG_PARTITION_SIZE", 1_000_000, "Ids in a partition of the log.", low=1, high=2**40
     )
-    maintenance: float = _setting(
+    maintenance: float = setting(
         "SSE_PG_MAINTENANCE_SECONDS",
         60.0,
         "How often partitions are made and old ones purged; more often where ids run fast.",
@@ -371,20 +342,20 @@ class Settings:
         low=0.05,
         high=86400,
     )
-    dashboard: str = _setting(
+    dashboard: str = setting(
         "SSE_PG_DASHBOARD", "on", "Whether there is a dashboard at /; off answers 404.", choices=("on", "off")
     )
-    metrics: str = _setting(
+    metrics: str = setting(
         "SSE_PG_METRICS",
         "auto",
         "Who reads /metrics. auto: where tokens are asked for, who has one with observe; else anybody. open: anybody. "
         "off: nobody, it answers 404.",
         choices=("auto", "open", "off"),
     )
-    log_level: str = _setting(
+    log_level: str = setting(
         "SSE_PG_LOG_LEVEL", "info", "How much is logged.", choices=("debug", "info", "warning", "error")
     )
-    log_format: str = _setting(
+    log_format: str = setting(
         "SSE_PG_LOG_FORMAT",
         "auto",
         "text, json, or auto: text on a terminal, JSON otherwise.",
@@ -405,9 +376,9 @@ class Settings:
                 text = str(flags[spec.name])
                 text = text.lower() if isinstance(flags[spec.name], bool) else text
             if text:
-                values[spec.name] = _read(spec.metadata, hints[spec.name], text)
+                values[spec.name] = read(spec.metadata, hints[spec.name], text)
                 if spec.name in ("database_url", "listen_database_url"):
-                    _require_connection_string(spec.metadata["env"], text)
+                    require_connection_string(spec.metadata["env"], text)
         return cls(**values)
 
     def __post_init__(self) -> None:
@@ -451,90 +422,3 @@ class Settings:
 def has_database(settings: Settings, env: Mapping[str, str]) -> bool:
     """Tell whether a database is named, by DATABASE_URL or in libpq's own variables."""
     return settings.database_url is not None or any(env.get(name) for name in ("PGHOST", "PGSERVICE", "PGDATABASE"))
-
-
-def _require_connection_string(name: str, text: str) -> None:
-    """Raise SettingError for what libpq cannot read; its own errors quote the password, this one nothing."""
-    try:
-        parts = conninfo_to_dict(text)
-        ports = str(parts.get("port") or "").split(",")
-        # A password with an @ or a : that is not percent-encoded ends up in these.
-        good = all(port == "" or port.isdecimal() for port in ports) and "@" not in str(parts.get("host") or "")
-    except psycopg.Error:
-        good = False
-    if not good:
-        raise SettingError(
-            f"{name} cannot be read (it is not shown, for the password in it): allowed is a postgresql:// URL, with "
-            "special characters percent-encoded, or a libpq connection string"
-        )
-
-
-def _read(meta: Mapping[str, Any], hint: Any, text: str) -> Any:
-    kind = next((t for t in get_args(hint) if t is not type(None)), hint)
-    low, high = meta["low"], meta["high"]
-    if meta["choices"]:
-        if text not in meta["choices"]:
-            raise SettingError(f"{meta['env']}={text!r}: allowed are {', '.join(meta['choices'])}")
-        return text == "true" if kind is bool else text
-    if kind not in (int, float):
-        return kind(text)
-    try:
-        number = kind(text)
-        allowed = low <= number <= high
-    except ValueError:
-        allowed = False
-    if not allowed:
-        what = "a whole number" if kind is int else "a number"
-        unit = f" {meta['unit']}" if meta["unit"] else ""
-        raise SettingError(f"{meta['env']}={text!r}: allowed is {what} from {_number(low)} to {_number(high)}{unit}")
-    return number / 1000 if meta["unit"] == "ms" else number
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:g}"
-
-
-def _shown(meta: Mapping[str, Any], default: Any) -> str:
-    if default is None:
-        return ""
-    if isinstance(default, bool):
-        return str(default).lower()
-    if meta["unit"] == "ms":
-        default *= 1000
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-def print_env() -> str:
-    """Return the text of ``.env.example``."""
-    lines = ["# Settings of sse-pg. Each line shows the default; take the # away to change it.", ""]
-    for spec in fields(Settings):
-        meta = spec.metadata
-        unit = f" [{meta['unit']}]" if meta["unit"] else ""
-        lines += [f"# {meta['help']}{unit}", f"#{meta['env']}={_shown(meta, spec.default)}", ""]
-    return "\n".join(lines)
-
-
-def print_markdown() -> str:
-    """Return the text of ``docs/settings.md``."""
-    lines = [
-        "# Settings",
-        "",
-        "Environment variables; `sse-pg serve --help` names the flags that go before them.",
-        "",
-        "| variable | default | unit | allowed | meaning |",
-        "|---|---|---|---|---|",
-    ]
-    for spec in fields(Settings):
-        meta = spec.metadata
-        allowed = ", ".join(meta["choices"]) or (
-            f"{_number(meta['low'])} to {_number(meta['high'])}" if meta["low"] is not None else ""
-        )
-        default = _shown(meta, spec.default)
-        lines.append(
-            f"| `{meta['env']}` | {f'`{default}`' if default else ''} | {meta['unit']} | {allowed} | {meta['help']} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(print_markdown() if "markdown" in sys.argv[1:] else print_env())

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sse_pg.config import Settings, has_database, print_env, print_markdown
+from sse_pg.config import Settings, has_database
+from sse_pg.config_print import print_env, print_markdown
 from sse_pg.errors import SettingError
 
 ROOT = Path(__file__).parent.parent
@@ -117,9 +118,9 @@ def test_libpq_names_a_database(name: str) -> None:
 
 @pytest.mark.parametrize(("what", "file"), [("env", ".env.example"), ("markdown", "docs/settings.md")])
 def test_files_are_printed_from_the_settings(what: str, file: str) -> None:
-    """Print them again with: python -m sse_pg.config env (or markdown)."""
+    """Print them again with: python -m sse_pg.config_print env (or markdown)."""
     done = subprocess.run(
-        [sys.executable, "-m", "sse_pg.config", what], cwd=ROOT, capture_output=True, check=True, encoding="utf-8"
+        [sys.executable, "-m", "sse_pg.config_print", what], cwd=ROOT, capture_output=True, check=True, encoding="utf-8"
     )
     assert done.stdout == (ROOT / file).read_text(encoding="utf-8")
     assert done.stdout == (print_env() if what == "env" else print_markdown())

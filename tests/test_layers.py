@@ -18,7 +18,9 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 LAYERS = [
     "version",
     "errors event finding identity logs metric openapi queries ranges",
-    "cursor config database migrate problem sse_parser",
+    "cursor database migrate problem setting sse_parser",
+    "config",
+    "config_print",
     "embedded_*",
     "embedded",
     "connections limits",
