@@ -41,7 +41,7 @@ export interface StreamOptions {
   fetch?: typeof fetch
 }
 
-/** An answer after which there is no use in coming back. */
+/** An answer that is no stream. It is thrown where there is no use in coming back, else told to `onLost`. */
 export class StreamError extends Error {
   readonly status: number
   readonly problem?: { type: string, title: string, status: number, detail: string, errors?: Array<{ field: string, detail: string }> }
