@@ -233,7 +233,7 @@ async def test_the_example_of_the_page(db: psycopg.Connection, launch: Launcher)
     for statement in re.split(r";\s*(?:--[^\n]*)?\n(?!\s*(?:ELSE|END))", EXAMPLE):
         if statement.strip():
             db.execute(statement)  # type: ignore[arg-type]
-    db.execute("INSERT INTO orders VALUES (17, '42')")
+    db.execute("INSERT INTO orders (id, item, customer) OVERRIDING SYSTEM VALUE VALUES (17, 'lamp', '42')")
     server = await launch(**TOKENS)
     async with (
         user(server.url) as owner,

@@ -139,6 +139,20 @@ def test_operating(home: Path, database_url: str, db: psycopg.Connection) -> Non
     assert "4194304" in limit
 
 
+def test_the_pages_have_one_table_of_orders() -> None:
+    """Whoever follows one page after the other makes it once, and each page finds its columns."""
+    found = [
+        (page.path, made)
+        for page in PAGES
+        for kind, text in page.blocks
+        if kind == "sql"
+        for made in re.findall(r"CREATE TABLE[^(;]*\borders \(.*?;", text, re.S)
+    ]
+    assert len({path for path, _ in found}) >= 4
+    assert {made for _, made in found} == {found[0][1]}
+    assert found[0][1].startswith("CREATE TABLE IF NOT EXISTS")
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd on this machine")
 def test_the_unit_is_one(home: Path) -> None:
     (unit,) = [text for _, text in OPERATING.blocks if text.startswith("# sse-pg.service")]

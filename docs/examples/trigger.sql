@@ -1,15 +1,16 @@
-CREATE TABLE orders (
+CREATE TABLE IF NOT EXISTS orders (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     item text NOT NULL,
-    state text NOT NULL DEFAULT 'PLACED'
+    state text NOT NULL DEFAULT 'PLACED',
+    customer text
 );
 
-CREATE FUNCTION publish_order() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION publish_order() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM sse_pg.publish('orders', NEW.state, to_jsonb(NEW));
     RETURN NULL;
 END;
 $$;
 
-CREATE TRIGGER publish_order AFTER INSERT OR UPDATE OF state ON orders
+CREATE OR REPLACE TRIGGER publish_order AFTER INSERT OR UPDATE OF state ON orders
     FOR EACH ROW EXECUTE FUNCTION publish_order();
