@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -20,14 +19,12 @@ import aiohttp
 import psycopg
 import pytest
 from aiohttp import web
-from cli_support import CHECKOUT, environment
+from example_support import EXAMPLES, running
 from pages import Page, all_pages
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.orm import Session
-from support import PATIENCE, Client, eventually
-
-EXAMPLES = CHECKOUT / "docs" / "examples"
+from support import PATIENCE, Client
 
 
 def load(name: str) -> ModuleType:
@@ -45,47 +42,6 @@ def orders(db: psycopg.Connection) -> psycopg.Connection:
     table, _, _ = (EXAMPLES / "trigger.sql").read_text().partition("\n\n")
     db.execute(table.encode())
     return db
-
-
-class Program:
-    """A server of an example, from its start to its end."""
-
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
-        self.process = process
-        self.log = log
-        self.url = ""
-
-    async def listening(self) -> None:
-        found: list[str] = []
-
-        def look() -> bool:
-            found[:] = re.findall(r"(?:Listening at:|running on) (http://127\.0\.0\.1:\d+)", self.log.read_text())
-            assert self.process.returncode is None, self.log.read_text()
-            return bool(found)
-
-        await eventually(look)
-        self.url = found[0]
-
-    async def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(PATIENCE):
-            return await self.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def running(log: Path, *words: str, **variables: str) -> AsyncIterator[Program]:
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *words, cwd=EXAMPLES, env=environment(**variables), stdout=out, stderr=out
-        )
-    program = Program(process, log)
-    try:
-        await program.listening()
-        yield program
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
 
 
 # The pages

@@ -54,6 +54,7 @@ def orders(request):
 
 PAGE = """<!doctype html>
 <body data-position="{position}">
+<ul id="orders"></ul>
 {items}
 <script type="module" src="/static/orders.js"></script>
 """

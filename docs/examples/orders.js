@@ -1,4 +1,6 @@
-const items = JSON.parse(document.getElementById('items').textContent)
+const list = document.getElementById('orders')
+const show = (item) => list.append(Object.assign(document.createElement('li'), { textContent: item }))
+JSON.parse(document.getElementById('items').textContent).forEach(show)
 const position = encodeURIComponent(document.body.dataset.position)
 const source = new EventSource(`/api/events/stream?channels=orders&lastEventId=${position}`)
-source.addEventListener('PLACED', (event) => items.push(JSON.parse(event.data).item))
+source.addEventListener('PLACED', (event) => show(JSON.parse(event.data).item))
