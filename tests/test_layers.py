@@ -43,6 +43,8 @@ LAYERS = [
     "__init__",  # the names that others import; it loads what is below when it is asked for
     "roll_call server shared_port",
     "worker",
+    "worker_process",
+    "worker_place",
     "workers",
     "cli_*",
     "cli",
