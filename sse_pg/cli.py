@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ import click
 import psycopg
 
 from sse_pg import (
+    cli_database,
     cli_doctor,
     cli_history,
     cli_publish,
@@ -22,11 +22,10 @@ from sse_pg import (
     cli_signals,
     cli_tail,
     cli_token,
-    embedded,
     exposure,
     logs,
 )
-from sse_pg.config import Settings, has_database
+from sse_pg.config import Settings
 from sse_pg.errors import EmbeddedError, SsePgError
 from sse_pg.migrate import migrate as apply_migrations
 from sse_pg.server import serve as run_server
@@ -88,7 +87,7 @@ def serve(
         )
         logs.configure(settings.log_level, settings.log_format)
         warning = exposure.check(settings)
-        with _database(settings) as ready:
+        with cli_database.started(settings) as ready:
             for name in apply_migrations(ready.database_url):
                 click.echo(f"applied migration {name}")
             _run(_serve(ready, warning))
@@ -114,7 +113,7 @@ def migrate(database_url: str | None, data_dir: Path | None) -> None:
     """Bring the schema of the database up to date; safe to run from many places at once."""
     settings = _settings(database_url=database_url, data_dir=data_dir)
     logs.configure(settings.log_level, "text")
-    with _database(settings) as ready:
+    with cli_database.started(settings) as ready:
         applied = apply_migrations(ready.database_url)
     for name in applied:
         click.echo(f"applied migration {name}")
@@ -141,7 +140,7 @@ def publish(
     data_dir: Path | None,
 ) -> None:
     """Publish one event, or one for each line of standard input ("-" or no PAYLOAD); print the ids."""
-    settings = _running(_settings(database_url=database_url, data_dir=data_dir))
+    settings = cli_database.running(_settings(database_url=database_url, data_dir=data_dir))
     from_stdin = payload in (None, "-")
     if from_stdin and key is not None:
         raise click.UsageError("--key belongs to one event; it cannot stand for the lines of standard input")
@@ -176,7 +175,7 @@ def history(
     channel: str, after: str | None, limit: int | None, database_url: str | None, data_dir: Path | None
 ) -> None:
     """Print the stored events of a channel, one JSON line each; the cursor to go on from goes to standard error."""
-    settings = _running(_settings(database_url=database_url, data_dir=data_dir))
+    settings = cli_database.running(_settings(database_url=database_url, data_dir=data_dir))
     _run(cli_history.history(settings, channel, after, limit))
 
 
@@ -208,7 +207,7 @@ def token(
 @_debug
 def purge(keep_events: int | None, keep_hours: float | None, database_url: str | None, data_dir: Path | None) -> None:
     """Apply retention now: drop the partitions beyond the limits; print what went."""
-    settings = _running(
+    settings = cli_database.running(
         _settings(keep_events=keep_events, keep_hours=keep_hours, database_url=database_url, data_dir=data_dir)
     )
     _run(cli_purge.purge(settings))
@@ -246,7 +245,7 @@ def doctor(
     settings = _settings(database_url=database_url, data_dir=data_dir)
     database = True
     try:
-        settings = _running(settings)
+        settings = cli_database.running(settings)
     except EmbeddedError:
         if url is None:
             raise
@@ -260,44 +259,11 @@ def doctor(
         sys.exit(1)
 
 
-# ---------------------------------------------------------------- the database
+# ---------------------------------------------------------------- around the commands
 
 
 def _settings(**flags: Any) -> Settings:
     return Settings.from_env(os.environ, **flags)
-
-
-@contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[Settings]:
-    """Give settings with a database in them; an embedded one runs as long as the block."""
-    if has_database(settings, os.environ):
-        yield settings
-        return
-    directory = settings.data_dir or embedded.default_data_dir()
-    binaries = embedded.find_binaries(settings.postgres_bin)
-    postgres = embedded.EmbeddedPostgres(directory, binaries=binaries)
-    cli_signals.be_patient()
-    try:
-        postgres.start()
-        click.echo(f"PostgreSQL {binaries.major} ({binaries.origin}) with its data in {directory}")
-        click.echo(f"reach it with: {postgres.psql}")
-        yield dataclasses.replace(settings, database_url=postgres.url)
-    finally:
-        cli_signals.hold()
-        postgres.stop()
-
-
-def _running(settings: Settings) -> Settings:
-    """Give settings with a database that runs already."""
-    if has_database(settings, os.environ):
-        return settings
-    directory = settings.data_dir or embedded.default_data_dir()
-    url = embedded.running(directory)
-    if url is None:
-        raise EmbeddedError(
-            f"no server is running on {directory}: start one with `sse-pg serve`, or set DATABASE_URL to your database"
-        )
-    return dataclasses.replace(settings, database_url=url)
 
 
 def _local_url(settings: Settings) -> str:

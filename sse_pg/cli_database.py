@@ -1,19 +1,55 @@
-"""The connections of a command that works on the database itself."""
+"""The database of a command, the one that is named or else the embedded one, and the connections to it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import contextlib
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Iterator
 
+import click
 import psycopg
 
-from sse_pg import logs
-from sse_pg.config import Settings
+from sse_pg import cli_signals, embedded, logs
+from sse_pg.config import Settings, has_database
 from sse_pg.database import Pool, make_pool, summary
-from sse_pg.errors import BusUnavailable
+from sse_pg.errors import BusUnavailable, EmbeddedError
 
 
-@asynccontextmanager
+@contextlib.contextmanager
+def started(settings: Settings) -> Iterator[Settings]:
+    """Give settings with a database in them; an embedded one runs as long as the block."""
+    if has_database(settings, os.environ):
+        yield settings
+        return
+    directory = settings.data_dir or embedded.default_data_dir()
+    binaries = embedded.find_binaries(settings.postgres_bin)
+    postgres = embedded.EmbeddedPostgres(directory, binaries=binaries)
+    cli_signals.be_patient()
+    try:
+        postgres.start()
+        click.echo(f"PostgreSQL {binaries.major} ({binaries.origin}) with its data in {directory}")
+        click.echo(f"reach it with: {postgres.psql}")
+        yield dataclasses.replace(settings, database_url=postgres.url)
+    finally:
+        cli_signals.hold()
+        postgres.stop()
+
+
+def running(settings: Settings) -> Settings:
+    """Give settings with a database that runs already."""
+    if has_database(settings, os.environ):
+        return settings
+    directory = settings.data_dir or embedded.default_data_dir()
+    url = embedded.running(directory)
+    if url is None:
+        raise EmbeddedError(
+            f"no server is running on {directory}: start one with `sse-pg serve`, or set DATABASE_URL to your database"
+        )
+    return dataclasses.replace(settings, database_url=url)
+
+
+@contextlib.asynccontextmanager
 async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
     """Give a pool. Raises BusUnavailable that says why, where the database cannot be reached; a pool only times out."""
     logs.configure("error", "text")
