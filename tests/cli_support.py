@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -45,6 +46,12 @@ def one_line(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
     assert done.returncode == code, done
     assert re.fullmatch(r"sse-pg: .+\n", done.stderr), done.stderr
     return done.stderr
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], object], what: str = "it") -> None:

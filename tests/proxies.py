@@ -13,14 +13,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from cli_support import CHECKOUT
+from cli_support import CHECKOUT, free_port
 from support import PATIENCE, eventually
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def certificate(home: Path) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import test_utils, web
+from cli_support import free_port
 
 from sse_pg import exposure
 from sse_pg.config import Settings
@@ -155,13 +155,6 @@ def test_the_health_check_follows_readiness(ready_server):
 
 def test_the_health_check_fails_without_a_server():
     assert healthcheck(free_port()) == 1
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 # compose.yaml

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_support import SSE_PG, environment, wait_for
-from pooler_support import free_port
+from cli_support import SSE_PG, environment, free_port, wait_for
 from support import Launcher
 
 from sse_pg.check_proxy import proxy
