@@ -169,6 +169,7 @@ async def test_a_server_that_starts_before_its_database(
         finally:
             await asyncio.to_thread(cluster.start)
         await eventually(server.bus.tail.listening.is_set)
+        await _until_published(client, 0)  # the pool's attempts to connect have pauses of their own
         async with client.stream("a") as stream:
             await _until_published(client, 1)
             assert (await stream.event()).json() == 1
