@@ -43,6 +43,11 @@ class Server:
         await self.runner.cleanup()
 
 
+def greeted(server: Server) -> bool:
+    """Whether a stream has its position: it gets what is published from now on. It is open a moment before."""
+    return any(stream.greeted for stream in server.bus.hub.streams)
+
+
 class Launcher:
     """Starts servers on free loopback ports and stops what is left."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import pytest
-from support import Launcher, Server, eventually
+from support import Launcher, Server, eventually, greeted
 
 from clients.driver import Browser, Driver, ProcessDriver
 from clients.proxy import Proxy
@@ -163,7 +163,7 @@ async def test_the_envelope_reaches_onmessage(kind: Kind, launch: Launcher, data
     server = await launch(**SETTINGS)
     async with kind.make() as driver, Proxy(port(server), driver.pages) as proxy:
         await driver.open(stream_url(proxy, envelope="true"), [])
-        await eventually(lambda: driver.gave_up or server.bus.hub.streams)
+        await eventually(lambda: driver.gave_up or greeted(server))
         async with Traffic(database_url) as traffic:
             await more(driver)
             proxy.cut()
@@ -192,7 +192,7 @@ async def _meet_503(made: Driver, launch: Launcher, database_url: str, *, ends: 
     server = await launch(**SETTINGS)
     async with made as driver, Proxy(port(server), driver.pages) as proxy:
         await driver.open(stream_url(proxy), [*TYPES[1:], *OWN])
-        await eventually(lambda: driver.gave_up or server.bus.hub.streams)
+        await eventually(lambda: driver.gave_up or greeted(server))
         async with Traffic(database_url) as traffic:
             await more(driver)
             proxy.answer = UNAVAILABLE
@@ -212,7 +212,7 @@ async def test_fetch_event_source_left_to_itself_loses_an_event(launch: Launcher
     server = await launch(**SETTINGS)
     async with ProcessDriver("fetch-event-source-plain.cjs") as driver, Proxy(port(server)) as proxy:
         await driver.open(stream_url(proxy), ["reopen"])
-        await eventually(lambda: driver.gave_up or server.bus.hub.streams)
+        await eventually(lambda: driver.gave_up or greeted(server))
         async with Traffic(database_url) as traffic:
             await more(driver)
             await proxy.cut_at(BEHIND_THE_ID)
