@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import time
-from collections.abc import Coroutine
 from random import random
 
 from aiohttp import web
@@ -19,6 +17,7 @@ from sse_pg.cursor import START, Cursor
 from sse_pg.errors import BusUnavailable, CursorError
 from sse_pg.problem import FieldError, Problem, invalid, unavailable
 from sse_pg.stream import Stream
+from sse_pg.takeover import OpenAnswer, take_over
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +26,6 @@ HEADERS = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
-#: Milliseconds after which data that a peer does not acknowledge ends its connection.
-UNACKNOWLEDGED_MS = 30000
 #: Seconds that a stream without a cursor waits for the tail before it opens.
 READ_UP = 1.0
 #: Channels of a stream that a log line names.
@@ -40,77 +37,60 @@ class StreamApi:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._on_end = self._ended  # one object for all streams
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of this module."""
         return [web.get("/api/events/stream", self.stream, allow_head=False)]
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a stream that lasts until the client goes or the server ends it.
-
-        What is local here stays in memory as long as the stream is open: the rest is done elsewhere.
-        """
+        """Answer with a stream, which goes on when this has returned: until the client goes or the server ends it."""
         bus = self._bus
         identity = await bus.access.identify(request)
         user = fields.query_user(request.query)
         stream = await self._admit(request, user, bus.access.user(identity, user))
-        follows = user if not stream.channels else None
-        opened = time.monotonic()
-        number = 0
-        reason = "the client went"
-        expiry: asyncio.TimerHandle | None = None
-        response = web.StreamResponse(headers=HEADERS)
-        with bus.limits.streams.one(stream.user, bus.limits.proxies.client(request)):
-            try:
-                if follows is not None:
-                    await bus.followers.follow(stream, follows, identity.subscribe)
-                else:
-                    bus.authorizer.watch(stream)
-                    await bus.access.require(identity, stream.user, "subscribe", stream.channels, "channels")
-                response.force_close()
-                await response.prepare(request)
-                _bound_unacknowledged(stream.transport)
-                number = bus.hub.add(stream)
-                if identity.expires is not None:
-                    expiry = asyncio.get_running_loop().call_later(
-                        max(0.0, identity.expires - time.time()), stream.end, "its token has expired"
-                    )
-                log.info(
-                    "stream opened: %s",
-                    _whom(request, stream),
-                    extra=logs.fields(**self._about(request, stream, number)),
-                )
-                await _unless_ended(stream, self._bring_up(stream, _asked_for(request)))
-                reason = await stream.ended
-                return response
-            except Exception:
-                if not response.prepared:
-                    raise
-                # The head is out: a problem document would land in the middle of the blocks.
-                log.exception("a stream failed: %s", _whom(request, stream))
-                reason = "an error"
-                stream.transport.abort()
-                return response
-            finally:
-                if expiry is not None:
-                    expiry.cancel()
-                if (
-                    stream.ended.done() and not stream.ended.cancelled()
-                ):  # cutting off a slow client also cancels what runs here
-                    reason = stream.ended.result()
-                bus.hub.leave(stream, reason)
-                bus.authorizer.unwatch(stream)
-                if follows is not None:
-                    bus.followers.leave(stream, follows)
-                if number:
-                    self._tell_end(request, stream, number, reason, time.monotonic() - opened)
+        response = OpenAnswer(headers=HEADERS)
+        response.force_close()
+        bus.limits.streams.take(stream.user, stream.remote)
+        try:
+            if stream.follows is not None:
+                await bus.followers.follow(stream, stream.follows, identity.subscribe)
+            else:
+                bus.authorizer.watch(stream)
+                await bus.access.require(identity, stream.user, "subscribe", stream.channels, "channels")
+            await response.prepare(request)
+            take_over(request, stream)
+        except BaseException:
+            self._release(stream)
+            raise
+        stream.open(bus.hub.add(stream))
+        if identity.expires is not None:
+            stream.expiry = asyncio.get_running_loop().call_later(
+                max(0.0, identity.expires - time.time()), stream.end, "its token has expired"
+            )
+        log.info("stream opened: %s", _whom(stream), extra=logs.fields(**_about(stream)))
+        if stream.reason is None:  # a rule may have ended it while its head went out
+            stream.task = asyncio.create_task(self._bring_up(stream, _asked_for(request)))
+        return response
 
-    def _tell_end(self, request: web.Request, stream: Stream, number: int, reason: str, seconds: float) -> None:
+    def _release(self, stream: Stream) -> None:
+        """Give back what a stream has taken."""
+        self._bus.limits.streams.give_back(stream.user, stream.remote)
+        self._bus.authorizer.unwatch(stream)
+        if stream.follows is not None:
+            self._bus.followers.leave(stream, stream.follows)
+
+    def _ended(self, stream: Stream) -> None:
+        """Forget a stream that has ended."""
+        reason = stream.reason or "an error"
+        self._bus.hub.leave(stream, reason)
+        self._release(stream)
+        seconds = time.monotonic() - stream.opened_at
         log.info(
             "stream closed: %s, %s, %.1f s, %d events and %d replayed, %d bytes",
-            _whom(request, stream), reason, seconds, stream.events, stream.replayed, stream.sent_bytes,
+            _whom(stream), reason, seconds, stream.events, stream.replayed, stream.sent_bytes,
             extra=logs.fields(
-                **self._about(request, stream, number),
+                **_about(stream),
                 reason=reason,
                 seconds=round(seconds, 3),
                 events=stream.events,
@@ -118,16 +98,6 @@ class StreamApi:
                 bytes=stream.sent_bytes,
             ),
         )  # fmt: skip
-
-    def _about(self, request: web.Request, stream: Stream, number: int) -> dict[str, object]:
-        """Return what both log lines of a stream have; its number is of this process."""
-        return {
-            "stream": number,
-            "remote": self._bus.limits.proxies.client(request),
-            "user": stream.user,
-            "channels": sorted(stream.channels)[:SHOWN],
-            "channel_count": len(stream.channels),
-        }
 
     async def _admit(self, request: web.Request, user: str | None, asked_about: str | None) -> Stream:
         """Return the stream that is asked for, not yet open; raises the problem that says why there is none.
@@ -148,6 +118,7 @@ class StreamApi:
             raise asyncio.CancelledError  # the client went while we looked
         return Stream(
             request.transport,
+            self._on_end,
             channels=frozenset(channels),
             cursor=START,
             envelope=envelope,
@@ -155,6 +126,8 @@ class StreamApi:
             buffer_limit=bus.settings.stream_buffer,
             now=time.monotonic(),
             user=asked_about,
+            follows=user if not channels else None,
+            remote=bus.limits.proxies.client(request),
         )
 
     async def _require_ready(self, request: web.Request) -> None:
@@ -190,18 +163,25 @@ class StreamApi:
     async def _bring_up(self, stream: Stream, asked: str | None) -> None:
         """Greet a stream and make it live; where the database is away, wait with the stream open."""
         greeted = False
-        while True:
-            try:
-                if not greeted:
-                    cursor, lost = await self._start_of(asked)
-                    self._greet(stream, cursor or self._bus.hub.position, asked if lost else None)
-                    greeted = True
-                await self._bus.replay.catch_up(stream)
-                return
-            except BusUnavailable as error:
-                log.warning("a stream waits for the database: %s", error)
-                await asyncio.sleep(0.2 + 0.6 * random())  # noqa: S311 - jitter
-                await self._bus.tail.listening.wait()
+        try:
+            while True:
+                try:
+                    if not greeted:
+                        cursor, lost = await self._start_of(asked)
+                        self._greet(stream, cursor or self._bus.hub.position, asked if lost else None)
+                        greeted = True
+                    await self._bus.replay.catch_up(stream)
+                    return
+                except BusUnavailable as error:
+                    log.warning("a stream waits for the database: %s", error)
+                    await asyncio.sleep(0.2 + 0.6 * random())  # noqa: S311 - jitter
+                    await self._bus.tail.listening.wait()
+        except Exception:
+            # The head is out: a problem document would land in the middle of the blocks.
+            log.exception("a stream failed: %s", _whom(stream))
+            stream.end("an error")
+        finally:
+            stream.task = None
 
     async def _start_of(self, asked: str | None) -> tuple[Cursor | None, bool]:
         """Return where a stream begins (None: now), and whether what was asked for is of no log, or of a lost one."""
@@ -235,17 +215,6 @@ class StreamApi:
         stream.tell(greeting, cursor, time.monotonic())
 
 
-async def _unless_ended(stream: Stream, work: Coroutine[None, None, None]) -> None:
-    """Do some work on a stream, but no longer than until it is ended."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait((task, stream.ended), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-    finally:
-        task.cancel()
-
-
 def _asked_for(request: web.Request) -> str | None:
     """Return the cursor a client came with. The header is newer than the URL: browsers repeat the URL as it was."""
     for text in (
@@ -263,14 +232,18 @@ def _printable(asked: str) -> str:
     return asked[:128].encode(errors="replace").decode()
 
 
-def _whom(request: web.Request, stream: Stream) -> str:
+def _about(stream: Stream) -> dict[str, object]:
+    """Return what both log lines of a stream have; its number is of this process."""
+    return {
+        "stream": stream.number,
+        "remote": stream.remote,
+        "user": stream.user,
+        "channels": sorted(stream.channels)[:SHOWN],
+        "channel_count": len(stream.channels),
+    }
+
+
+def _whom(stream: Stream) -> str:
     names = sorted(stream.channels)
     shown = ",".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    return f"{request.remote} user={stream.user!r} channels={shown!r}"
-
-
-def _bound_unacknowledged(transport: asyncio.Transport) -> None:
-    """Let the kernel end a connection whose peer is gone without a word."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+    return f"{stream.remote} user={stream.user!r} channels={shown!r}"

@@ -28,9 +28,8 @@ BUS = web.AppKey("BUS", Bus)
 def create_app(settings: Settings) -> web.Application:
     """Return the application on a migrated database; it can be mounted in another one.
 
-    Run it with ``handler_cancellation=True``, as sse_pg.server does: a stream then ends with its client at once, else
-    within a second. When the application shuts down, its streams end, spread over the setting ``drain``; the time-out
-    of the runner that runs it (aiohttp's ``shutdown_timeout``) begins after that.
+    When it shuts down, its streams end, spread over the setting ``drain``; the time-out of the runner that runs it
+    (aiohttp's ``shutdown_timeout``) begins after that.
     """
     cors = Cors(settings.allowed_origins)
     app = web.Application(middlewares=[_closing, problems, cors.preflights])

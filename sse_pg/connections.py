@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -70,7 +71,7 @@ def _not_http(error: BaseException | None) -> Problem:
 class Site(web.BaseSite):
     """Listens for a runner, on an address or on a socket that listens already."""
 
-    __slots__ = ("_host", "_port", "_refused", "_settings", "_sock")
+    __slots__ = ("_host", "_port", "_refused", "_settings", "_sock", "_streams")
 
     def __init__(
         self,
@@ -80,12 +81,15 @@ class Site(web.BaseSite):
         host: str | None = None,
         port: int | None = None,
         sock: socket.socket | None = None,
+        streams: Callable[[], int],
     ) -> None:
+        """``streams`` tells how many connections are streams: aiohttp no longer counts those."""
         super().__init__(runner, backlog=BACKLOG)
         self._settings = settings
         self._host = host
         self._port = port
         self._sock = sock
+        self._streams = streams
         self._refused: set[Refusal] = set()
 
     @property
@@ -104,7 +108,7 @@ class Site(web.BaseSite):
     def _accept(self) -> asyncio.Protocol:
         server = self._runner.server
         assert server is not None
-        if len(server.connections) >= self._settings.max_connections:
+        if len(server.connections) + self._streams() >= self._settings.max_connections:
             if isinstance(self._runner, web.AppRunner) and TURNED_AWAY in self._runner.app:
                 self._runner.app[TURNED_AWAY]["connections"] += 1
             return Refusal(self._refused, self._settings.max_connections)

@@ -80,35 +80,25 @@ class StreamLimits:
         self._most = {"user": per_user, "address": per_address}
         self._open: Counter[tuple[str, str]] = Counter()
 
-    def one(self, user: str | None, address: str) -> _Counted:
-        """Count a stream as long as the block lasts. Raises the 429 where there are enough."""
-        keys: tuple[tuple[str, str], ...] = (("address", site(address)),)
-        if user is not None:
-            keys += (("user", user),)
+    def take(self, user: str | None, address: str) -> None:
+        """Count a stream. Raises the 429 where there are enough."""
+        keys = _keys(user, address)
         for kind, key in keys:
             most = self._most[kind]
             if most and self._open[kind, key] >= most:
                 raise too_many(f"This {kind} has its {most} streams on this server.", STREAMS_RETRY, f"streams_{kind}")
-        return _Counted(self._open, keys)
+        self._open.update(keys)
 
-
-class _Counted:
-    """A stream that counts. A generator in its place takes half a kilobyte, for as long as the stream is open."""
-
-    __slots__ = ("_keys", "_open")
-
-    def __init__(self, streams: Counter[tuple[str, str]], keys: tuple[tuple[str, str], ...]) -> None:
-        self._open = streams
-        self._keys = keys
-
-    def __enter__(self) -> None:
-        self._open.update(self._keys)
-
-    def __exit__(self, *_: object) -> None:
-        for each in self._keys:
+    def give_back(self, user: str | None, address: str) -> None:
+        """Count a stream no longer."""
+        for each in _keys(user, address):
             self._open[each] -= 1
             if not self._open[each]:
                 del self._open[each]
+
+
+def _keys(user: str | None, address: str) -> list[tuple[str, str]]:
+    return [("address", site(address))] + ([("user", user)] if user is not None else [])
 
 
 class PublishRate:

@@ -32,10 +32,6 @@ class Pulse:
                     await asyncio.sleep(0)
 
     def _touch(self, stream: Stream, now: float) -> None:
-        if stream.transport.is_closing():
-            # Its handler is cancelled, unless the application runs without handler_cancellation.
-            stream.end("the client went")
-            return
         position = self._hub.position
         if stream.live and now - stream.told_at >= self._refresh and stream.told != position:
             stream.tell(wire.position(position), position, now)

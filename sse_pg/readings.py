@@ -14,12 +14,13 @@ from sse_pg.bus import Bus
 from sse_pg.database import Pool
 from sse_pg.meter import BOUNDS, Meter
 from sse_pg.metric import BY_NAME, Numbers
+from sse_pg.stream import Reason
 from sse_pg.version import VERSION
 
 #: Upper ends of the classes of groups by size.
 _SIZES = (1, 10, 100, 1000)
 #: Why a stream ended, as the log says it and as the metric does.
-REASONS = {
+REASONS: dict[Reason, str] = {
     "the client went": "client",
     "slow": "slow",
     "the server stops": "drain",
@@ -93,7 +94,7 @@ def _streams(bus: Bus) -> Numbers:
         groups[names[bisect_left(_SIZES, size)]] += 1
     closed: dict[str, float] = {}
     for reason, count in hub.closed.items():
-        name = REASONS.get(reason, "error")
+        name = REASONS[reason]
         closed[name] = closed.get(name, 0) + count
     return {
         "sse_pg_streams": {"live": live, "catching_up": len(hub.streams) - live},

@@ -64,7 +64,7 @@ class Replay:
         """
         limit = min(FIRST_PAGE, self._page)
         source = "none"
-        while not stream.ended.done() and not stream.transport.is_closing():
+        while stream.reason is None:
             before = stream.replayed
             step = self._hub.join(stream)
             if source == "none" and stream.replayed > before:

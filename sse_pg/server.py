@@ -59,15 +59,19 @@ async def serve(
     app = app or create_app(settings)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=LAST_REQUESTS)
     await runner.setup()
+
+    def streams() -> int:
+        return len(app[BUS].hub.streams)
+
     telling = asyncio.create_task(_tell(app[BUS].tail.listening, ready)) if ready else None
     try:
         if sockets:
             await _first(app[BUS].tail.listening.wait(), stop.wait(), FIRST_READ)
         try:
             for each in sockets:
-                await Site(runner, settings, sock=each).start()
+                await Site(runner, settings, sock=each, streams=streams).start()
             if not sockets:
-                await Site(runner, settings, host=settings.host, port=settings.port).start()
+                await Site(runner, settings, host=settings.host, port=settings.port, streams=streams).start()
         except OSError as error:
             raise SettingError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
         host, port = runner.addresses[0][:2]

@@ -61,7 +61,7 @@ class Launcher:
         app = create_app(settings)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=5)
         await runner.setup()
-        await Site(runner, settings, host="127.0.0.1", port=0).start()
+        await Site(runner, settings, host="127.0.0.1", port=0, streams=lambda: len(app[BUS].hub.streams)).start()
         host, port = runner.addresses[0][:2]
         server = Server(f"http://{host}:{port}", app[BUS], runner)
         self._servers.append(server)

@@ -55,6 +55,32 @@ async def test_the_response_s_head(client: Client) -> None:
     assert "Content-Encoding" not in headers
 
 
+async def test_an_open_stream_is_no_request_to_aiohttp(launch: Launcher) -> None:
+    server = await launch()
+    assert server.runner.server is not None
+    connections = server.runner.server.connections
+    async with Client(server.url) as client:
+        reader, writer = await raw_stream(
+            client,
+            b"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            # What follows waits for an end that does not come.
+            + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100,
+        )
+        await read_until(reader, b"\n\n\r\n")
+        await eventually(lambda: all(each.live for each in server.bus.hub.streams))
+        assert not [task for task in asyncio.all_tasks() if "Stream" in repr(task.get_coro())]
+        writer.write(b"more of it" * 100_000)
+        await writer.drain()
+        number = await client.publish("a", {"item": "lamp"})
+        assert f"id: {number}".encode() in await read_until(reader, b"\n\n\r\n")
+        await eventually(lambda: len(connections) == 1)  # the publisher's, which is kept
+        writer.write_eof()
+        async with asyncio.timeout(PATIENCE):
+            await reader.read()
+        await eventually(lambda: not server.bus.hub.streams)
+        writer.close()
+
+
 async def test_the_first_block_begins_with_retry_and_id(client: Client) -> None:
     number = await client.publish("other", 1)
     reader, writer = await raw_stream(

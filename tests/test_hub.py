@@ -50,6 +50,9 @@ class Wire:
     def is_closing(self) -> bool:
         return self.closing
 
+    def close(self) -> None:
+        self.closing = True
+
     def abort(self) -> None:
         self.closing = self.aborted = True
 
@@ -68,6 +71,7 @@ def opened(
     transport = Wire()
     stream = Stream(
         cast("asyncio.Transport", transport),
+        hub.leave,
         channels=frozenset(channels),
         cursor=at,
         envelope=envelope,
@@ -75,7 +79,7 @@ def opened(
         buffer_limit=LIMIT,
         now=0.0,
     )
-    hub.add(stream)
+    stream.open(hub.add(stream))
     return stream, transport
 
 
@@ -145,27 +149,49 @@ async def test_a_slow_client_is_cut_off_and_the_others_are_not(hub: Hub) -> None
     slow, transport = live(hub, "a")
     fine, other = live(hub, "a")
     transport.unread = LIMIT
+    slow.pause_writing()
     deliver(hub, event(11))
-    assert not slow.ended.done()
+    assert slow.reason is None
     transport.unread = LIMIT + 1
     deliver(hub, event(12))
-    assert slow.ended.result() == "slow"
-    assert transport.aborted
+    assert slow.reason == "slow"
     assert transport.ids() == ["11"]
     deliver(hub, event(13))
     assert other.ids() == ["11", "12", "13"]
-    assert not fine.ended.done()
-    hub.leave(slow)
+    assert fine.reason is None
+    await asyncio.sleep(0)
+    assert transport.aborted
+    assert slow not in hub.streams
     deliver(hub, event(14))
     assert other.ids()[-1] == "14"
 
 
-async def test_a_closing_transport_is_left_alone(hub: Hub) -> None:
+async def test_an_ended_stream_is_left_alone(hub: Hub) -> None:
     stream, transport = live(hub, "a")
-    transport.closing = True
+    stream.connection_lost(None)
     deliver(hub, event(11))
     assert transport.writes == []
-    assert not stream.ended.done()
+    assert stream.reason == "the client went"
+    await asyncio.sleep(0)
+    assert stream not in hub.streams
+
+
+async def test_an_answer_ends_in_order_unless_the_stream_failed(hub: Hub) -> None:
+    (whole, one), (plain, two), (failed, three) = live(hub, "a", chunked=True), live(hub, "a"), live(hub, "a")
+    whole.end("the server stops")
+    whole.end("later")
+    plain.end("the server stops")
+    failed.end("an error")
+    assert not one.closing, "whoever ends it may be going through the streams"
+    await asyncio.sleep(0)
+    assert one.writes == [b"0\r\n\r\n"]
+    assert one.closing
+    assert not one.aborted
+    assert two.writes == []
+    assert two.closing
+    assert three.aborted
+    assert whole.reason == "the server stops"
+    assert not hub.streams
 
 
 async def test_who_left_gets_nothing(hub: Hub) -> None:
@@ -351,15 +377,20 @@ def test_a_cursor_of_a_log_that_was_lost_is_certain_up_to_what_was_settled(hub: 
 
 async def test_drained_waits_for_the_client(hub: Hub) -> None:
     stream, transport = opened(hub, "a")
-    transport.unread = LIMIT
+    await stream.drained()  # nothing to wait for
+    stream.pause_writing()
     waiting = asyncio.ensure_future(stream.drained())
     await asyncio.sleep(0)
     assert not waiting.done()
-    transport.unread = 0
+    stream.resume_writing()
     await asyncio.wait_for(waiting, 10)
-    transport.unread = LIMIT
+    stream.pause_writing()
+    stream.task = asyncio.ensure_future(stream.drained())
+    waiting = stream.task
+    await asyncio.sleep(0)
     stream.end("over")
-    await asyncio.wait_for(stream.drained(), 10)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(waiting, 10)
     assert not transport.aborted
 
 

@@ -27,7 +27,7 @@ LAYERS = [
     "client_*",
     "client fields frontier publisher store token_keys wire",
     "exposure meter publish_body ring stream tail_meter tail_reads token_jwks waiters",
-    "look",
+    "look takeover",
     "check_*",
     "doctor",
     "authorizer hub tokens",

@@ -53,24 +53,29 @@ def test_proxies_that_are_no_addresses_stop_the_start() -> None:
 
 def test_streams_are_given_back() -> None:
     limits = StreamLimits(per_user=1, per_address=2)
-    with limits.one("u", "192.0.2.1"):
-        with pytest.raises(Problem) as refused, limits.one("u", "192.0.2.9"):
-            pass
-        assert (refused.value.status, "user" in refused.value.detail) == (429, True)
-        with limits.one("v", "192.0.2.1"), pytest.raises(Problem, match="address"), limits.one(None, "192.0.2.1"):
-            pass
+    limits.take("u", "192.0.2.1")
+    with pytest.raises(Problem) as refused:
+        limits.take("u", "192.0.2.9")
+    assert (refused.value.status, "user" in refused.value.detail) == (429, True)
+    limits.take("v", "192.0.2.1")
+    with pytest.raises(Problem, match="address"):
+        limits.take(None, "192.0.2.1")
+    limits.give_back("v", "192.0.2.1")
+    limits.take(None, "192.0.2.1")
+    limits.give_back(None, "192.0.2.1")
+    limits.give_back("u", "192.0.2.1")
     assert not limits._open
 
 
 def test_one_household_is_one_address() -> None:
     limits = StreamLimits(per_user=0, per_address=1)
-    with limits.one(None, "2001:db8::1"):
-        with pytest.raises(Problem), limits.one(None, "2001:db8::ffff:2"):
-            pass
-        with limits.one(None, "2001:db8:0:1::1"), limits.one(None, "192.0.2.1"):
-            pass
-        with pytest.raises(Problem), limits.one(None, "2001:db8::1"):
-            pass
+    limits.take(None, "2001:db8::1")
+    with pytest.raises(Problem):
+        limits.take(None, "2001:db8::ffff:2")
+    limits.take(None, "2001:db8:0:1::1")
+    limits.take(None, "192.0.2.1")
+    with pytest.raises(Problem):
+        limits.take(None, "2001:db8::1")
 
 
 async def test_too_many_streams_of_one_user_and_of_one_address(launch: Launcher) -> None:
@@ -313,6 +318,19 @@ async def test_connections_in_all(launch: Launcher, monkeypatch: pytest.MonkeyPa
         assert (await client.get("/healthz"))[0] == 200
     for each in (open_ones[1][1], told.writer, writer):
         each.close()
+
+
+async def test_streams_count_as_connections(launch: Launcher) -> None:
+    server = await launch(max_connections=2)
+    async with Client(server.url) as client, client.stream("a") as one, client.stream("a"):
+        await eventually(lambda: not server.runner.server.connections if server.runner.server else False)
+        reader, writer = await asyncio.open_connection(*port(server.url))
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await answer(reader))[0] == 503
+        one.close()
+        await eventually(lambda: len(server.bus.hub.streams) == 1)
+        assert (await client.get("/healthz"))[0] == 200
+        writer.close()
 
 
 async def test_hundreds_that_send_nothing_leave_room_for_others(launch: Launcher) -> None:

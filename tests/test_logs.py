@@ -61,7 +61,7 @@ async def test_a_stream_that_changes_its_groups_counts_on(launch: Launcher, capl
             await stream.events(3)
             await other.events(2)
         await eventually(lambda: len(server.bus.hub.streams) == 1)
-    (closed,) = (line for line in map(json.loads, lines(caplog, logs.JsonFormatter())) if "reason" in line)
+        (closed,) = (line for line in map(json.loads, lines(caplog, logs.JsonFormatter())) if "reason" in line)
     assert (closed["user"], closed["channels"], closed["events"], closed["replayed"]) == ("u", ["a", "b"], 3, 0)
 
 

@@ -11,7 +11,6 @@ async def bus() -> web.AppRunner:
     app = create_app(Settings.from_env(os.environ))
     return web.AppRunner(
         app,
-        handler_cancellation=True,  # a stream ends with its client at once, not within a second
         shutdown_timeout=10,
         access_log=None,
         max_line_size=65536,  # a thousand channel names in a URL; aiohttp's default is 8190
