@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> web.Application:
 async def _closing(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Keep no connection of a server that stops: a proxy would send the next request into one that is being closed."""
     response = await handler(request)
-    if request.app[BUS].draining and not response.prepared:
+    if request.app[BUS].leaving and not response.prepared:
         response.force_close()
     return response
 

@@ -62,6 +62,8 @@ class Bus:
         self.pulse = Pulse(self.hub, settings.heartbeat, settings.position_refresh)
         self.maintenance = Maintenance(self.pool, settings)
         self.draining = False
+        self.leaving = False
+        """Each connection ends with its next answer: set before a server drains, or hands over to another process."""
         self.turned_away: Counter[str] = Counter()
         """Requests, by what they were refused for, or by the status 401 or 403."""
         self.cursors: Counter[str] = Counter()
@@ -79,7 +81,7 @@ class Bus:
 
     async def end_streams(self, seconds: float) -> None:
         """End every stream, spread over a time, so that the clients do not all come back in the same moment."""
-        self.draining = True
+        self.draining = self.leaving = True
         self.publisher.hurry()
         streams = list(self.hub.streams)
         for place, stream in enumerate(streams):

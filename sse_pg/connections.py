@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -104,6 +105,29 @@ class Site(web.BaseSite):
         loop = asyncio.get_running_loop()
         where: dict[str, Any] = {"sock": self._sock} if self._sock else {"host": self._host, "port": self._port}
         self._server = await loop.create_server(self._accept, backlog=BACKLOG, **where)
+
+    async def leave(self) -> None:
+        """Accept no more and close the port. Who has connected is taken in first: closing would cut him off.
+
+        A proxy may have sent a publish to a connection that nobody has accepted yet, and must not send it again
+        elsewhere; one that is refused, it may. Between the last one taken and the end of the port lie two system calls.
+        """
+        server = self._server
+        assert isinstance(server, asyncio.Server)
+        loop = asyncio.get_running_loop()
+        ports = [each.dup() for each in server.sockets]
+        for each in server.sockets:
+            loop.remove_reader(each)
+        await asyncio.sleep(0)  # asyncio drops those whose acceptance is under way when it closes a server
+        server.close()
+        waiting: list[socket.socket] = []
+        for port in ports:
+            with port, contextlib.suppress(OSError):
+                while True:
+                    waiting.append(port.accept()[0])
+        for each in waiting:
+            each.setblocking(False)
+            await loop.connect_accepted_socket(self._accept, each)
 
     def _accept(self) -> asyncio.Protocol:
         server = self._runner.server

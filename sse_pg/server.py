@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from sse_pg.app import BUS, create_app
+from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.connections import Site
 from sse_pg.errors import SettingError
@@ -23,8 +24,10 @@ log = logging.getLogger(__name__)
 MOST_FILES = 1_048_576
 #: Seconds that requests in flight get when the server stops.
 LAST_REQUESTS = 10.0
-#: Seconds that connections accepted last get to send their request when another process takes over.
+#: Seconds that connections accepted last get to send their request when the port is left or another process takes over.
 LAST_ACCEPTED = 0.5
+#: Seconds between two looks at whether anybody is still connected.
+LOOK = 0.02
 #: Seconds that connections wait for a new process to follow the log, after which they are told that it does not.
 FIRST_READ = 3.0
 
@@ -45,10 +48,15 @@ async def serve(
     Raises SettingError when the address cannot be listened on.
     """
     _raise_file_limit()
-    stop, handed_over = asyncio.Event(), asyncio.Event()
+    stop, handed_over, by_hand = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+    def interrupt() -> None:
+        by_hand.set()
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
 
     def hand_over() -> None:
         handed_over.set()
@@ -79,9 +87,10 @@ async def serve(
         await stop.wait()
         log.info("stopping: %d streams end within %g s", len(app[BUS].hub.streams), settings.drain)
         if handed_over.is_set():
-            await _let_go(runner, sockets)
-        # Else still listening: whoever asks /readyz is told that this server stops, rather than refused.
-        await app[BUS].end_streams(settings.drain)
+            await _let_go(runner, app[BUS], sockets)
+            await app[BUS].end_streams(settings.drain)
+        else:
+            await drain(runner, app[BUS], settings.drain, idle=not by_hand.is_set())
     finally:
         if telling is not None:
             telling.cancel()
@@ -107,8 +116,35 @@ async def _first(one: Coroutine[Any, Any, object], two: Coroutine[Any, Any, obje
         task.cancel()
 
 
-async def _let_go(runner: web.AppRunner, sockets: Sequence[socket.socket]) -> None:
+async def drain(runner: web.AppRunner, bus: Bus, seconds: float, *, idle: bool = True) -> None:
+    """End the streams over a time, and leave the port when nobody is connected any more, or the time is over.
+
+    Until then it listens: whoever asks /readyz is told that this server stops. A connection that is kept alive stays
+    for its next request, whose answer closes it. Closed without one, it may take a publish with it that a proxy has
+    just sent, and must not send to another server. Without ``idle`` nobody waits for those: a person at a terminal
+    does not want to.
+    """
+    until = asyncio.get_running_loop().time() + seconds
+    await bus.end_streams(seconds)
+    if idle:
+        await _empty(runner, until)
+    for site in runner.sites:
+        if isinstance(site, Site):
+            await site.leave()
+    await _empty(runner, asyncio.get_running_loop().time() + LAST_ACCEPTED)
+
+
+async def _empty(runner: web.AppRunner, until: float) -> None:
+    """Wait until there is no connection, or for a moment of the loop's clock."""
+    loop, server = asyncio.get_running_loop(), runner.server
+    # aiohttp tells nobody that a connection has ended.
+    while server is not None and server.connections and loop.time() < until:  # noqa: ASYNC110
+        await asyncio.sleep(LOOK)
+
+
+async def _let_go(runner: web.AppRunner, bus: Bus, sockets: Sequence[socket.socket]) -> None:
     """Accept no more, and refuse nobody who was accepted: their requests have a moment to come in."""
+    bus.leaving = True
     for each in sockets:
         # Not closed yet: asyncio drops the connections whose acceptance is under way when it closes a server.
         asyncio.get_running_loop().remove_reader(each)

@@ -81,9 +81,9 @@ class Workers:
 
     async def end(self) -> None:
         """End every worker in good order; kill those that take too long."""
-        await end(self._processes, signal.SIGTERM, self._patience)
         for place in self._places:
-            place.close()
+            place.close()  # each worker leaves its port by itself: nobody is to wait here once it has
+        await end(self._processes, signal.SIGTERM, self._patience)
 
     async def _renew(self, asked: asyncio.Event) -> None:
         while True:

@@ -17,6 +17,7 @@ from sse_pg.app import BUS, create_app
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.connections import Site
+from sse_pg.server import drain as end
 
 PATIENCE = 20.0
 """Seconds a test waits for what must come; only a failure takes that long."""
@@ -39,7 +40,7 @@ class Server:
 
     async def stop(self, drain: float = 0) -> None:
         """Stop as SIGTERM would."""
-        await self.bus.end_streams(drain)
+        await end(self.runner, self.bus, drain)
         await self.runner.cleanup()
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import socket
+from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
+import psycopg
 import pytest
 from proxies import proxy
-from support import PATIENCE, Client, Launcher
+from support import PATIENCE, Client, Launcher, eventually
 
 from sse_pg.client import Event, publish, subscribe
 
@@ -39,6 +44,22 @@ async def test_an_event_goes_through_before_the_next_one(name: str, launch: Laun
         async with asyncio.timeout(PATIENCE):  # who went is noticed at a heartbeat, at the latest
             while server.bus.hub.streams:
                 await asyncio.sleep(0.01)
+
+
+@NAMES
+async def test_a_client_that_is_killed_is_noticed(name: str, launch: Launcher, tmp_path: Path) -> None:
+    """It has HTTP/2 in TLS, and ends neither."""
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is not installed")
+    server = await launch(heartbeat=0.3)
+    async with proxy(name, tmp_path, server.url) as url:
+        words = ["-skN", "--http2", "-o", "/dev/null", f"{url}/api/events/stream?channels=a"]
+        reader = await asyncio.create_subprocess_exec(curl, *words)
+        await eventually(lambda: server.bus.hub.streams)
+        reader.kill()
+        await reader.wait()
+        await eventually(lambda: not server.bus.hub.streams)
 
 
 @NAMES
@@ -114,6 +135,70 @@ async def test_a_deploy_loses_nothing(name: str, launch: Launcher, tmp_path: Pat
         async with Behind(url) as client:
             status, body = await client.get("/api/events/history?channel=a&limit=1000")
             assert (status, len(body["events"])) == (200, len(expected))
+
+
+@NAMES
+async def test_a_deploy_turns_no_publisher_away(name: str, launch: Launcher, tmp_path: Path) -> None:
+    """One of two servers stops. Publishers that have no keys and repeat nothing get 201 each time, for one event."""
+    one, two = await launch(), await launch()
+    publishers, more = 6, 50
+    answers: Counter[int | str] = Counter()
+    stopped = asyncio.Event()
+
+    async with proxy(name, tmp_path, one.url, two.url) as url, session() as http, Behind(url) as client:
+
+        async def write() -> None:
+            left = more
+            while left:
+                left -= stopped.is_set()
+                body = {"channel": "a", "payload": 1}
+                try:
+                    async with http.post(f"{url}/api/events/publish", json=body) as answer:
+                        answers[answer.status] += 1
+                except aiohttp.ClientError as error:
+                    answers[repr(error)] += 1
+
+        async with asyncio.timeout(PATIENCE * 2), asyncio.TaskGroup() as group:
+            for _ in range(publishers):
+                group.create_task(write())
+            await eventually(lambda: answers.total() > 100)
+            async with client.stream("b"):
+                await one.stop(drain=5)
+            stopped.set()
+        assert set(answers) == {201}, answers
+        async with await psycopg.AsyncConnection.connect(launch.database_url) as conn:
+            count = await (await conn.execute("SELECT count(*) FROM sse_pg.events")).fetchone()
+        assert count == (answers[201],)
+
+
+async def test_a_kept_connection_has_one_more_request(launch: Launcher) -> None:
+    """A server that drains does not close it under a request that may be on its way, and leaves when it has had it."""
+    server = await launch()
+    async with Client(server.url) as client:
+        await client.publish("a", 1)  # the connection of this one is kept
+        stopping = asyncio.create_task(server.stop(drain=PATIENCE * 2))
+        await eventually(lambda: server.bus.draining)
+        await client.publish("a", 2)
+        async with asyncio.timeout(PATIENCE):
+            await stopping
+
+
+async def test_who_waits_to_be_accepted_is_served(launch: Launcher) -> None:
+    server = await launch()
+    where = urlsplit(server.url)
+    request = f"GET /healthz HTTP/1.1\r\nHost: {where.netloc}\r\n\r\n".encode()
+    waiting = []
+    for _ in range(5):  # no await from here on: this process accepts nobody, the kernel lets them wait
+        waiting.append(socket.create_connection((where.hostname, where.port)))
+        waiting[-1].sendall(request)
+    stopping = asyncio.create_task(server.stop())
+    for each in waiting:
+        with each:
+            answer = await asyncio.to_thread(each.recv, 1000)
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+    await stopping
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((where.hostname, where.port))
 
 
 async def test_a_server_that_stops_keeps_no_connection(launch: Launcher) -> None:
