@@ -24,7 +24,7 @@ CREATE TABLE sse_pg.migrations (
 -- What the table takes, as functions: PostgreSQL prepares the expression of a CHECK anew for each statement; that of a
 -- plpgsql function is prepared once a session. A CHECK runs with the search_path of whoever inserts (pg_restore's is
 -- empty, and an operator of somebody's own must not take the place of one of these), so each name has its schema. A SET
--- clause would do that too, and costs more than the test itself. E'' reads the same whatever
+-- clause would do that too, and costs as much as the test itself. E'' reads the same whatever
 -- standard_conforming_strings says.
 
 -- White space, control characters, comma and star have a meaning in URLs, in rules and on the wire.
