@@ -303,8 +303,8 @@ class Settings:
     drain: float = setting(
         "SSE_PG_DRAIN_SECONDS",
         5.0,
-        "Over how long a server that stops spreads the end of its streams; as long, at most, it waits for connections that "
-        "are kept alive.",
+        "Over how long a server that stops spreads the end of its streams; as long, at most, it waits for connections "
+        "that are kept alive.",
         unit="s",
         low=0,
         high=3600,
