@@ -69,6 +69,8 @@ class StreamApi:
                 max(0.0, identity.expires - time.time()), stream.end, "its token has expired"
             )
         log.info("stream opened: %s", _whom(stream), extra=logs.fields(**_about(stream)))
+        if bus.draining:  # it was asked for before, and is not among those that are ended one by one
+            stream.end("the server stops")
         if stream.reason is None:  # a rule may have ended it while its head went out
             stream.task = asyncio.create_task(self._bring_up(stream, _asked_for(request)))
         return response
@@ -82,7 +84,8 @@ class StreamApi:
 
     def _ended(self, stream: Stream) -> None:
         """Forget a stream that has ended."""
-        reason = stream.reason or "an error"
+        reason = stream.reason
+        assert reason is not None
         self._bus.hub.leave(stream, reason)
         self._release(stream)
         seconds = time.monotonic() - stream.opened_at

@@ -178,7 +178,7 @@ class _Parent:
 
 def _path(kind: type, value: Any) -> Any:
     if kind is not Path:
-        raise NotImplementedError(kind)
+        raise NotImplementedError(kind)  # what msgspec asks of a hook for what it does not know
     return Path(value)
 
 

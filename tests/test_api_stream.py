@@ -81,6 +81,28 @@ async def test_an_open_stream_is_no_request_to_aiohttp(launch: Launcher) -> None
         writer.close()
 
 
+async def test_a_stream_that_opens_while_the_server_stops_ends(
+    launch: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await launch()
+
+    async def slow(*_: object) -> None:
+        """The rule takes as long as the end of the other streams."""
+        await server.bus.end_streams(0)
+
+    monkeypatch.setattr(server.bus.access, "require", slow)
+    async with Client(server.url) as client:
+        reader, writer = await raw_stream(
+            client, b"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
+        async with asyncio.timeout(PATIENCE):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"\r\n\r\n0\r\n\r\n")
+        assert not server.bus.hub.streams
+        writer.close()
+
+
 async def test_the_first_block_begins_with_retry_and_id(client: Client) -> None:
     number = await client.publish("other", 1)
     reader, writer = await raw_stream(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from support import Block, parse_block
+from support import Block, eventually, parse_block
 from test_frontier import EPOCH, FOREVER, QUIET, WAIT, Log
 
 import sse_pg.hub
@@ -373,6 +373,16 @@ async def test_nothing_of_the_old_log_is_served(hub: Hub) -> None:
 def test_a_cursor_of_a_log_that_was_lost_is_certain_up_to_what_was_settled(hub: Hub, asked: str, certain: str) -> None:
     hub.epochs = [(10, 20)]
     assert str(hub.last_certain(Cursor.parse(asked))) == certain
+
+
+async def test_who_does_not_read_the_end_is_cut_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse_pg.stream.LINGER", 0.01)
+    (reads, one), (deaf, two) = live(hub, "a"), live(hub, "a")
+    two.unread = 1
+    reads.end("the server stops")
+    deaf.end("the server stops")
+    await eventually(lambda: two.aborted)
+    assert not one.aborted
 
 
 async def test_drained_waits_for_the_client(hub: Hub) -> None:
