@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from aiohttp import web
@@ -17,6 +18,8 @@ from sse_pg.problem import Problem, unavailable
 
 #: Seconds after which a client that has all its streams may ask again.
 STREAMS_RETRY = 10
+#: Characters of the longest address, with room for an interface's name.
+LONGEST_ADDRESS = 64
 
 
 class Proxies:
@@ -39,7 +42,7 @@ class Proxies:
         address that is not trusted: the client wrote it.
         """
         address = request.remote or "unknown"
-        if not self._trusts(address):
+        if not self._networks or not self._trusts(address):
             return address
         hops = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
         for hop in reversed([hop.strip() for hop in hops]):
@@ -56,6 +59,11 @@ class Proxies:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
+    return _parsed(text) if len(text) <= LONGEST_ADDRESS else None
+
+
+@lru_cache(4096)  # each request asks, and reading an address takes as long as decoding an event
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
     try:
         address = ip_address(text)
     except ValueError:
@@ -67,6 +75,11 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 def site(text: str) -> str:
     """Return what counts as one address: of IPv6 a whole /64, which is what one household has."""
+    return _site(text) if len(text) <= LONGEST_ADDRESS else text
+
+
+@lru_cache(4096)
+def _site(text: str) -> str:
     address = _address(text)
     if isinstance(address, IPv6Address):
         return str(ip_network((address.packed[:8] + bytes(8), 64)))
@@ -151,24 +164,29 @@ class Bodies:
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(lambda _: self._release(len(body)))  # aiohttp has a task for each request
+        content = request.content
+        if content.is_eof():  # it came with the head, as small ones do: nothing to wait for
+            self._add(body, content.read_nowait())
+            return bytes(body)
         try:
             async with asyncio.timeout(self._seconds):
-                async for part in request.content.iter_any():
-                    self.held += len(part)
-                    body += part
-                    if len(body) > self._largest:
-                        # Not request.client_max_size: that is of the application that this one is mounted in.
-                        raise Problem(413, f"The body is larger than {self._largest} bytes.")
-                    if self.held > self._most:
-                        problem = unavailable(
-                            "This server reads as many bodies now as it has memory for.", limit="bodies"
-                        )
-                        problem.headers["Connection"] = "close"
-                        raise problem
+                async for part in content.iter_any():
+                    self._add(body, part)
         except TimeoutError:
             detail = f"The body did not arrive within {self._seconds:g} s."
             raise Problem(408, detail, headers={"Connection": "close"}) from None
         return bytes(body)
+
+    def _add(self, body: bytearray, part: bytes) -> None:
+        self.held += len(part)
+        body += part
+        if len(body) > self._largest:
+            # Not request.client_max_size: that is of the application that this one is mounted in.
+            raise Problem(413, f"The body is larger than {self._largest} bytes.")
+        if self.held > self._most:
+            problem = unavailable("This server reads as many bodies now as it has memory for.", limit="bodies")
+            problem.headers["Connection"] = "close"
+            raise problem
 
     def _release(self, size: int) -> None:
         self.held -= size

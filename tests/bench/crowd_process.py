@@ -64,7 +64,7 @@ class Crowd:
                 commands += [json.loads(line) for line in lines]
                 continue
             try:
-                data = read(fd, 262144)
+                data = read(fd, 65536)
             except BlockingIOError:
                 continue
             except OSError:
