@@ -755,25 +755,13 @@ BEGIN
     PERFORM sse_pg.note_purged(up_to);
 END $$;
 
--- How many ids a partition spans, without the jumps where an epoch begins: at most so many events are in it.
-CREATE FUNCTION sse_pg.ids_in(part regclass) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    low  bigint;
-    high bigint;
-BEGIN
-    EXECUTE format('SELECT min(id), max(id) FROM %s', part) INTO low, high;
-    RETURN coalesce(high - low + 1 - (SELECT coalesce(sum(e.starts_at - greatest(e.settled_to, low)), 0)
-                                        FROM sse_pg.epochs e WHERE e.starts_at BETWEEN low AND high), 0);
-END $$;
-
 -- Drops the partitions that lie below what is to be kept, the oldest first, eight in a call: those above which
 -- `keep_events` ids are, and those whose newest event is older than `keep`. NULL is no limit; one limit is enough for a
 -- partition to go. What a publisher in flight can still write to, or a server that is up has not read, stays. Where a
 -- transaction holds sse_pg.events for long, the partitions are emptied instead, which needs no lock on it; a later call
 -- drops them. Also deletes idempotency keys older than `keep_keys`, 10,000 in a call.
 --
--- `events` is how many ids the partitions spanned; `state` is done, more (call again) or busy (call again later).
+-- `events` is how many ids were drawn in the partitions' ranges; `state` is done, more (call again) or busy (call again later).
 CREATE FUNCTION sse_pg.purge(
     keep_events bigint DEFAULT NULL, keep interval DEFAULT NULL, keep_keys interval DEFAULT NULL,
     OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint, OUT purged_to bigint, OUT state text)
@@ -783,6 +771,7 @@ DECLARE
     noted   bigint;      -- purged before; a partition below was emptied and is still to be dropped
     last    bigint;
     settled bigint;      -- nothing up to here is still to be written or read
+    jumps   int8multirange;          -- ids that were left out where an epoch begins
     above   bigint := 0;
     newest  timestamptz;
     p       record;
@@ -812,13 +801,26 @@ BEGIN
     IF EXISTS (SELECT FROM sse_pg.live_servers()) THEN
         SELECT least(settled, l.settled_to) INTO settled FROM sse_pg.log l;
     END IF;
-    above := sse_pg.ids_in('sse_pg.events_default');
-    FOR p IN SELECT q.part, q.last_id, sse_pg.ids_in(q.part) AS span FROM sse_pg.partitions() q ORDER BY q.first_id DESC
+    SELECT coalesce(range_agg(int8range(e.settled_to + 1, e.starts_at, '[]')), '{}') INTO jumps FROM sse_pg.epochs e;
+    -- The ids that were drawn in a partition's range, from its bounds alone: asking each table for its least and its
+    -- highest id makes a purge slower with each partition that stays. The default partition is above all others.
+    FOR p IN
+        SELECT q.part, q.last_id, CASE WHEN pg_relation_size(q.part) = 0 THEN 0 ELSE (
+                   SELECT coalesce(sum(upper(r.ids) - lower(r.ids)), 0)
+                     FROM unnest(int8multirange(int8range(q.first_id, greatest(q.first_id, least(q.last_id, last) + 1)))
+                                 - jumps) AS r(ids)) END AS span
+          FROM (SELECT n.part, greatest(n.first_id, 1) AS first_id, n.last_id FROM sse_pg.partitions() n
+                 UNION ALL
+                SELECT 'sse_pg.events_default', coalesce(max(n.last_id), noted) + 1, NULL
+                  FROM sse_pg.partitions() n) q
+         ORDER BY q.first_id DESC
     LOOP
-        parts := p.part || parts;
-        lasts := p.last_id || lasts;
-        spans := p.span || spans;
-        aboves := above || aboves;
+        IF p.last_id IS NOT NULL THEN
+            parts := p.part || parts;
+            lasts := p.last_id || lasts;
+            spans := p.span || spans;
+            aboves := above || aboves;
+        END IF;
         above := above + p.span;
     END LOOP;
     FOR i IN 1 .. cardinality(parts) LOOP
