@@ -12,18 +12,14 @@ Every error is an EmbeddedError of one line that says what to do.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,6 +28,7 @@ import psycopg
 
 from sse_pg.embedded_account import Account, account_for
 from sse_pg.embedded_binaries import Binaries, find_binaries
+from sse_pg.embedded_child import Child
 from sse_pg.embedded_copy import runnable
 from sse_pg.embedded_directories import (
     PORT,
@@ -50,7 +47,6 @@ from sse_pg.embedded_postmaster import (
     in_use,
     postmaster,
     running,
-    serves,
     take_lock,
     url_of,
 )
@@ -60,7 +56,6 @@ from sse_pg.errors import EmbeddedError
 __all__ = ["Binaries", "EmbeddedPostgres", "default_data_dir", "find_binaries", "running"]
 
 READY_SECONDS = 60.0
-GUARD = Path(__file__).with_name("embedded_guard.py")
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +75,7 @@ class EmbeddedPostgres:
         self._server_log = ServerLog(self.log)
         self._binaries = binaries
         self._options = dict(options or {})
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._owner = 0
-        self._pid = 0
+        self._child: Child | None = None
         self._cluster = self.data_dir
         self._socket_dir = self.data_dir
 
@@ -98,7 +91,7 @@ class EmbeddedPostgres:
     @property
     def url(self) -> str:
         """The URI of the database, for psycopg and psql."""
-        self._running_guard()
+        self._running()
         return url_of(self._socket_dir)
 
     @property
@@ -109,13 +102,12 @@ class EmbeddedPostgres:
     @property
     def pid(self) -> int:
         """The process id of PostgreSQL."""
-        self._running_guard()
-        return self._pid
+        return self._running().pid
 
     def start(self) -> None:
         """Start the server and return when the database is there. Raises EmbeddedError."""
-        if self._guard is not None:
-            raise in_use(self.data_dir, self._owner)
+        if self._child is not None:
+            raise in_use(self.data_dir, self._child.owner)
         try:
             self._start()
         except OSError as error:
@@ -129,12 +121,10 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Shut the server down, which closes its connections, and wait; harmless when it is not running."""
-        guard = self._guard
-        if guard is None or self._owner != os.getpid():
-            return
-        self._end(guard)
-        # Only now: an interrupt while waiting leaves a second call something to do.
-        self._guard = None
+        if self._child is not None and self._child.owner == os.getpid():
+            self._child.stop()
+            # Only now: an interrupt while waiting leaves a second call something to do.
+            self._child = None
 
     def _start(self) -> None:
         binaries = self._binaries or find_binaries()
@@ -221,37 +211,21 @@ class EmbeddedPostgres:
                 raise EmbeddedError(f"PostgreSQL does not start: {last_lines(words)} (all of it is in {self.log})")
             time.sleep(0.2)
 
-    def _spawn(self, command: list[str], account: Account, lock: int) -> subprocess.Popen[bytes]:
-        """Run a command under a guard, in a session of its own that Ctrl-C does not reach."""
-        user = [str(account.uid), str(account.gid)] if account.drop else ["-", "-"]
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-        with open(os.open(self.log, flags, 0o600), "ab") as output, _signals_held():
-            guard = subprocess.Popen(
-                [sys.executable, "-IS", str(GUARD), str(os.getpid()), *user, *command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                cwd="/",
-                env=_environment(),
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
-            self._owner = os.getpid()
-            self._guard = guard
-        told = guard.stdout.readline() if guard.stdout else b""
-        self._pid = int(told) if told else 0
-        return guard
+    def _spawn(self, command: list[str], account: Account, lock: int) -> Child:
+        self._child = Child(command, self._cluster, account)
+        self._child.start(self.log, lock)
+        return self._child
 
     def _wait_until_ready(self, said: int) -> bool:
         """Wait until the server takes connections; False when it ends instead.
 
         Recovery after a crash may be long, and speaks in the log: the time limit is for silence.
         """
-        guard = self._running_guard()
+        child = self._running()
         size, quiet_since = said, time.monotonic()
-        while guard.poll() is None:
+        while not child.ended:
             found = postmaster(self._cluster)
-            if found is not None and found.pid == self._pid and found.status == "ready":
+            if found is not None and found.pid == child.pid and found.status == "ready":
                 return True
             now = self._server_log.size()
             if now != size:
@@ -272,30 +246,10 @@ class EmbeddedPostgres:
                 f"the database {DATABASE} cannot be made: {last_lines(str(error))} (see {self.log})"
             ) from error
 
-    def _end(self, guard: subprocess.Popen[bytes]) -> None:
-        """Have the guard end its program and wait for both."""
-        for end in (guard.stdin, guard.stdout):
-            if end is not None:
-                end.close()
-        # A fork of this process may still hold the pipe open.
-        guard.terminate()
-        try:
-            guard.wait(LEAVING_SECONDS)
-        except subprocess.TimeoutExpired:
-            guard.kill()
-            guard.wait()
-        # A guard that was killed leaves PostgreSQL on its way out (Linux), or running.
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-            if not self._pid or _wait_for(lambda: not serves(self._pid, self._cluster), 0):
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, number)
-            _wait_for(lambda: not serves(self._pid, self._cluster), 10)
-
-    def _running_guard(self) -> subprocess.Popen[bytes]:
-        if self._guard is None:
+    def _running(self) -> Child:
+        if self._child is None:
             raise EmbeddedError("the embedded PostgreSQL is not running; call start() first")
-        return self._guard
+        return self._child
 
     @functools.cached_property
     def _psql_program(self) -> str:
@@ -316,42 +270,9 @@ def _locales(major: int) -> Iterable[list[str]]:
     return [["--locale=C.UTF-8"], ["--locale=C"]]
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment for PostgreSQL: ours, without our secrets and what would change its settings or language.
-
-    Another account runs it, and what it may read of itself, SQL may read.
-    """
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PG", "LC_", "SSE_PG_")) and name not in ("LANG", "LANGUAGE", "DATABASE_URL")
-    }
-    return {**kept, "LC_ALL": "C"}
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Keep a handler that raises from coming between the start of a process and the note that it is there."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _sync(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _wait_for(done: Callable[[], bool], seconds: float) -> bool:
-    """Ask again and again until it is done or the time is over; return which."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.02)
-    return True

@@ -21,6 +21,7 @@ import pytest
 
 from sse_pg import embedded_binaries, embedded_log
 from sse_pg.embedded import Binaries, EmbeddedPostgres, default_data_dir, find_binaries, running
+from sse_pg.embedded_child import Child
 from sse_pg.errors import EmbeddedError
 
 ROOT = os.geteuid() == 0
@@ -53,7 +54,7 @@ with EmbeddedPostgres(Path(sys.argv[1])) as server:
             os.closerange(0, 3)
             time.sleep(60)
             os._exit(0)
-    print(server.pid, server._running_guard().pid, fork, flush=True)
+    print(server.pid, server._running().guard_pid, fork, flush=True)
     sys.stdin.read()
 """
 """A program that has a server until its stdin ends; prints the ids of PostgreSQL, of the guard, of a fork."""
@@ -295,12 +296,21 @@ def test_a_second_start_is_refused(place: Path) -> None:
         assert values_of_one(url) == 1
 
 
-def test_a_bad_setting_says_what_postgresql_says(place: Path) -> None:
+def test_a_bad_setting_says_what_postgresql_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[Child] = []
+    start = Child.start
+
+    def noted(self: Child, log: Path, lock: int) -> None:
+        children.append(self)
+        start(self, log, lock)
+
+    monkeypatch.setattr(Child, "start", noted)
     server = EmbeddedPostgres(place, options={"shared_buffers": "plenty"})
     with pytest.raises(EmbeddedError, match=r"PostgreSQL does not start: .*shared_buffers.*plenty") as error:
         server.start()
     assert str(server.log) in one_line(error)
-    assert gone(server._pid)
+    assert children[-1].pid
+    assert all(gone(child.pid) for child in children)
     with EmbeddedPostgres(place):
         pass
 
@@ -423,7 +433,7 @@ def test_the_server_ends_though_the_guard_is_killed(place: Path) -> None:
     with EmbeddedPostgres(place) as server:
         pid = server.pid
         keep(server.url, 1)
-        os.kill(server._running_guard().pid, signal.SIGKILL)
+        os.kill(server._running().guard_pid, signal.SIGKILL)
         wait_for(lambda: gone(pid))
     with EmbeddedPostgres(place) as server:
         assert values(server.url) == [1]
@@ -447,11 +457,12 @@ def test_a_stale_pid_file_does_not_hinder(place: Path) -> None:
     with EmbeddedPostgres(place) as server:
         cluster = server._cluster
         text = (cluster / "postmaster.pid").read_text()
+        pid = server.pid
     user = cluster.stat()
     # The number now belongs to another process of the same user, as happens after a container's restart.
     sleeper = subprocess.Popen(["sleep", "60"], user=user.st_uid if ROOT else None, extra_groups=[] if ROOT else None)
     try:
-        (cluster / "postmaster.pid").write_text(text.replace(str(server._pid), str(sleeper.pid), 1))
+        (cluster / "postmaster.pid").write_text(text.replace(str(pid), str(sleeper.pid), 1))
         assert running(place) is None
         with server:
             assert values_of_one(server.url) == 1
