@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +20,13 @@ from psycopg.types.numeric import Int8BinaryLoader
 from sse_pg.errors import BusUnavailable
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-Pool = psycopg_pool.AsyncConnectionPool[Connection]
+
+
+class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
+    """A pool that knows for how long its connections were lent: its own count leaves out ``getconn``."""
+
+    lent_seconds = 0.0
+
 
 #: Seconds without an answer to a request's statement after which its connection is taken for dead.
 ANSWER = 30.0
@@ -51,7 +58,7 @@ def make_pool(url: str | None, size: int, timeout: float, *, pooled: bool = Fals
     was prepared is unknown or another's, unless it keeps track of them, which PgBouncer does since 1.21. So none is
     prepared.
     """
-    return psycopg_pool.AsyncConnectionPool(
+    return Pool(
         url or "",
         connection_class=psycopg.AsyncConnection[tuple[Any, ...]],
         kwargs={
@@ -96,10 +103,12 @@ async def lend(pool: Pool) -> AsyncIterator[Connection]:
         await conn.close()
         await pool.putconn(conn)
         conn = await pool.getconn()
+    since = time.monotonic()
     try:
         yield conn
     finally:
         await pool.putconn(conn)
+        pool.lent_seconds += time.monotonic() - since
 
 
 async def _is_there(conn: Connection) -> bool:

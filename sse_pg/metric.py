@@ -167,8 +167,8 @@ METRICS = (
     Metric(
         "sse_pg_tail_lag_ids",
         "gauge",
-        "Ids drawn from the sequence and not handed on yet, by what the furthest behind process has seen; those of "
-        "open transactions among them.",
+        "Ids drawn from the sequence above the last that was handed on, by what the furthest behind process has seen. "
+        "Missing ids below it are sse_pg_gaps_open_ids.",
         over="max",
     ),
     Metric("sse_pg_tail_read_age_seconds", "gauge", "Time since the log was read last.", over="max"),

@@ -165,7 +165,7 @@ def _pool(pool: Pool) -> dict[str, float]:
         "requests_total": stats.get("requests_num", 0),
         "queued_total": stats.get("requests_queued", 0),
         "wait_seconds_total": stats.get("requests_wait_ms", 0) / 1000,
-        "use_seconds_total": stats.get("usage_ms", 0) / 1000,
+        "use_seconds_total": pool.lent_seconds,
         "timeouts_total": stats.get("requests_errors", 0),
         "connects_total": stats.get("connections_num", 0),
         "connect_failures_total": stats.get("connections_errors", 0),

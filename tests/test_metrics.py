@@ -9,6 +9,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from typing import get_args
 
@@ -257,6 +258,22 @@ async def test_who_is_turned_away(launch: Launcher) -> None:
         f"sse_pg_refused_requests_total{{kind={kind}}}": 1
         for kind in ("streams_user", "streams", "connections", "publish_rate", "bodies")
     }
+
+
+async def test_the_pool_says_for_how_long_its_connections_were_lent(client: Client, db: psycopg.Connection) -> None:
+    lent = "sse_pg_pool_use_seconds_total{pool=requests}"
+    before = (await scrape(client))[lent]
+    db.execute("BEGIN")
+    db.execute("LOCK TABLE sse_pg.events IN EXCLUSIVE MODE")
+    publishing = asyncio.create_task(client.publish("a", 1))
+    waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'sse_pg.events'::regclass)"
+    await eventually(lambda: db.execute(waits).fetchone() == (True,))
+    waiting = time.monotonic()
+    assert not publishing.done()
+    db.execute("ROLLBACK")
+    waited = time.monotonic() - waiting
+    await publishing
+    assert (await scrape(client))[lent] - before >= waited > 0
 
 
 async def _refused(client: Client) -> None:
