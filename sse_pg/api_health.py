@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
+from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.event import timestamp
 from sse_pg.problem import unavailable
@@ -26,7 +26,7 @@ class HealthApi:
 
     async def live(self, _request: web.Request) -> web.Response:
         """200 as long as the process answers."""
-        return _json({"status": "ok"})
+        return answer({"status": "ok"})
 
     async def ready(self, _request: web.Request) -> web.Response:
         """200 when requests can be served: database reachable, LISTEN up, not draining."""
@@ -34,7 +34,7 @@ class HealthApi:
         if reason is not None:
             raise unavailable(f"Not ready: {reason}.")
         await self._bus.store.ping()
-        return _json({"status": "ready"})
+        return answer({"status": "ready"})
 
     async def active_connections(self, request: web.Request) -> web.Response:
         """Count the open streams of every server on this database; this server's own count is of this moment."""
@@ -52,10 +52,4 @@ class HealthApi:
             for number, name, pid, version, started, count in await self._bus.store.servers()
         ]
         total = sum(int(str(server["activeConnections"])) for server in servers)
-        return _json({"activeConnections": total, "servers": servers})
-
-
-def _json(body: object) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(body), content_type="application/json", headers={"Cache-Control": "no-store"}
-    )
+        return answer({"activeConnections": total, "servers": servers})

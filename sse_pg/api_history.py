@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from sse_pg import fields
+from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.cursor import START, Cursor
 from sse_pg.event import event_json
@@ -44,7 +44,7 @@ class HistoryApi:
         if body["hasMore"]:
             step = "after" if order == "asc" else "before"
             headers["Link"] = f'<{request.rel_url.update_query({step: body["nextCursor"]})}>; rel="next"'
-        return web.Response(body=msgspec.json.encode(body), content_type="application/json", headers=headers)
+        return answer(body, headers=headers)
 
     async def _ascending(
         self,

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from sse_pg import publish_body
+from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.errors import EventRefused
 from sse_pg.event import timestamp
@@ -64,11 +65,7 @@ class PublishApi:
             if not batch:
                 refused.index = None  # the problem then names the field alone
             raise
-        return web.Response(
-            status=201,
-            body=msgspec.json.encode({"events": published} if batch else published[0]),
-            content_type="application/json",
-        )
+        return answer({"events": published} if batch else published[0], 201)
 
 
 def _told(drafts: Sequence[Draft], published: Sequence[Published]) -> list[PublishedJson]:

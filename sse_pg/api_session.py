@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-import msgspec
 from aiohttp import web
 
 from sse_pg.access import bearer
+from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.identity import Identity
 from sse_pg.problem import Problem
@@ -26,7 +26,7 @@ class SessionApi:
 
     async def show(self, request: web.Request) -> web.Response:
         """Say who the token is of and what it allows; 401 without one, except on a server that asks for none."""
-        return _json(_shown(await self._bus.access.identify(request)))
+        return answer(_shown(await self._bus.access.identify(request)))
 
     async def begin(self, request: web.Request) -> web.Response:
         """Set the cookie to the token of the Authorization header."""
@@ -39,7 +39,7 @@ class SessionApi:
                 headers={"WWW-Authenticate": 'Bearer realm="sse-pg"'},
             )
         identity = await access.identify(request)
-        response = _json(_shown(identity))
+        response = answer(_shown(identity))
         if token is not None and identity.expires is not None:
             response.set_cookie(
                 self._bus.settings.token_cookie,
@@ -54,7 +54,7 @@ class SessionApi:
 
     async def end(self, request: web.Request) -> web.Response:
         """Take the cookie away. Streams that are open stay so until their token expires."""
-        response = _json({"ended": True})
+        response = answer({"ended": True})
         response.del_cookie(
             self._bus.settings.token_cookie,
             path=_path(request),
@@ -86,7 +86,3 @@ def _path(request: web.Request) -> str:
 def _is_secure(request: web.Request) -> bool:
     """Tell whether the browser speaks TLS. Who lies in the header harms nobody but their own cookie."""
     return request.secure or request.headers.get("X-Forwarded-Proto", "").lower() == "https"
-
-
-def _json(body: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), content_type="application/json")

@@ -6,10 +6,10 @@ import asyncio
 import time
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from sse_pg import fields
+from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.event import EPOCH, timestamp
 from sse_pg.meter import SECONDS, Second
@@ -60,9 +60,7 @@ class StatsApi:
             "recent": [_second(second) for second in bus.hub.meter.recent if second.at >= now - seconds],
             "channels": self._channels(now),
         }
-        return web.Response(
-            body=msgspec.json.encode(body), content_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return answer(body)
 
     async def _ask(self) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
         async with self._asking:

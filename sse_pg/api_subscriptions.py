@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
 from sse_pg import fields
+from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.event import timestamp
 from sse_pg.problem import FieldError, invalid
@@ -33,7 +33,7 @@ class SubscriptionApi:
         user = access.user(identity, body.user_id)
         await access.require(identity, user, "subscribe", [body.channel], "channel")
         new = await self._bus.store.subscribe(body.user_id, body.channel)
-        return _json({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
+        return answer({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
 
     async def unsubscribe(self, request: web.Request) -> web.Response:
         """End a subscription; 200 whether or not there was one. Who may no longer read a channel may still leave it."""
@@ -41,7 +41,7 @@ class SubscriptionApi:
         body = fields.subscription_body(await fields.read_json(request, self._bus.limits.bodies))
         self._bus.access.user(identity, body.user_id)
         await self._bus.store.unsubscribe(body.user_id, body.channel)
-        return _json({"userId": body.user_id, "channel": body.channel, "subscribed": False})
+        return answer({"userId": body.user_id, "channel": body.channel, "subscribed": False})
 
     async def channels(self, request: web.Request) -> web.Response:
         """List a user's subscriptions."""
@@ -52,14 +52,10 @@ class SubscriptionApi:
         if not identity.observe:
             self._bus.access.user(identity, user)
         found = await self._bus.store.subscriptions(user)
-        return _json(
+        return answer(
             {
                 "userId": user,
                 "channels": [name for name, _ in found],
                 "subscriptions": [{"channel": name, "createdAt": timestamp(since)} for name, since in found],
             }
         )
-
-
-def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")

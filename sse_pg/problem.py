@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from sse_pg.answer import answer
 from sse_pg.errors import (
     BusUnavailable,
     CursorError,
@@ -74,11 +75,8 @@ class Problem(Exception):
         }
         if self.errors:
             body["errors"] = self.errors
-        response = web.Response(
-            status=self.status,
-            body=msgspec.json.encode(body),
-            content_type=CONTENT_TYPE,
-            headers={"Cache-Control": "no-store", **self.headers},
+        response = answer(
+            body, self.status, headers={"Cache-Control": "no-store", **self.headers}, content_type=CONTENT_TYPE
         )
         if self.headers.get("Connection") == "close":
             response.force_close()  # the header alone leaves it to the client
