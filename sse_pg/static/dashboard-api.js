@@ -18,7 +18,9 @@ export async function request (path, { method = 'GET', body, exact = false } = {
     const headers = { Accept: 'application/json' }
     if (body !== undefined) headers['Content-Type'] = 'application/json'
     if (used) headers.Authorization = `Bearer ${used}`
-    const response = await fetch(address(path), { method, body, headers, cache: 'no-store' })
+    const response = await fetch(address(path), { method, body, headers, cache: 'no-store' }).catch(() => {
+      throw new Error(`The server does not answer${method === 'GET' ? '.' : '; whether this was done is not known.'}`)
+    })
     const answer = await response.text().then((text) => exact ? parseExactly(text) : JSON.parse(text)).catch(() => undefined)
     if (response.ok) return answer
     if (response.status !== 401) throw new Refused(response.status, answer)

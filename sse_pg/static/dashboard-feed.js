@@ -74,7 +74,7 @@ export class Feed {
       if (error instanceof StreamError && error.status === 401) {
         await askForToken(error.message)
         if (mine === this.#stream) this.#open()
-      } else this.#mark(`The stream ended: ${error.message}`, 'bad')
+      } else this.#mark(`The stream ended: ${error.message}${error.status === 403 ? ' Take it out above to go on.' : ''}`, 'bad')
     })
   }
 

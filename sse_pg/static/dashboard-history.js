@@ -23,9 +23,11 @@ export class History {
     this.#previous.addEventListener('click', () => this.#show(this.#trail.slice(0, -1)))
   }
 
+  /** When the tab is opened: the channels of the feed, and their first page. */
   suggest (channels) {
     const field = this.#form.elements.channel
     if (!field.value) field.value = channels.join(',')
+    if (field.value && !this.#asked) this.search()
   }
 
   search () {

@@ -15,6 +15,7 @@ const history = new History()
 let answering
 let offset = 0 // of the server's clock, in seconds
 let chosen = false
+let observes = true // whether the token lets us see the numbers
 
 // ---------------------------------------------------------------- numbers
 
@@ -26,14 +27,17 @@ async function look () {
     answering = stats.server.id
     offset = Date.parse(stats.time) / 1000 - Date.now() / 1000
     charts.add(stats.recent, now())
+    observes = true
     show(stats)
     document.body.classList.remove('stale')
   } catch (error) {
-    if (error instanceof Refused && error.status === 403) $('database').textContent = error.message
+    observes &&= !(error instanceof Refused && error.status === 403)
     document.body.classList.add('stale')
   }
-  draw()
-  setTimeout(look, document.hidden ? 5000 : 1000)
+  $('charts').hidden = !observes
+  if (observes) draw()
+  else put('database', 'The numbers of this page need a token made with --observe.')
+  setTimeout(look, !observes ? 60000 : document.hidden ? 5000 : 1000)
 }
 
 function now () {
@@ -247,7 +251,7 @@ document.addEventListener('keydown', (event) => {
 })
 $('leave').addEventListener('click', leave)
 window.addEventListener('hashchange', fromAddress)
-window.addEventListener('resize', draw)
+window.addEventListener('resize', () => { if (observes) draw() })
 
 feed.onState('waiting', 'no channel is followed')
 // First, so that nothing is asked for before there is a token, where one is needed.

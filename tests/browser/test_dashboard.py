@@ -123,6 +123,20 @@ async def test_what_is_refused_is_said(page: Page, client: Client, watch: Watch)
     await expect(page.locator("#publish button")).to_be_enabled()
 
 
+async def test_a_publish_without_an_answer_is_told(page: Page, watch: Watch, launch: Launcher) -> None:
+    watch.expected = ("net::ERR_",)
+    server = await launch()
+    async with Gate(int(server.url.rpartition(":")[2])) as gate:
+        await live(page, gate.url, "a")
+        await page.locator("#publish [name=channel]").fill("a")
+        gate.shut = True
+        await gate.cut()
+        await page.locator("#publish button").click()
+        await expect(page.locator("#published")).to_have_text(
+            "The server does not answer; whether this was done is not known."
+        )
+
+
 async def test_history_in_pages(page: Page, client: Client) -> None:
     await client.post("/api/events/publish", [{"channel": "a", "payload": n, "eventType": f"T{n}"} for n in range(60)])
     await live(page, client.url, "a")
@@ -130,7 +144,6 @@ async def test_history_in_pages(page: Page, client: Client) -> None:
     await page.keyboard.press("ArrowRight")
     await expect(page.locator("#tab-history")).to_be_focused()
     await expect(page.locator("#search [name=channel]")).to_have_value("a")
-    await page.locator("#search [name=channel]").press("Enter")
     shown = page.locator("#pages li .type")
     await expect(page.locator("#found")).to_have_text("Page 1: 25 events, more to come.")
     assert await shown.all_inner_texts() == [f"T{n}" for n in range(59, 34, -1)]
@@ -272,6 +285,29 @@ async def test_a_token_is_asked_for_and_kept_out_of_reach(page: Page, watch: Wat
     await expect(page.locator("#published")).to_contain_text("does not allow")
     await page.locator("#leave").click()
     await expect(ask).to_be_visible()
+
+
+async def test_a_token_that_may_not_see_the_numbers(page: Page, watch: Watch, launch: Launcher) -> None:
+    watch.expected = ("401", "403")
+    server = await launch(token_secret="a secret of more than thirty-two bytes")
+    token = mint(server.bus.settings, "ann", 600, publish=["a"], subscribe=["a"])
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/stats" in request.url else None)
+    await page.goto(f"{server.url}/#channels=a")
+    await page.locator("#ask [name=token]").fill(token)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#state")).to_have_attribute("data-is", "live")
+    await expect(page.locator("#database")).to_contain_text("--observe")
+    await expect(page.locator("#charts")).to_be_hidden()
+    await expect(page.locator("#v-rate")).to_have_text("–")
+    await page.locator("#publish [name=channel]").fill("a")
+    await page.locator("#publish button").click()
+    await expect(page.locator("#feed li")).to_have_count(1)
+    await page.goto(f"{server.url}/#channels=a,b")
+    await expect(page.locator("#feed li")).to_contain_text(["Take it out above to go on."])
+    await page.locator("#chips button").last.click()
+    await expect(page.locator("#state")).to_have_attribute("data-is", "live")
+    assert len(asked) <= 3
 
 
 async def test_everything_can_be_reached_with_tab(page: Page, client: Client) -> None:
