@@ -50,17 +50,25 @@ async def proxy(name: str, home: Path, *servers: str, quiet: str = "60s") -> Asy
         "maxconn 32768": "maxconn 400",
         "worker_rlimit_nofile 65536;": "",
         "worker_connections 16384": "worker_connections 400",
-        # Files that a machine has places for.
-        "http {": "http {" + "".join(f"{kind}_temp_path {home}/{kind};" for kind in TEMPORARY) + "access_log off;",
+        "http {": "http {" + no_files_of_the_machine(home),
     }
     for old, new in changes.items():
         text = text.replace(old, new)
     (home / file).write_text(text)
-    if name == "nginx":
-        more = f"daemon off; pid {home}/pid;" + (" user root;" if os.geteuid() == 0 else "")
-        words = [program, "-p", str(home), "-e", "stderr", "-c", str(home / file), "-g", more]
-    else:
-        words = [program, "-db", "-f", str(home / file)]
+    words = nginx_words(program, home) if name == "nginx" else [program, "-db", "-f", str(home / file)]
+    async with started(home, port, *words):
+        yield f"https://127.0.0.1:{port}"
+
+
+def nginx_words(program: str, home: Path) -> list[str]:
+    """Return the command for nginx with the nginx.conf in a folder."""
+    more = f"daemon off; pid {home}/pid;" + (" user root;" if os.geteuid() == 0 else "")
+    return [program, "-p", str(home), "-e", "stderr", "-c", str(home / "nginx.conf"), "-g", more]
+
+
+@contextlib.asynccontextmanager
+async def started(home: Path, port: int, *words: str) -> AsyncIterator[None]:
+    """Run a program that listens on a port."""
     log = home / "proxy.log"
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(*words, stdout=out, stderr=out)
@@ -72,7 +80,7 @@ async def proxy(name: str, home: Path, *servers: str, quiet: str = "60s") -> Asy
                 return probe.connect_ex(("127.0.0.1", port)) == 0
 
         await eventually(listens)
-        yield f"https://127.0.0.1:{port}"
+        yield
     finally:
         if process.returncode is None:
             process.terminate()
@@ -80,4 +88,7 @@ async def proxy(name: str, home: Path, *servers: str, quiet: str = "60s") -> Asy
             await process.wait()
 
 
-TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+def no_files_of_the_machine(home: Path) -> str:
+    """Return what an http block of nginx needs to keep its files in a folder."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    return "".join(f"{kind}_temp_path {home}/{kind};" for kind in kinds) + "access_log off;"

@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import psycopg
@@ -102,6 +103,21 @@ async def test_sqlalchemy_commits_both_or_neither(engine: Engine, client: Client
             example.place(session, "book")
         assert [each.json()["item"] for each in await stream.events(2)] == ["lamp", "book"]
     assert [item for _, item in example.orders_and_position(engine)[0]] == ["lamp", "book"]
+
+
+async def test_the_program_of_the_page_of_sqlalchemy(orders: psycopg.Connection, database_url: str) -> None:
+    parts = {name: str(value) for name, value in conninfo_to_dict(database_url).items()}
+    user, database = quote(parts.pop("user")), quote(parts.pop("dbname"))
+    (program,) = [text for _, text in Page("docs/frameworks/sqlalchemy.md").blocks if "create_engine(url)" in text]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program],
+        cwd=EXAMPLES,
+        env={**os.environ, "DATABASE_URL": f"postgresql://{user}@/{database}?{urlencode(parts)}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("([(1, 'lamp')], '1')\n", "")
 
 
 # A page, and the stream that goes on from it

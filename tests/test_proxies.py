@@ -34,14 +34,14 @@ def session() -> aiohttp.ClientSession:
 
 @NAMES
 async def test_an_event_goes_through_before_the_next_one(name: str, launch: Launcher, tmp_path: Path) -> None:
-    server = await launch(heartbeat=0.3)
+    server = await launch(heartbeat=0.3 if name == "nginx" else 3600)
     async with proxy(name, tmp_path, server.url) as url, Behind(url) as client, client.stream("a") as stream:
         assert stream.response.headers["Content-Type"] == "text/event-stream"
         for number in range(3):
             await client.publish("a", number)
             assert (await stream.event()).json() == number
         stream.close()
-        async with asyncio.timeout(PATIENCE):  # who went is noticed at a heartbeat, at the latest
+        async with asyncio.timeout(PATIENCE):  # nginx does not see the end of a TLS connection; the next heartbeat tells it
             while server.bus.hub.streams:
                 await asyncio.sleep(0.01)
 
@@ -52,7 +52,7 @@ async def test_a_client_that_is_killed_is_noticed(name: str, launch: Launcher, t
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed")
-    server = await launch(heartbeat=0.3)
+    server = await launch(heartbeat=3600)
     async with proxy(name, tmp_path, server.url) as url:
         words = ["-skN", "--http2", "-o", "/dev/null", f"{url}/api/events/stream?channels=a"]
         reader = await asyncio.create_subprocess_exec(curl, *words)

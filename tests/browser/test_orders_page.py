@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from aiohttp import ClientSession
+from cli_support import free_port
 from example_support import EXAMPLES, running
+from pages import Page as Described
 from playwright.async_api import Page, expect
+from proxies import nginx_words, no_files_of_the_machine, started
 from support import Client
 
 pytestmark = pytest.mark.browser
@@ -42,3 +48,48 @@ async def test_the_page_shows_each_order_once(
         async with session.post("/orders/new", json={"item": "book"}) as answer:
             assert answer.status == 201
         await expect(page.locator("#orders li")).to_have_text(["<b>lamp</b>", "in flight", "book"])
+
+
+@contextlib.asynccontextmanager
+async def before_both(home: Path, django: str, bus: str) -> AsyncIterator[str]:
+    """Run nginx with the server block of the page; yield its URL."""
+    program = shutil.which("nginx")
+    if program is None:
+        pytest.skip("nginx is not installed; Debian's package is nginx")
+    (block,) = [text for kind, text in Described("docs/frameworks/django.md").blocks if kind == "nginx"]
+    port = free_port()
+    for old, new in {
+        "127.0.0.1:8090": f"127.0.0.1:{port}",
+        "http://127.0.0.1:8080": bus,
+        "http://127.0.0.1:8000": django,
+        "/srv/shop": str(home),
+    }.items():
+        assert block.count(old) == 1
+        block = block.replace(old, new)
+    (home / "static").mkdir()
+    shutil.copy(EXAMPLES / "orders.js", home / "static")
+    http = f"{no_files_of_the_machine(home)} types {{ text/javascript js; }} {block}"
+    (home / "nginx.conf").write_text(f"events {{ worker_connections 100; }} http {{ {http} }}")
+    async with started(home, port, *nginx_words(program, home)):
+        yield f"http://127.0.0.1:{port}"
+
+
+async def test_the_page_behind_the_proxy_of_its_description(
+    page: Page, client: Client, db: psycopg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    table, _, _ = (EXAMPLES / "trigger.sql").read_text().partition("\n\n")
+    db.execute(table.encode())
+    django = ("gunicorn", "--bind", "127.0.0.1:0", "django_app:application")
+    async with (
+        running(tmp_path / "log", *django, DATABASE_URL=database_url) as program,
+        before_both(tmp_path, program.url, client.url) as url,
+        ClientSession(url) as session,
+    ):
+        await page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
+        for item, seen in (("lamp", ["lamp"]), ("book", ["lamp", "book"])):
+            async with session.post("/orders/new", json={"item": item}) as answer:
+                assert answer.status == 201
+            if item == "lamp":
+                await page.goto(f"{url}/orders")
+            await expect(page.locator("#orders li")).to_have_text(seen)
+        await page.goto("about:blank")  # the stream ends before nginx does
