@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import resource
+from collections.abc import Mapping
 from ipaddress import ip_address
 
 from sse_pg import exposure
-from sse_pg.config import Settings
+from sse_pg.config import Settings, misspelt
 from sse_pg.errors import SettingError
 from sse_pg.finding import Finding, error, ok, warning
 
@@ -18,9 +19,12 @@ PROXY_SECONDS = 60.0
 OTHER_FILES = 64
 
 
-def settings_checks(settings: Settings) -> list[Finding]:
+def settings_checks(settings: Settings, env: Mapping[str, str]) -> list[Finding]:
     """Return what is wrong with the settings, or one line that nothing is."""
-    found = []
+    found = [
+        warning("settings", advice, "mend the name, or take the variable out of the environment")
+        for advice in misspelt(env)
+    ]
     if settings.heartbeat >= PROXY_SECONDS:
         found.append(
             warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Coroutine
@@ -25,7 +26,7 @@ from sse_pg import (
     exposure,
     logs,
 )
-from sse_pg.config import Settings
+from sse_pg.config import Settings, misspelt
 from sse_pg.errors import EmbeddedError, SsePgError
 from sse_pg.migrate import migrate as apply_migrations
 from sse_pg.server import serve as run_server
@@ -33,6 +34,7 @@ from sse_pg.version import VERSION
 from sse_pg.workers import supervise
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _database_url = click.option(
     "--database-url", metavar="URL", help="The database; else DATABASE_URL, else the embedded PostgreSQL."
@@ -61,7 +63,7 @@ def cli() -> None:
     """An event bus on PostgreSQL: INSERT publishes, NOTIFY wakes, Server-Sent Events deliver."""
 
 
-@cli.command()
+@cli.command(short_help="Migrate, then serve.")
 @click.option("--host", metavar="H", help="Address to listen on [127.0.0.1].")
 @click.option("--port", type=int, metavar="P", help="Port to listen on [8080].")
 @click.option("--workers", type=int, metavar="N", help="Server processes on that port, to use more cores [1].")
@@ -86,6 +88,8 @@ def serve(
             host=host, port=port, workers=workers, open=is_open, database_url=database_url, data_dir=data_dir
         )
         logs.configure(settings.log_level, settings.log_format)
+        for advice in misspelt(os.environ):
+            log.warning("%s", advice)
         warning = exposure.check(settings)
         with cli_database.started(settings) as ready:
             for name in apply_migrations(ready.database_url):
@@ -105,7 +109,7 @@ async def _serve(settings: Settings, warning: str | None) -> None:
         cli_signals.hold()
 
 
-@cli.command()
+@cli.command(short_help="Bring the schema of the database up to date.")
 @_database_url
 @_data_dir
 @_debug
@@ -121,7 +125,7 @@ def migrate(database_url: str | None, data_dir: Path | None) -> None:
         click.echo("the schema is up to date")
 
 
-@cli.command()
+@cli.command(short_help="Publish an event, or one for each line.")
 @click.argument("channel")
 @click.argument("payload", required=False)
 @click.option("--type", "event_type", metavar="T", default="message", show_default=True, help="The event type.")
@@ -151,20 +155,23 @@ def publish(
         _run(cli_publish.publish_one(settings, template, payload or "", key))
 
 
-@cli.command()
+@cli.command(short_help="Follow channels in the terminal.")
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @click.option("--from", "cursor", metavar="CURSOR", help="Where to begin; 0 is all that is retained. [now]")
 @click.option("--url", metavar="URL", help="The server [http://127.0.0.1:8080, with HOST and PORT].")
 @_debug
 def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None:
-    """Follow channels in the terminal, reconnecting; one JSON line an event."""
+    """Follow channels in the terminal, reconnecting; one JSON line an event.
+
+    A server with tokens is shown the one in SSE_PG_TOKEN.
+    """
     settings = _settings()
     logs.configure(settings.log_level, "text")
     with contextlib.suppress(cli_signals.Ended):
         _run(cli_tail.tail(url or _local_url(settings), channels, cursor, settings.token))
 
 
-@cli.command()
+@cli.command(short_help="Print the stored events of a channel.")
 @click.argument("channel")
 @click.option("--after", metavar="C", help="A cursor or an id; events after it.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="At most so many events [all].")
@@ -179,7 +186,7 @@ def history(
     _run(cli_history.history(settings, channel, after, limit))
 
 
-@cli.command()
+@cli.command(short_help="Make a token.")
 @click.option("--user", metavar="U", required=True, help="Whose token it is.")
 @click.option("--publish", metavar="P", multiple=True, help="A channel or pattern (orders.*) to publish to.")
 @click.option("--subscribe", metavar="P", multiple=True, help="A channel or pattern to read.")
@@ -197,7 +204,7 @@ def token(
     click.echo(cli_token.token(_settings(), user, publish, subscribe, act_for, observe, ttl))
 
 
-@cli.command()
+@cli.command(short_help="Apply retention now.")
 @click.option("--keep-events", type=int, metavar="N", help="Keep the newest N events; 0 is no limit [as set].")
 @click.option(
     "--keep-hours", type=float, metavar="H", help="Keep the events of the last H hours; 0 is no limit [as set]."
@@ -213,7 +220,7 @@ def purge(keep_events: int | None, keep_hours: float | None, database_url: str |
     _run(cli_purge.purge(settings))
 
 
-@cli.command()
+@cli.command(short_help="Say what is wrong, and how to mend it.")
 @click.option("--url", metavar="URL", help="The address that clients use, to look at the proxies on the way, too.")
 @click.option(
     "--wait", type=click.FloatRange(0), metavar="S", help="Watch a quiet stream of it for S seconds [2.5 heartbeats]."
@@ -318,7 +325,7 @@ def main() -> None:
 def _one_line(error: Exception) -> str:
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
         return f"{error.diag.message_primary}: run `sse-pg migrate` on this database first"
-    text = " ".join(str(error).split())
+    text = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
     if isinstance(error, SsePgError | psycopg.Error | OSError):
         return text or type(error).__name__
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)"

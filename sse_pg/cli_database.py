@@ -56,7 +56,9 @@ async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
     try:
         conn = await psycopg.AsyncConnection.connect(settings.database_url or "", connect_timeout=10)
     except psycopg.OperationalError as error:
-        raise BusUnavailable(f"the database cannot be reached: {summary(error)}") from error
+        raise BusUnavailable(
+            f"the database cannot be reached: {summary(error)}; see that it is up, and that DATABASE_URL leads to it"
+        ) from error
     await conn.close()
     pooled = settings.listen_database_url is not None
     async with make_pool(settings.database_url, size, settings.pool_timeout, pooled=pooled) as pool:

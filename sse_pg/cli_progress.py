@@ -11,25 +11,29 @@ import rich.progress
 
 
 @contextmanager
-def progress(total_bytes: int | None) -> Iterator[Callable[[int, int], None]]:
-    """Give a function that takes events published and bytes read so far; where nobody looks, it does nothing."""
+def progress(total_bytes: int | None, *, typed: bool) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that takes events published and bytes read so far; where nobody looks, it does nothing.
+
+    ``typed``: a person types the lines. A bar would be drawn into them.
+    """
     console = rich.console.Console(stderr=True)
-    if not console.is_terminal:
+    if typed or not console.is_terminal:
         yield lambda _events, _bytes: None
         return
     columns = (
         rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.fields[events]:,} events"),
+        rich.progress.TextColumn("{task.fields[events]}"),
         rich.progress.TimeElapsedColumn(),
         rich.progress.TextColumn("{task.fields[rate]}"),
     )
     # The ids belong to standard output; on a terminal they go above the bar, in a file they stay.
     with rich.progress.Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as shown:
-        task = shown.add_task("publish", total=total_bytes, events=0, rate="")
+        task = shown.add_task("publish", total=total_bytes, events="", rate="")
 
         def advance(events: int, bytes_read: int) -> None:
             elapsed = shown.tasks[0].elapsed or 0.0
             rate = f"{events / elapsed:,.0f}/s" if elapsed else ""
-            shown.update(task, completed=bytes_read, events=events, rate=rate)
+            counted = f"{events:,} {'event' if events == 1 else 'events'}"
+            shown.update(task, completed=bytes_read, events=counted, rate=rate)
 
         yield advance

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import click
 import msgspec
 
 from sse_pg import fields
@@ -86,7 +88,10 @@ async def publish_lines(settings: Settings, template: Template, descriptor: int)
     count = 0
     async with _publisher(settings) as publisher:
         asked = Asked(lines.stop)
-        with progress(lines.total_bytes()) as advance:
+        typed = os.isatty(descriptor)
+        if typed:
+            click.echo("sse-pg: each line is an event; Ctrl-D ends", err=True)
+        with progress(lines.total_bytes(), typed=typed) as advance:
             async for batch in lines.batches():
                 drafts, refused = _drafts(template, batch)
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from datetime import UTC, datetime
 
 import aiohttp
@@ -62,4 +63,8 @@ async def problem_of(response: aiohttp.ClientResponse) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Say why a request or a stream came to nothing."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno or 0
+        why = os.strerror(number) if number > 0 else error.os_error.strerror  # errors of names are below 0
+        return f"no server answers at {error.host}:{error.port} ({why})"
     return str(error) or type(error).__name__

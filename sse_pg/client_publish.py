@@ -57,7 +57,7 @@ async def publish(
                 ) as response:
                     if response.status in {200, 201}:
                         return msgspec.json.decode(await response.read(), type=Published)
-                    failure = ClientError(await problem_of(response))
+                    failure = ClientError(await problem_of(response), status=response.status)
                     if not is_temporary(response.status):
                         raise failure
                     wait = wait_asked(response)

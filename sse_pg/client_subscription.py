@@ -220,7 +220,7 @@ class Subscription:
         if is_temporary(response.status):
             raise _BusyError(await problem_of(response), wait_asked(response))
         if response.status != 200:
-            raise ClientError(await problem_of(response))
+            raise ClientError(await problem_of(response), status=response.status)
         if response.content_type != "text/event-stream":
             raise ClientError(f"{self._url} answers {response.content_type}, not an event stream")
 

@@ -6,6 +6,7 @@ Each setting is one field with its variable, unit, bounds and meaning (``setting
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -17,6 +18,9 @@ from sse_pg.setting import read, require_connection_string, setting
 
 #: Bytes of a secret for tokens: as many as the digest that it keys has.
 SHORTEST_SECRET = 32
+PREFIX = "SSE_PG_"
+#: How alike two names are of which one may be meant for the other, as difflib counts.
+ALIKE = 0.8
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -418,6 +422,21 @@ class Settings:
     def listen_url(self) -> str | None:
         """The connection string of the LISTEN connection."""
         return self.listen_database_url or self.database_url
+
+
+def misspelt(env: Mapping[str, str]) -> list[str]:
+    """Say which variables look like settings and are none, and what was meant; others that share the prefix pass.
+
+    Kubernetes sets SSE_PG_PORT=tcp://... for a service of the name sse-pg.
+    """
+    known = {spec.metadata["env"].removeprefix(PREFIX): spec.metadata["env"] for spec in fields(Settings)}
+    told = []
+    for name in sorted(env):
+        if name.startswith(PREFIX) and name not in known.values() and not env[name].startswith("tcp://"):
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1, ALIKE)
+            if near:
+                told.append(f"{name} is no setting and changes nothing; did you mean {known[near[0]]}?")
+    return told
 
 
 def has_database(settings: Settings, env: Mapping[str, str]) -> bool:

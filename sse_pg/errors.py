@@ -2,6 +2,7 @@
 
     SsePgError
     ├── SettingError        a setting has a value that cannot be used
+    │   └── CannotListen    ... and it is the address to listen on
     ├── EmbeddedError       the embedded PostgreSQL cannot be had
     ├── MigrationError      the schema cannot be brought up to date
     ├── WorkerError         a server process of several cannot start
@@ -18,6 +19,9 @@
 
 The message of each is one line that says what to do; the command line prints it as it is.
 """
+
+import errno
+import os
 
 
 class SsePgError(Exception):
@@ -91,5 +95,20 @@ class KeyReused(EventRefused):
         self.key = key
 
 
+class CannotListen(SettingError):
+    """An address that a server should listen on cannot be had."""
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        """Take the system's error; asyncio's own words around it say the address once more."""
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror  # errors of names are below 0
+        mend = "; give another --port (0 takes a free one)" if number == errno.EADDRINUSE else ""
+        super().__init__(f"cannot listen on {host}:{port}: {why}{mend}")
+
+
 class ClientError(SsePgError):
-    """A server did not answer a request as the contract says."""
+    """A server did not answer a request as the contract says. ``status`` is what it answered, None where nothing."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

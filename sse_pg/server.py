@@ -16,7 +16,7 @@ from sse_pg.app import BUS, create_app
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.connections import Site
-from sse_pg.errors import SettingError
+from sse_pg.errors import CannotListen
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ async def serve(
     ``sockets``, which listen already, are taken in place of the address: who waits on them is accepted when the log is
     followed; SIGHUP says that another process accepts now. ``ready`` is called once the log is followed.
     ``app`` is the application, where the caller has made it.
-    Raises SettingError when the address cannot be listened on.
+    Raises CannotListen when the address cannot be listened on.
     """
     _raise_file_limit()
     stop, handed_over, by_hand = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -81,11 +81,14 @@ async def serve(
             if not sockets:
                 await Site(runner, settings, host=settings.host, port=settings.port, streams=streams).start()
         except OSError as error:
-            raise SettingError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
+            raise CannotListen(settings.host, settings.port, error) from error
         host, port = runner.addresses[0][:2]
         announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         await stop.wait()
-        log.info("stopping: %d streams end within %g s", len(app[BUS].hub.streams), settings.drain)
+        if streams():
+            log.info("stopping: %d streams end within %g s", streams(), settings.drain)
+        else:
+            log.info("stopping")
         if handed_over.is_set():
             await _let_go(runner, app[BUS], sockets)
             await app[BUS].end_streams(settings.drain)

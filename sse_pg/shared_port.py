@@ -10,7 +10,7 @@ import socket
 from types import TracebackType
 from typing import Any, Self
 
-from sse_pg.errors import SettingError
+from sse_pg.errors import CannotListen
 
 #: Connections that wait on each socket to be accepted.
 BACKLOG = 1024
@@ -21,7 +21,7 @@ _NOT_HERE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 class SharedPort:
     """Holds an address with sockets that do not listen, so that the port stays ours whoever of us listens on it.
 
-    Port 0 takes a free one. Raises SettingError when the address cannot be had.
+    Port 0 takes a free one. Raises CannotListen when the address cannot be had.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -30,7 +30,7 @@ class SharedPort:
             self._hold(host, port)
         except OSError as error:
             self.close()
-            raise SettingError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise CannotListen(host, port, error) from error
 
     def __enter__(self) -> Self:
         return self

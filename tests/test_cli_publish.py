@@ -211,6 +211,33 @@ def test_on_one_terminal_the_ids_stand_above_the_bar(database_url: str, db: psyc
         assert str(number) in shown
 
 
+def test_who_types_is_told_how_to_end_and_gets_no_bar(database_url: str, db: psycopg.Connection) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*SSE_PG, "publish", "a"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=theirs,
+        env=environment(DATABASE_URL=database_url, TERM="xterm"), cwd="/",
+    ) as command:  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while b"Ctrl-D ends" not in shown:
+            assert select.select([ours], [], [], 30)[0]
+            shown += os.read(ours, 65536)
+        os.write(ours, b'{"a": 1}\n\x04')
+        assert command.wait(30) == 0
+        assert command.stdout
+        assert command.stdout.read().split() == [b"1"]
+        while select.select([ours], [], [], 0)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # the other end of a terminal that is closed
+                break
+    os.close(ours)
+    assert "event," not in shown.decode()
+    assert "events" not in shown.decode()
+    assert stored(db) == [{"a": 1}]
+
+
 def test_elsewhere_there_is_no_bar(database_url: str) -> None:
     assert run("publish", "a", stdin="1\n" * 10, DATABASE_URL=database_url).stderr == ""
 

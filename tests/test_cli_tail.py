@@ -74,8 +74,28 @@ def test_tail_says_what_the_server_refuses(database_url: str) -> None:
         url = server.url()
         assert "422" in one_line(run("tail", "a b", "--url", url))
         assert "404" in one_line(run("tail", "a", "--url", f"{url}/nowhere"))
-        one_line(run("tail", "a", "--url", "no url"))
+        assert "http://" in one_line(run("tail", "a", "--url", "localhost:8080"), 2)
+        assert "--from" in one_line(run("tail", "a", "--from", "x", "--url", url))
+        one_line(run("tail", "a", "--url", "http://"))
         one_line(run("tail", "a,b", "--url", url))
+
+
+def test_tail_says_that_no_server_answers() -> None:
+    with process("tail", "a", "--url", "http://127.0.0.1:1") as tail:
+        assert "no server answers at 127.0.0.1:1 (Connection refused)" in tail.line("next attempt", err=True).string
+        assert tail.end() == 0
+
+
+def test_tail_shows_a_token_and_says_so_without_one(database_url: str, db: psycopg.Connection) -> None:
+    publish(db, 1)
+    secret = {"SSE_PG_TOKEN_SECRET": "a secret of more than thirty-two bytes"}
+    token = run("token", "--user", "7", "--subscribe", "a", **secret).stdout.strip()
+    with process("serve", "--port", "0", DATABASE_URL=database_url, **secret) as server:
+        url = server.url()
+        assert "SSE_PG_TOKEN" in one_line(run("tail", "a", "--url", url))
+        with process("tail", "a", "--from", "0", "--url", url, SSE_PG_TOKEN=token) as tail:
+            assert payloads(tail.lines(1)) == [1]
+            assert tail.end() == 0
 
 
 def test_an_unknown_cursor_is_told(database_url: str) -> None:

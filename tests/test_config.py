@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sse_pg.config import Settings, has_database
+from sse_pg.config import Settings, has_database, misspelt
 from sse_pg.config_print import print_env, print_markdown
 from sse_pg.errors import SettingError
 
@@ -33,6 +33,25 @@ def refused(env: str, value: str) -> str:
 def shown(number: float) -> str:
     """Return how a bound may be written: exactly, with or without separators, or in short."""
     return "(?:" + "|".join(map(re.escape, (f"{number:g}", f"{number:,}", str(number)))) + ")"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SSE_PG_POOLSIZE", "SSE_PG_POOL_SIZE"),
+        ("SSE_PG_KEEP_EVENT", "SSE_PG_KEEP_EVENTS"),
+        ("SSE_PG_PORT", "PORT"),
+        ("SSE_PG_DATABASE_URL", "DATABASE_URL"),
+    ],
+)
+def test_a_name_that_is_nearly_a_setting_is_told(name: str, meant: str) -> None:
+    (told,) = misspelt({name: "5"})
+    assert told == f"{name} is no setting and changes nothing; did you mean {meant}?"
+
+
+def test_other_names_are_not_told() -> None:
+    others = {"SSE_PG_PORT": "tcp://10.0.0.1:8080", "SSE_PG_SERVICE_HOST": "10.0.0.1", "SSE_PG_TEST_POSTGRES": "here"}
+    assert misspelt({**others, **dict.fromkeys(SPECS, "1"), "SSEPG_POOL_SIZE": "1"}) == []
 
 
 def test_defaults_are_what_the_class_says() -> None:

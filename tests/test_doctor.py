@@ -280,6 +280,12 @@ async def test_a_server_of_another_version(launch: Launcher, database_url: str, 
     assert "0.0.1" in finding.found
 
 
+async def test_a_setting_that_is_misspelt(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSE_PG_KEEP_EVENT", "4")
+    finding = await one("settings", database_url)
+    assert (finding.state, "SSE_PG_KEEP_EVENTS?" in finding.found) == ("warning", True)
+
+
 async def test_a_table_that_takes_less_than_the_server(database_url: str, db: psycopg.Connection) -> None:
     finding = await one("payload", database_url, max_payload=2_000_000)
     assert (finding.state, "1048576" in finding.found) == ("warning", True)

@@ -73,6 +73,13 @@ def test_token_with_a_time_that_is_none(ttl: str) -> None:
     one_line(run("token", "--user", "7", "--ttl", ttl, SSE_PG_TOKEN_SECRET=SECRET), 2)
 
 
+@pytest.mark.parametrize("option", ["--publish", "--subscribe"])
+def test_token_for_a_channel_that_cannot_be(option: str) -> None:
+    line = one_line(run("token", "--user", "7", option, "or ders.*", SSE_PG_TOKEN_SECRET=SECRET), 2)
+    assert "'or ders.*'" in line
+    assert "white space" in line
+
+
 def test_token_without_a_secret() -> None:
     assert "SSE_PG_TOKEN_SECRET" in one_line(run("token", "--user", "7"))
     assert "hush" not in one_line(run("token", "--user", "7", SSE_PG_TOKEN_SECRET="hush"))

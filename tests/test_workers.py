@@ -398,7 +398,8 @@ def test_a_port_in_use_is_one_line(database_url: str, shares: bool) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = run("serve", "--port", str(port), "--workers", "2", DATABASE_URL=database_url)
-        assert one_line(done) == f"sse-pg: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+        why = "Address already in use; give another --port (0 takes a free one)"
+        assert one_line(done) == f"sse-pg: cannot listen on 127.0.0.1:{port}: {why}\n"
 
 
 def test_a_database_that_is_away_is_one_line() -> None:
