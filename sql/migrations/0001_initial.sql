@@ -662,10 +662,12 @@ BEGIN
 END $$;
 
 -- Run by alone(): turns the default partition as a whole into that of the ids from `first_id` to the next multiple of
--- `size`, without a look at its rows, and puts the empty table events_default_next in its place.
+-- `size`, without a look at its rows, and puts the empty table events_default_next in its place. Where the ids in it
+-- begin later, as after a jump of the sequence, so does the partition: purge() takes its bounds for what is in it.
 CREATE FUNCTION sse_pg.convert_default(first_id bigint, size bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
+    start  bigint;
     end_id bigint := (greatest(sse_pg.last_id(), first_id) / size + 1) * size;
 BEGIN
     LOCK TABLE ONLY sse_pg.events_default IN ACCESS EXCLUSIVE MODE NOWAIT;
@@ -674,14 +676,16 @@ BEGIN
         RAISE EXCEPTION 'sse_pg.events_default holds ids outside of % to %', first_id, end_id - 1
             USING HINT = 'They were inserted with OVERRIDING SYSTEM VALUE. Delete them; retention goes on then.';
     END IF;
+    start := (SELECT d.id FROM sse_pg.events_default d ORDER BY d.id LIMIT 1);
+    start := greatest(first_id, coalesce(start, sse_pg.last_id()) / size * size);
     ALTER TABLE sse_pg.events DETACH PARTITION sse_pg.events_default;
-    PERFORM set_config('sse_pg.first_in_default', first_id::text, true),
+    PERFORM set_config('sse_pg.first_in_default', start::text, true),
             set_config('sse_pg.last_in_default', (end_id - 1)::text, true);             -- see id_limit()
     EXECUTE format('ALTER TABLE sse_pg.events ATTACH PARTITION sse_pg.events_default FOR VALUES FROM (%s) TO (%s)',
-                   first_id, end_id);
+                   start, end_id);
     PERFORM set_config('sse_pg.first_in_default', '', true), set_config('sse_pg.last_in_default', '', true);
     ALTER TABLE sse_pg.events_default DROP CONSTRAINT events_default_ids;
-    PERFORM sse_pg.rename_table('events_default', sse_pg.partition_name(first_id));
+    PERFORM sse_pg.rename_table('events_default', sse_pg.partition_name(start));
     PERFORM sse_pg.rename_table('events_default_next', 'events_default');
     ALTER TABLE sse_pg.events ATTACH PARTITION sse_pg.events_default DEFAULT;
 END $$;
