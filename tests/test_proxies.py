@@ -41,7 +41,7 @@ async def test_an_event_goes_through_before_the_next_one(name: str, launch: Laun
             await client.publish("a", number)
             assert (await stream.event()).json() == number
         stream.close()
-        async with asyncio.timeout(PATIENCE):  # nginx does not see the end of a TLS connection; the next heartbeat tells it
+        async with asyncio.timeout(PATIENCE):  # nginx does not see that a TLS connection ends; a heartbeat tells it
             while server.bus.hub.streams:
                 await asyncio.sleep(0.01)
 
