@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from datetime import UTC, datetime
 
 import aiohttp
 import msgspec
 
 from sse_pg.client_backoff import retry_after
+from sse_pg.errors import system_words
 
 #: Errors of a URL that no attempt mends, and of a connection that the next one may.
 BAD_URL = (
@@ -64,7 +64,5 @@ async def problem_of(response: aiohttp.ClientResponse) -> str:
 def reason_of(error: BaseException) -> str:
     """Say why a request or a stream came to nothing."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno or 0
-        why = os.strerror(number) if number > 0 else error.os_error.strerror  # errors of names are below 0
-        return f"no server answers at {error.host}:{error.port} ({why})"
+        return f"no server answers at {error.host}:{error.port} ({system_words(error.os_error)})"
     return str(error) or type(error).__name__

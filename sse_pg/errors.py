@@ -24,6 +24,12 @@ import errno
 import os
 
 
+def system_words(error: OSError) -> str:
+    """Return what the system says of an error. asyncio puts words of its own around it, which repeat the address."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or str(error)  # errors of names are below 0
+
+
 class SsePgError(Exception):
     """Base of everything raised on purpose."""
 
@@ -99,11 +105,9 @@ class CannotListen(SettingError):
     """An address that a server should listen on cannot be had."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
-        """Take the system's error; asyncio's own words around it say the address once more."""
-        number = error.errno or 0
-        why = os.strerror(number) if number > 0 else error.strerror  # errors of names are below 0
-        mend = "; give another --port (0 takes a free one)" if number == errno.EADDRINUSE else ""
-        super().__init__(f"cannot listen on {host}:{port}: {why}{mend}")
+        """Take the system's error, and say what to do where that is plain."""
+        mend = "; give another --port (0 takes a free one)" if error.errno == errno.EADDRINUSE else ""
+        super().__init__(f"cannot listen on {host}:{port}: {system_words(error)}{mend}")
 
 
 class ClientError(SsePgError):

@@ -22,17 +22,19 @@ ORDER = "WITH placed AS (INSERT INTO orders (item) VALUES (%s) RETURNING item) "
 ORDER += "SELECT sse_pg.publish('orders', 'PLACED', jsonb_build_object('item', item)) FROM placed"
 
 
-async def test_the_page_shows_each_order_once(
-    page: Page, client: Client, db: psycopg.Connection, database_url: str, tmp_path: Path
-) -> None:
-    """Chromium stands for the proxy of the page: what is Django's comes from Django, the rest from the bus."""
+@pytest.fixture
+async def django(db: psycopg.Connection, database_url: str, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of the example, with its table."""
     table, _, _ = (EXAMPLES / "trigger.sql").read_text().partition("\n\n")
     db.execute(table.encode())
-    django = ("gunicorn", "--bind", "127.0.0.1:0", "django_app:application")
-    async with (
-        running(tmp_path / "log", *django, DATABASE_URL=database_url) as program,
-        ClientSession(program.url) as session,
-    ):
+    words = ("gunicorn", "--bind", "127.0.0.1:0", "django_app:application")
+    async with running(tmp_path / "log", *words, DATABASE_URL=database_url) as program:
+        yield program.url
+
+
+async def test_the_page_shows_each_order_once(page: Page, client: Client, django: str, database_url: str) -> None:
+    """Chromium stands for the proxy of the page: what is Django's comes from Django, the rest from the bus."""
+    async with ClientSession(django) as session:
         with psycopg.connect(database_url) as late:
             late.execute(ORDER, ["in flight"])  # its id is below that of the lamp; it commits after the page
             async with session.post("/orders/new", json={"item": "<b>lamp</b>"}) as answer:
@@ -75,14 +77,10 @@ async def before_both(home: Path, django: str, bus: str) -> AsyncIterator[str]:
 
 
 async def test_the_page_behind_the_proxy_of_its_description(
-    page: Page, client: Client, db: psycopg.Connection, database_url: str, tmp_path: Path
+    page: Page, client: Client, django: str, tmp_path: Path
 ) -> None:
-    table, _, _ = (EXAMPLES / "trigger.sql").read_text().partition("\n\n")
-    db.execute(table.encode())
-    django = ("gunicorn", "--bind", "127.0.0.1:0", "django_app:application")
     async with (
-        running(tmp_path / "log", *django, DATABASE_URL=database_url) as program,
-        before_both(tmp_path, program.url, client.url) as url,
+        before_both(tmp_path, django, client.url) as url,
         ClientSession(url) as session,
     ):
         await page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
