@@ -1,4 +1,4 @@
-"""The settings: one validated object, made once and passed down. Environment first, then flags.
+"""The settings: one validated object, made once and passed down. Flags override the environment.
 
 Each setting is one field with its variable, unit, bounds and meaning (``setting.py``); ``.env.example`` and
 ``docs/settings.md`` are printed from this table (``config_print.py``).
@@ -28,109 +28,123 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::
 class Settings:
     """What a server runs with. Durations are in seconds here, whatever the unit of the variable is."""
 
-    host: str = setting("HOST", "127.0.0.1", "Address to listen on. The container sets 0.0.0.0.")
-    port: int = setting("PORT", 8080, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    host: str = setting("HOST", "127.0.0.1", "Address to listen on. The container image sets 0.0.0.0.")
+    port: int = setting("PORT", 8080, "Port to listen on; 0 picks a free port.", low=0, high=65535)
     workers: int = setting(
         "SSE_PG_WORKERS",
         1,
-        "Server processes on the one port; more use more cores. Each has its own LISTEN connection, pool and limits.",
+        "Number of server processes that share the port; more processes use more cores. Each has its own LISTEN "
+        "connection, connection pool and limits.",
         low=1,
         high=256,
     )
     database_url: str | None = setting(
         "DATABASE_URL",
         None,
-        "The database, as a postgresql:// URL or a libpq connection string; libpq's own PG* variables are honoured. "
-        "Without it, and without PGHOST, PGSERVICE or PGDATABASE, an embedded PostgreSQL is started.",
+        "The database, as a postgresql:// URL or a libpq connection string; libpq's own PG* variables are honoured. If "
+        "neither this nor PGHOST, PGSERVICE or PGDATABASE is set, an embedded PostgreSQL is started.",
         secret=True,
     )
     listen_database_url: str | None = setting(
         "SSE_PG_LISTEN_DATABASE_URL",
         None,
-        "A way of its own for the LISTEN connection, past a transaction pooler. Requests then go without prepared "
-        "statements.",
+        "Separate connection string for the LISTEN connection, to bypass a transaction pooler. If it is set, requests "
+        "do not use prepared statements.",
         secret=True,
     )
     data_dir: Path | None = setting(
         "SSE_PG_DATA_DIR",
         None,
-        "Where the embedded PostgreSQL keeps its data; by default /var/lib/sse-pg for root, else sse-pg in the "
-        "user's data directory.",
+        "Data directory of the embedded PostgreSQL; by default /var/lib/sse-pg for root, else sse-pg in the user's "
+        "data directory.",
     )
     postgres_bin: Path | None = setting(
         "SSE_PG_POSTGRES_BIN",
         None,
-        "Directory of the PostgreSQL programs for the embedded server; by default the wheel's, else the machine's.",
+        "Directory that contains the PostgreSQL programs for the embedded server; by default those of the wheel, else "
+        "those installed on the machine.",
     )
     server_name: str | None = setting(
-        "SSE_PG_SERVER_NAME", None, "Name of this server in active-connections; by default the host's name."
+        "SSE_PG_SERVER_NAME", None, "Name of this server in active-connections; by default the host name."
     )
     open: bool = setting(
         "SSE_PG_OPEN",
         False,
-        "Serve without tokens on addresses other than loopback: whoever reaches the port reads and publishes "
-        "everything. Without effect where tokens are set.",
+        "Serve without tokens on addresses other than loopback: anybody who can reach the port can read and publish "
+        "everything. No effect if tokens are configured.",
         choices=("true", "false"),
     )
     token_secret: str | None = setting(
         "SSE_PG_TOKEN_SECRET",
         None,
-        "Secret of at least 32 bytes that tokens are signed with (HS256). With this or another source of keys, every "
+        "Secret of at least 32 bytes that signs tokens (HS256). If this or another source of keys is set, every "
         "request needs a token.",
         secret=True,
     )
     token_secret_file: Path | None = setting(
         "SSE_PG_TOKEN_SECRET_FILE",
         None,
-        "File with such secrets, one a line; read again when it changes. The first makes tokens, all verify them.",
+        "File with such secrets, one per line; it is read again when it changes. The first secret signs new tokens, "
+        "all of them verify tokens.",
     )
     token_public_keys: str | None = setting(
         "SSE_PG_TOKEN_PUBLIC_KEYS",
         None,
-        "Files with public keys in PEM form, separated by commas (RSA, EC, Ed25519); read again when they change.",
+        "Files with public keys in PEM form (RSA, EC, Ed25519), separated by commas; they are read again when they "
+        "change.",
     )
     token_jwks_url: str | None = setting(
-        "SSE_PG_TOKEN_JWKS_URL", None, "Where an identity provider shows its keys (JSON Web Key Set)."
+        "SSE_PG_TOKEN_JWKS_URL", None, "URL of the identity provider's keys (JSON Web Key Set)."
     )
     token_jwks_refresh: float = setting(
-        "SSE_PG_TOKEN_JWKS_SECONDS", 300.0, "How often that key set is fetched again.", unit="s", low=1, high=86400
+        "SSE_PG_TOKEN_JWKS_SECONDS",
+        300.0,
+        "Interval at which the key set is fetched again.",
+        unit="s",
+        low=1,
+        high=86400,
     )
     token_jwks_pause: float = setting(
         "SSE_PG_TOKEN_JWKS_PAUSE_SECONDS",
         10.0,
-        "How long the key set is not fetched again for a token whose key is not in it, or after a failure.",
+        "Minimum time before the key set is fetched again after a failure, or because a token names a key that is not "
+        "in it.",
         unit="s",
         low=0,
         high=3600,
     )
     token_audience: str | None = setting(
-        "SSE_PG_TOKEN_AUDIENCE", None, "The audience (aud) of tokens. Without it, a token that names one is refused."
+        "SSE_PG_TOKEN_AUDIENCE",
+        None,
+        "Audience (aud) that tokens must have. If it is not set, a token that has an audience is refused.",
     )
     token_issuer: str | None = setting(
-        "SSE_PG_TOKEN_ISSUER", None, "The issuer (iss) that tokens must name. Without it, any."
+        "SSE_PG_TOKEN_ISSUER", None, "Issuer (iss) that tokens must have. If it is not set, any issuer is accepted."
     )
     token_leeway: float = setting(
         "SSE_PG_TOKEN_LEEWAY_SECONDS",
         0.0,
-        "How far clocks may differ when exp and nbf are checked.",
+        "Clock difference that is tolerated when exp and nbf are checked.",
         unit="s",
         low=0,
         high=300,
     )
     token_cookie: str = setting(
-        "SSE_PG_TOKEN_COOKIE", "sse_pg_token", "The cookie that holds a token where there is no Authorization header."
+        "SSE_PG_TOKEN_COOKIE",
+        "sse_pg_token",
+        "Name of the cookie that a token is read from if there is no Authorization header.",
     )
-    token: str | None = setting("SSE_PG_TOKEN", None, "The token that `sse-pg tail` shows to a server.", secret=True)
+    token: str | None = setting("SSE_PG_TOKEN", None, "The token that `sse-pg tail` sends to a server.", secret=True)
     cors_origins: str | None = setting(
         "SSE_PG_CORS_ORIGINS",
         None,
-        "Origins whose pages may use this server from a browser, separated by commas, as in https://app.example. "
-        "Pages of the server's own origin always may.",
+        "Origins whose pages may use this server from a browser, separated by commas, for example https://app.example. "
+        "Pages of the server's own origin are always allowed.",
     )
     authorize_cache: float = setting(
         "SSE_PG_AUTHORIZE_CACHE_SECONDS",
         10.0,
-        "How long an answer of sse_pg.authorize() holds; sse_pg.revoke() ends that at once.",
+        "How long a decision of sse_pg.authorize() is cached; sse_pg.revoke() discards it at once.",
         unit="s",
         low=0,
         high=3600,
@@ -138,16 +152,18 @@ class Settings:
     authorize_timeout: float = setting(
         "SSE_PG_AUTHORIZE_TIMEOUT_SECONDS",
         2.0,
-        "How long sse_pg.authorize() may take for a request; after that nothing is allowed.",
+        "Maximum time that sse_pg.authorize() may take for a request; after that the request is refused with 503.",
         unit="s",
         low=0.05,
         high=60,
     )
-    pool_size: int = setting("SSE_PG_POOL_SIZE", 8, "Database connections for requests.", low=1, high=1000)
+    pool_size: int = setting(
+        "SSE_PG_POOL_SIZE", 8, "Maximum number of database connections for requests.", low=1, high=1000
+    )
     pool_timeout: float = setting(
         "SSE_PG_POOL_TIMEOUT_SECONDS",
         5.0,
-        "How long a request waits for a connection before 503.",
+        "How long a request waits for a database connection before it gets 503.",
         unit="s",
         low=0.1,
         high=600,
@@ -155,7 +171,7 @@ class Settings:
     order_wait: float = setting(
         "SSE_PG_ORDER_WAIT_MS",
         0.02,
-        "How long events above a missing id are held back, so that they go out in order.",
+        "How long events are held back when a lower id is still missing, so that they go out in order.",
         unit="ms",
         low=0,
         high=1000,
@@ -166,7 +182,7 @@ class Settings:
     safety_read: float = setting(
         "SSE_PG_SAFETY_READ_MS",
         1.0,
-        "How often an idle server reads the log although no bell rang.",
+        "How often an idle server reads the log even if no notification (bell) has arrived.",
         unit="ms",
         low=10,
         high=60000,
@@ -174,13 +190,14 @@ class Settings:
     bell: str = setting(
         "SSE_PG_BELL",
         "masked",
-        "masked: publishers do not ring while every server is busy polling. always: they ring on every commit.",
+        "When publishers send a notification (ring the bell). masked: not while every server is busy polling. always: "
+        "on every commit.",
         choices=("masked", "always"),
     )
     heartbeat: float = setting(
         "SSE_PG_HEARTBEAT_SECONDS",
         15.0,
-        "A stream that was silent for so long gets a comment.",
+        "Idle time after which a heartbeat comment is sent.",
         unit="s",
         low=0.1,
         high=3600,
@@ -188,7 +205,7 @@ class Settings:
     position_refresh: float = setting(
         "SSE_PG_POSITION_SECONDS",
         60.0,
-        "A quiet stream is told its position this often, if it moved.",
+        "How often a quiet stream is sent its current position, if it has changed.",
         unit="s",
         low=0.1,
         high=86400,
@@ -196,7 +213,8 @@ class Settings:
     retry: float = setting(
         "SSE_PG_RETRY_MS",
         2.0,
-        "When a client that lost its stream comes back; each is told a value between half and one and a half of it.",
+        "How long a client waits before it reconnects after losing its stream. Each client is sent a random value "
+        "between 0.5 and 1.5 times this.",
         unit="ms",
         low=0,
         high=600000,
@@ -204,7 +222,7 @@ class Settings:
     stream_buffer: int = setting(
         "SSE_PG_STREAM_BUFFER_BYTES",
         1048576,
-        "A client that has more than this unread is disconnected.",
+        "Maximum amount of unread data per stream; a client that falls further behind is disconnected.",
         unit="bytes",
         low=1024,
         high=2**31,
@@ -212,35 +230,35 @@ class Settings:
     ring_events: int = setting(
         "SSE_PG_RING_EVENTS",
         10000,
-        "Recent events kept in memory for clients that reconnect.",
+        "Number of recent events that are kept in memory for clients that reconnect.",
         low=0,
         high=10_000_000,
     )
     ring_bytes: int = setting(
-        "SSE_PG_RING_BYTES", 67108864, "Memory for those events.", unit="bytes", low=0, high=2**40
+        "SSE_PG_RING_BYTES", 67108864, "Maximum memory for those events.", unit="bytes", low=0, high=2**40
     )
     replay_page: int = setting(
         "SSE_PG_REPLAY_PAGE",
         500,
-        "Events read from the table at a time while a client catches up.",
+        "Number of events that are read from the table at a time while a client catches up.",
         low=1,
         high=10000,
     )
     max_payload: int = setting(
         "SSE_PG_MAX_PAYLOAD_BYTES",
         1048576,
-        "Largest payload over HTTP. The table has a limit of its own (docs/operating.md).",
+        "Maximum size of a payload published over HTTP. The table has a limit of its own (docs/operating.md).",
         unit="bytes",
         low=1,
         high=2**28,
     )
     max_body: int = setting(
-        "SSE_PG_MAX_BODY_BYTES", 16777216, "Largest request body.", unit="bytes", low=1024, high=2**30
+        "SSE_PG_MAX_BODY_BYTES", 16777216, "Maximum size of a request body.", unit="bytes", low=1024, high=2**30
     )
     max_bodies: int = setting(
         "SSE_PG_MAX_BODIES_BYTES",
         268435456,
-        "Memory for the bodies of all requests that are being served; more get 503.",
+        "Memory limit for all request bodies that are being handled at the same time; further requests get 503.",
         unit="bytes",
         low=1024,
         high=2**40,
@@ -248,7 +266,7 @@ class Settings:
     body_seconds: float = setting(
         "SSE_PG_BODY_SECONDS",
         30.0,
-        "How long the body of a request may take to arrive before 408.",
+        "How long a request body may take to arrive before the request gets 408.",
         unit="s",
         low=0.05,
         high=3600,
@@ -256,8 +274,8 @@ class Settings:
     idle: float = setting(
         "SSE_PG_IDLE_SECONDS",
         75.0,
-        "How long a connection may take to send the head of a request, the first or the next, before it is closed. "
-        "Longer than a proxy in front keeps its own connections.",
+        "How long a connection may take to send the head of its first or next request before it is closed. Set it "
+        "longer than a proxy in front keeps idle connections.",
         unit="s",
         low=0.05,
         high=3600,
@@ -265,35 +283,43 @@ class Settings:
     max_connections: int = setting(
         "SSE_PG_MAX_CONNECTIONS",
         16000,
-        "Most connections on one process, streams among them; more get 503.",
+        "Maximum number of connections per process, including streams; further ones get 503.",
         low=1,
         high=1_000_000,
     )
-    max_batch: int = setting("SSE_PG_MAX_BATCH", 100000, "Most events in one request.", low=1, high=10_000_000)
-    max_channels: int = setting("SSE_PG_MAX_CHANNELS", 1000, "Most channels on one stream.", low=1, high=100000)
+    max_batch: int = setting(
+        "SSE_PG_MAX_BATCH", 100000, "Maximum number of events in one request.", low=1, high=10_000_000
+    )
+    max_channels: int = setting(
+        "SSE_PG_MAX_CHANNELS", 1000, "Maximum number of channels on one stream.", low=1, high=100000
+    )
     max_streams: int = setting(
-        "SSE_PG_MAX_STREAMS", 15000, "Most streams on one process; more get 503.", low=1, high=1_000_000
+        "SSE_PG_MAX_STREAMS",
+        15000,
+        "Maximum number of streams per process; further ones get 503.",
+        low=1,
+        high=1_000_000,
     )
     max_streams_user: int = setting(
         "SSE_PG_MAX_STREAMS_PER_USER",
         0,
-        "Most streams of one user on one process; more get 429. 0 is no limit.",
+        "Maximum number of streams per user in one process; further ones get 429. 0 means no limit.",
         low=0,
         high=1_000_000,
     )
     max_streams_address: int = setting(
         "SSE_PG_MAX_STREAMS_PER_ADDRESS",
         0,
-        "Most streams from one address (of IPv6: one /64) on one process; more get 429. 0 is no limit. Behind a proxy, "
-        "set SSE_PG_TRUSTED_PROXIES first.",
+        "Maximum number of streams per client address (for IPv6, per /64 network) in one process; further ones get "
+        "429. 0 means no limit. Behind a proxy, set SSE_PG_TRUSTED_PROXIES first.",
         low=0,
         high=1_000_000,
     )
     publish_rate: float = setting(
         "SSE_PG_PUBLISH_RATE",
         0.0,
-        "Most events a second that one user, or one address where there are no tokens, publishes over HTTP on one "
-        "process; more get 429. 0 is no limit.",
+        "Maximum number of events per second that one user (or one address, if tokens are not used) may publish over "
+        "HTTP in one process; beyond it requests get 429. 0 means no limit.",
         unit="1/s",
         low=0,
         high=1_000_000_000,
@@ -301,14 +327,14 @@ class Settings:
     trusted_proxies: str = setting(
         "SSE_PG_TRUSTED_PROXIES",
         "",
-        "Addresses and networks of the proxies in front, separated by commas: their X-Forwarded-For tells a client's "
-        "address.",
+        "Addresses and networks of the proxies in front, separated by commas. The client's address is taken from their "
+        "X-Forwarded-For header.",
     )
     drain: float = setting(
         "SSE_PG_DRAIN_SECONDS",
         5.0,
-        "Over how long a server that stops spreads the end of its streams; as long, at most, it waits for connections "
-        "that are kept alive.",
+        "Period over which a stopping server ends its streams one by one. It is also the maximum time that the server "
+        "waits for kept-alive connections.",
         unit="s",
         low=0,
         high=3600,
@@ -316,14 +342,14 @@ class Settings:
     keep_events: int = setting(
         "SSE_PG_KEEP_EVENTS",
         10_000_000,
-        "The newest events that are kept; older ones go a partition at a time. 0 is no limit.",
+        "Number of newest events to keep; older ones are purged one partition at a time. 0 means no limit.",
         low=0,
         high=2**62,
     )
     keep_hours: float = setting(
         "SSE_PG_KEEP_HOURS",
         0.0,
-        "A partition whose newest event is older goes. 0 is no limit.",
+        "A partition is purged when its newest event is older than this. 0 means no limit.",
         unit="h",
         low=0,
         high=1_000_000,
@@ -331,39 +357,45 @@ class Settings:
     keep_keys_hours: float = setting(
         "SSE_PG_KEEP_KEYS_HOURS",
         24.0,
-        "How long an idempotency key is remembered. 0 is for ever.",
+        "How long an idempotency key is remembered. 0 means forever.",
         unit="h",
         low=0,
         high=1_000_000,
     )
     partition_size: int = setting(
-        "SSE_PG_PARTITION_SIZE", 1_000_000, "Ids in a partition of the log.", low=1, high=2**40
+        "SSE_PG_PARTITION_SIZE", 1_000_000, "Number of ids in one partition of the log.", low=1, high=2**40
     )
     maintenance: float = setting(
         "SSE_PG_MAINTENANCE_SECONDS",
         60.0,
-        "How often partitions are made and old ones purged; more often where ids run fast.",
+        "How often partitions are created and old ones purged; it happens more often while ids are used up quickly.",
         unit="s",
         low=0.05,
         high=86400,
     )
     dashboard: str = setting(
-        "SSE_PG_DASHBOARD", "on", "Whether there is a dashboard at /; off answers 404.", choices=("on", "off")
+        "SSE_PG_DASHBOARD",
+        "on",
+        "Whether the dashboard is served at /; if it is off, / answers 404.",
+        choices=("on", "off"),
     )
     metrics: str = setting(
         "SSE_PG_METRICS",
         "auto",
-        "Who reads /metrics. auto: where tokens are asked for, who has one with observe; else anybody. open: anybody. "
-        "off: nobody, it answers 404.",
+        "Who may read /metrics. auto: if tokens are required, only holders of a token with observe, otherwise anybody. "
+        "open: anybody. off: nobody; it answers 404.",
         choices=("auto", "open", "off"),
     )
     log_level: str = setting(
-        "SSE_PG_LOG_LEVEL", "info", "How much is logged.", choices=("debug", "info", "warning", "error")
+        "SSE_PG_LOG_LEVEL",
+        "info",
+        "Lowest severity of messages that are logged.",
+        choices=("debug", "info", "warning", "error"),
     )
     log_format: str = setting(
         "SSE_PG_LOG_FORMAT",
         "auto",
-        "text, json, or auto: text on a terminal, JSON otherwise.",
+        "Format of log lines. auto: text on a terminal, JSON otherwise.",
         choices=("auto", "text", "json"),
     )
 

@@ -11,7 +11,7 @@ from sse_pg.setting import bounds, shown
 
 def print_env() -> str:
     """Return the text of ``.env.example``."""
-    lines = ["# Settings of sse-pg. Each line shows the default; take the # away to change it.", ""]
+    lines = ["# Settings of sse-pg. Each line shows the default; remove the # to change it.", ""]
     for spec in fields(Settings):
         meta = spec.metadata
         unit = f" [{meta['unit']}]" if meta["unit"] else ""
@@ -24,7 +24,7 @@ def print_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Environment variables; `sse-pg serve --help` names the flags that go before them.",
+        "Environment variables; the flags listed by `sse-pg serve --help` take precedence over them.",
         "",
         "| variable | default | unit | allowed | meaning |",
         "|---|---|---|---|---|",
