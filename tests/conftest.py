@@ -14,7 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from support import Client, Launcher
+from support.client import Client
+from support.server import Launcher
 
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
 from sse_pg.migrate import migrate

@@ -9,12 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from support.process import CHECKOUT
 
 from sse_pg.config import Settings, has_database, misspelt
 from sse_pg.config_print import print_env, print_markdown
 from sse_pg.errors import SettingError
 
-ROOT = Path(__file__).parent.parent
 SPECS = {spec.metadata["env"]: spec for spec in fields(Settings)}
 NUMBERS = {env: spec for env, spec in SPECS.items() if spec.metadata["low"] is not None}
 CHOICES = {env: spec for env, spec in SPECS.items() if spec.metadata["choices"]}
@@ -139,9 +139,13 @@ def test_libpq_names_a_database(name: str) -> None:
 def test_files_are_printed_from_the_settings(what: str, file: str) -> None:
     """Print them again with: python -m sse_pg.config_print env (or markdown)."""
     done = subprocess.run(
-        [sys.executable, "-m", "sse_pg.config_print", what], cwd=ROOT, capture_output=True, check=True, encoding="utf-8"
+        [sys.executable, "-m", "sse_pg.config_print", what],
+        cwd=CHECKOUT,
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
     )
-    assert done.stdout == (ROOT / file).read_text(encoding="utf-8")
+    assert done.stdout == (CHECKOUT / file).read_text(encoding="utf-8")
     assert done.stdout == (print_env() if what == "env" else print_markdown())
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from cli_support import one_line, run
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Client, Launcher
-from test_wire import browser
+from support.client import Client
+from support.event_source import browser
+from support.process import one_line, run
+from support.server import Launcher
 
 from sse_pg import logs, wire
 from sse_pg.config import Settings

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import psycopg
-from support import Client, Launcher
+from support.client import Client
+from support.server import Launcher
 
 
 async def test_http_and_sql_publish_to_one_stream(client: Client, db: psycopg.Connection) -> None:

@@ -10,9 +10,11 @@ import re
 from typing import Any
 
 import pytest
-from access_support import SECRET, bearer, token
-from cli_support import process
-from support import Client, Launcher, eventually
+from support.client import Client
+from support.process import process
+from support.server import Launcher
+from support.tokens import SECRET, bearer, token
+from support.waiting import eventually
 
 from sse_pg import logs
 

@@ -9,10 +9,11 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from playwright.async_api import Browser, Page, expect
-from support import Client, Launcher
+from support.client import Client
+from support.server import Launcher
 
-from browser.conftest import Watch
 from browser.gate import Gate
+from browser.watch import Watch
 from sse_pg.tokens import mint
 
 pytestmark = pytest.mark.browser

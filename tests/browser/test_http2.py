@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser
-from proxies import proxy
-from support import Launcher
+from support.proxies import proxy
+from support.server import Launcher
 
 pytestmark = pytest.mark.browser
 

@@ -9,9 +9,11 @@ import pytest
 from aiohttp import web
 from clients.proxy import Proxy
 from playwright.async_api import Page
-from support import Client, Launcher, eventually
+from support.client import Client
+from support.server import Launcher
+from support.waiting import eventually
 
-from browser.conftest import Watch
+from browser.watch import Watch
 
 pytestmark = pytest.mark.browser
 

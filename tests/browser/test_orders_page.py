@@ -10,12 +10,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from aiohttp import ClientSession
-from cli_support import free_port
-from example_support import EXAMPLES, running
-from pages import Page as Described
 from playwright.async_api import Page, expect
-from proxies import nginx_words, no_files_of_the_machine, started
-from support import Client
+from support.client import Client
+from support.examples import EXAMPLES, running
+from support.pages import Page as Described
+from support.process import free_port
+from support.proxies import nginx_words, no_files_of_the_machine, started
 
 pytestmark = pytest.mark.browser
 ORDER = "WITH placed AS (INSERT INTO orders (item) VALUES (%s) RETURNING item) "

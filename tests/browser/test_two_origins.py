@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from access_support import SECRET, token
 from aiohttp import test_utils, web
 from playwright.async_api import Browser, Page
-from support import Client, Launcher
+from support.client import Client
+from support.server import Launcher
+from support.tokens import SECRET, token
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import pytest
-from support import Launcher, Server, eventually, greeted
+from support.server import Launcher, Server, greeted
+from support.waiting import eventually
 
 from clients.driver import Browser, Driver, ProcessDriver
 from clients.proxy import Proxy

@@ -9,9 +9,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from pages import Page
 from playwright.async_api import Route, async_playwright
-from support import Client, Launcher, Server, eventually, greeted
+from support.client import Client
+from support.pages import Page
+from support.server import Launcher, Server, greeted
+from support.waiting import eventually
 
 from clients import install
 

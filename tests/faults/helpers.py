@@ -11,7 +11,8 @@ from typing import Any
 
 import aiohttp
 import psycopg
-from support import PATIENCE, Block, parse_block
+from support.streams import Block, parse_block
+from support.waiting import TIMEOUT_S
 
 INSERT = "INSERT INTO sse_pg.events (channel, payload) VALUES (%s, to_jsonb(%s::bigint)) RETURNING id"
 
@@ -77,9 +78,9 @@ class Follower:
             assert self.cursor is not None
             self.cursors.append(self.cursor)
 
-    async def until(self, condition: Callable[[], Any], patience: float = PATIENCE) -> None:
+    async def until(self, condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> None:
         """Wait until a condition on the record holds."""
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(timeout_s):
             while not condition():
                 self._news.clear()
                 await self._news.wait()
@@ -105,7 +106,7 @@ async def following(*urls: str, count: int = 1, **kwargs: Any) -> AsyncIterator[
     """Open a follower and wait for its first hello."""
     follower = Follower(*urls, **kwargs)
     async with running(follower.run()):
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             await follower.opened.wait()
         yield follower
 

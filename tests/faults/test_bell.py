@@ -12,7 +12,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import PATIENCE, Client, Launcher
+from support.client import Client
+from support.server import Launcher
+from support.waiting import TIMEOUT_S
 
 from faults.helpers import connection, following, insert
 from sse_pg import tail as tail_module
@@ -32,7 +34,7 @@ TAIL_STEPS = {"sleep_begin": 5, "wake_begin": 4}
 
 async def eventually(condition: Callable[[], Any]) -> None:
     """Wait for a condition that holds very soon."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.0002)
 
@@ -122,7 +124,7 @@ class SteppedPublisher:
 
     async def step(self) -> str:
         """Do one step; return its name."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             return await anext(self._steps)
 
     async def _run(self) -> AsyncIterator[str]:
@@ -210,7 +212,7 @@ async def test_no_wake_up_is_lost(
             for _ in range(len(PUBLISHER) - done):
                 history.append(await publisher.step())
             try:
-                await follower.until(lambda n=number: follower.payloads[-1] == n, patience=5)
+                await follower.until(lambda n=number: follower.payloads[-1] == n, timeout_s=5)
             except TimeoutError:
                 pytest.fail(f"lost until the safety read: {', '.join(history)}")
     assert len(follower.payloads) == len(set(follower.payloads)) == 2 * number
@@ -229,7 +231,7 @@ async def test_a_bell_that_comes_with_the_answer_to_a_read(
             stepped.meanwhile = lambda n=number + 1: insert(conn, n)
             stepped.meanwhile_of = "read"
             await insert(conn, number)
-            await follower.until(lambda n=number: follower.payloads == [*range(n + 2)], patience=5)
+            await follower.until(lambda n=number: follower.payloads == [*range(n + 2)], timeout_s=5)
 
 
 async def test_a_change_of_subscriptions_that_comes_with_the_answer_to_a_read(

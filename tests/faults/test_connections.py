@@ -9,7 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support import Client, Launcher, eventually
+from support.client import Client
+from support.server import Launcher
+from support.waiting import eventually
 from torture.proxy import Proxy
 
 from faults.helpers import Poster, as_in_table, connection, following, insert, running, table

@@ -6,7 +6,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import Client, Launcher, Server, StreamReader, eventually
+from support.client import Client
+from support.server import Launcher, Server
+from support.streams import StreamReader
+from support.waiting import eventually
 
 from faults.helpers import following
 from sse_pg.cursor import Cursor

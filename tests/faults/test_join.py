@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support import Client, Launcher, eventually
+from support.client import Client
+from support.server import Launcher
+from support.waiting import eventually
 from torture.proxy import Proxy
 
 from faults.helpers import Follower, as_in_table, connection, following, insert, running

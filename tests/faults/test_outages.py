@@ -17,10 +17,12 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from support import PATIENCE, Client, Launcher, eventually
+from support.client import Client
+from support.server import Launcher
+from support.waiting import TIMEOUT_S, eventually
 
-from faults.conftest import QuietLauncher
 from faults.helpers import Poster, as_in_table, connection, following, insert, running, table
+from faults.launcher import QuietLauncher
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
 from sse_pg.migrate import migrate
 
@@ -130,7 +132,7 @@ async def test_a_server_stops_while_the_database_is_away(
         await asyncio.to_thread(cluster.stop)
         try:
             await eventually(lambda: not server.bus.tail.listening.is_set())
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT_S):
                 await server.stop()
                 await stream.ended()
         finally:

@@ -15,7 +15,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from support import PATIENCE, Launcher, eventually
+from support.server import Launcher
+from support.waiting import TIMEOUT_S, eventually
 from torture.faults import ServerProcess, free_ports
 
 from faults.helpers import Follower, Poster, as_in_table, connection, following, insert, running, table
@@ -39,14 +40,14 @@ class Process(ServerProcess):
     async def exit_code(self) -> int:
         """Wait for the end."""
         assert self._process is not None
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_S):
             while self._process.poll() is None:
                 await asyncio.sleep(0.01)
         return int(self._process.returncode)
 
     async def ready(self) -> None:
         """Wait until it can serve."""
-        async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(TIMEOUT_S), aiohttp.ClientSession() as session:
             while True:
                 try:
                     async with session.get(f"{self.url}/readyz") as response:
@@ -116,7 +117,7 @@ async def test_clients_alternate_between_two_servers(start: Start, database_url:
 
     async with running(*(follower.run() for follower in followers)):
         for follower in followers:
-            await asyncio.wait_for(follower.opened.wait(), PATIENCE)
+            await asyncio.wait_for(follower.opened.wait(), TIMEOUT_S)
         async with running(poster.run(), write(1_000_000), write(2_000_000)):
             await followers[0].until(lambda: followers[0].connects > 40)
         for follower in followers:
@@ -154,7 +155,7 @@ async def test_sigterm_under_load(start: Start, database_url: str) -> None:
             server.signal(signal.SIGTERM)
             assert await server.exit_code() == 0
             await eventually(lambda: all(poster.refused for poster in posters))
-        await asyncio.wait_for(following_all, PATIENCE)  # each was ended in good order: no exception
+        await asyncio.wait_for(following_all, TIMEOUT_S)  # each was ended in good order: no exception
     ends.sort()
     assert len(ends) == count
     assert ends[-1] - ends[0] > drain / 2
@@ -173,7 +174,7 @@ async def test_sigterm_while_publishes_wait_for_the_database(start: Start, datab
     async with aiohttp.ClientSession() as session, connection(database_url, autocommit=False) as locking:
         await locking.execute("LOCK TABLE sse_pg.events IN SHARE MODE")
         posting = asyncio.gather(*(poster.one(session) for poster in posters))
-        async with connection(database_url) as looking, asyncio.timeout(PATIENCE):
+        async with connection(database_url) as looking, asyncio.timeout(TIMEOUT_S):
             while not await _waiting_for_locks(looking):
                 await asyncio.sleep(0.01)
         server.signal(signal.SIGTERM)
@@ -195,7 +196,7 @@ async def test_a_frozen_client_is_cut_off_and_costs_nobody_anything(
     others = [Follower(server.url) for _ in range(3)]
     async with running(*(other.run() for other in others)), connection(database_url) as conn:
         for other in others:
-            await asyncio.wait_for(other.opened.wait(), PATIENCE)
+            await asyncio.wait_for(other.opened.wait(), TIMEOUT_S)
         before = set(server.bus.hub.streams)
         with _child(["curl", "-sN", "-o", "/dev/null", f"{server.url}/api/events/stream?channels=a"]) as client:
             await eventually(lambda: len(server.bus.hub.streams) == 4)
@@ -248,7 +249,7 @@ async def _waiting_for_locks(conn: object) -> bool:
 
 async def _refuses(server: Process) -> None:
     """Wait until a server takes no more connections, or says that it stops."""
-    async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(TIMEOUT_S), aiohttp.ClientSession() as session:
         while True:
             try:
                 async with session.get(f"{server.url}/readyz") as response:

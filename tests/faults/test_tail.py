@@ -8,7 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import Client, Launcher, eventually
+from support.client import Client
+from support.server import Launcher
+from support.waiting import eventually
 
 from faults.helpers import Follower, as_in_table, connection, following, insert, running, table
 from sse_pg.cursor import Cursor

@@ -1,0 +1,233 @@
+"""``sse-pg serve`` and ``migrate`` as processes: settings, errors, signals at every moment, the embedded PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from support.process import left_behind, one_line, process, run
+from support.waiting import wait_for
+
+from sse_pg.embedded import EmbeddedPostgres, running
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    """A data directory that the system user gets to."""
+    made = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp")).resolve()
+    made.chmod(0o755)
+    yield made / "data"
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def get(url: str) -> tuple[int, dict[str, object]]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.status, json.load(answer)
+
+
+# ---- migrate
+
+
+def test_migrate_applies_once(empty_database_url: str) -> None:
+    first = run("migrate", "--database-url", empty_database_url)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("applied migration 0001_initial\n")
+    assert run("migrate", DATABASE_URL=empty_database_url).stdout == "the schema is up to date\n"
+
+
+def test_migrate_from_many_places_at_once(empty_database_url: str) -> None:
+    with (
+        process("migrate", DATABASE_URL=empty_database_url) as one,
+        process("migrate", DATABASE_URL=empty_database_url) as two,
+    ):
+        assert (one.wait(), two.wait()) == (0, 0)
+        assert sorted(one.out[-1:] + two.out[-1:])[-1] == "the schema is up to date"
+
+
+def test_migrate_uses_the_embedded_postgresql_and_stops_it(data: Path) -> None:
+    done = run("migrate", "--data-dir", str(data))
+    assert done.returncode == 0, done.stderr
+    assert "applied migration 0001_initial" in done.stdout
+    assert left_behind(data) == []
+
+
+# ---- where the database and the port come from
+
+
+def test_serve_takes_the_libpq_variables(postgres: EmbeddedPostgres, database_url: str) -> None:
+    there = conninfo_to_dict(database_url)
+    variables = {
+        "PGHOST": there["host"],
+        "PGPORT": there["port"],
+        "PGUSER": there["user"],
+        "PGDATABASE": there["dbname"],
+    }
+    with process("serve", PORT="0", **{k: str(v) for k, v in variables.items()}) as server:
+        server.url()
+        assert not any("PostgreSQL" in line for line in server.out)
+        assert server.end() == 0
+
+
+def test_flags_win_over_variables(database_url: str) -> None:
+    with process(
+        "serve", "--port", "0", "--host", "127.0.0.2", "--database-url", database_url,
+        HOST="127.0.0.1", PORT="1", DATABASE_URL="postgresql:///nowhere?host=/nowhere",
+    ) as server:  # fmt: skip
+        assert urlsplit(server.url()).hostname == "127.0.0.2"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("PORT", "http", ()),
+        ("PORT", "70000", ()),
+        ("SSE_PG_POOL_SIZE", "0", ()),
+        ("SSE_PG_BELL", "loud", ()),
+        ("SSE_PG_HEARTBEAT_SECONDS", "nan", ()),
+        ("SSE_PG_LOG_LEVEL", "all", ()),
+        ("PORT", "-1", ("--port", "-1")),
+    ],
+)
+def test_a_bad_setting_names_the_variable_the_value_and_what_is_allowed(
+    variable: str, value: str, words: tuple[str, ...]
+) -> None:
+    done = run("serve", *words, **({} if words else {variable: value}))
+    assert f"{variable}='{value}': allowed " in one_line(done)
+    assert done.stdout == ""
+
+
+def test_a_port_in_use_is_one_line(data: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--data-dir", str(data), "--port", port, SSE_PG_LOG_LEVEL="error")
+        assert f"127.0.0.1:{port}" in one_line(done)
+    assert left_behind(data) == []
+
+
+def test_a_database_that_is_away_is_one_line() -> None:
+    for words in (("serve",), ("migrate",)):
+        line = one_line(run(*words, DATABASE_URL="postgresql://nobody@127.0.0.1:1/x", SSE_PG_LOG_LEVEL="error"))
+        assert "cannot be reached" in line
+        assert "127.0.0.1" in line
+
+
+def test_a_traceback_comes_only_when_asked_for() -> None:
+    for words in (("--debug", "migrate"), ("migrate", "--debug")):
+        done = run(*words, DATABASE_URL="postgresql://nobody@127.0.0.1:1/x")
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+        assert "MigrationError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("bogus",), ("publish",), ("serve", "--port", "http"), ("history", "a", "--limit", "0")]
+)
+def test_usage_errors_are_one_line_with_code_2(words: tuple[str, ...]) -> None:
+    assert "--help" in one_line(run(*words), 2)
+
+
+def test_help_and_version() -> None:
+    assert "serve" in run("--help").stdout
+    assert run("-h").returncode == 0
+    assert run("--version").stdout.startswith("sse-pg, version ")
+
+
+# ---- the embedded PostgreSQL
+
+
+def test_serve_brings_its_own_postgresql_and_takes_it_along(data: Path) -> None:
+    with process("serve", "--port", "0", SSE_PG_DATA_DIR=str(data)) as server:
+        url = server.url()
+        where = server.line(r"^PostgreSQL (\d+) .* with its data in (.*)$")
+        assert where[2] == str(data)
+        assert "psql" in server.line("^reach it with: (.*)$")[1]
+        second = run("serve", "--port", "0", SSE_PG_DATA_DIR=str(data))
+        assert f"{data} is in use by process {server.popen.pid}" in one_line(second)
+        assert run("publish", "a", '"x"', SSE_PG_DATA_DIR=str(data)).stdout == "1\n"
+        assert get(f"{url}/api/events/history?channel=a")[1]["events"][0]["payload"] == "x"  # type: ignore[index]
+        assert server.end() == 0
+    assert running(data) is None
+    assert left_behind(data) == []
+    with process("serve", "--port", "0", SSE_PG_DATA_DIR=str(data)) as server:
+        server.url()
+        assert "applied migration" not in "".join(server.out)
+        assert run("history", "a", SSE_PG_DATA_DIR=str(data)).stdout.count("\n") == 1
+        assert server.end(signal.SIGINT) == 0
+    assert left_behind(data) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@BOTH
+@pytest.mark.parametrize("moment", ["initdb", "postgres", "database", "migration", "server"])
+def test_a_signal_during_the_start_leaves_nothing(data: Path, moment: str, number: signal.Signals) -> None:
+    moments = {
+        "initdb": lambda: any("initdb" in words for words in left_behind(data) if " serve " not in words),
+        "postgres": lambda: list(data.glob("postgres-*/postmaster.pid")),
+        "database": lambda: running(data),
+        "migration": lambda: any("reach it" in line for line in server.out),
+        "server": lambda: any("listens on" in line for line in server.out),
+    }
+    with process("serve", "--port", "0", "--data-dir", str(data), SSE_PG_LOG_LEVEL="error") as server:
+        wait_for(moments[moment], moment)
+        assert server.end(number) == 0
+        # Synchronously: nothing is on its way out any more.
+        assert left_behind(data) == []
+        assert server.err == []
+    # What is there can be used.
+    assert run("migrate", "--data-dir", str(data)).returncode == 0
+
+
+@BOTH
+def test_a_signal_twice_does_not_leave_the_database_running(data: Path, number: signal.Signals) -> None:
+    with process("serve", "--port", "0", "--data-dir", str(data), SSE_PG_LOG_LEVEL="error") as server:
+        server.url()
+        for _ in range(5):
+            server.popen.send_signal(number)
+        assert server.wait() == 0
+        assert left_behind(data) == []
+        assert server.err == []
+
+
+@BOTH
+def test_a_signal_ends_a_migration_that_waits(empty_database_url: str, number: signal.Signals) -> None:
+    """Somebody holds the lock of the migrations; who is told to stop does not wait for it."""
+    run("migrate", DATABASE_URL=empty_database_url)
+    with psycopg.connect(empty_database_url) as other, psycopg.connect(empty_database_url, autocommit=True) as looker:
+        other.execute("LOCK TABLE sse_pg.migrations")
+        with (
+            process("serve", "--port", "0", DATABASE_URL=empty_database_url, SSE_PG_LOG_LEVEL="error") as server,
+            process("migrate", DATABASE_URL=empty_database_url) as migration,
+        ):
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            wait_for(lambda: looker.execute(waiting).fetchone() == (2,), "the wait")
+            assert server.end(number) == 0
+            assert migration.end(number) == 128 + number
+            assert server.err + migration.err == []
+
+
+@BOTH
+def test_a_signal_ends_open_streams(database_url: str, number: signal.Signals) -> None:
+    with process("serve", "--port", "0", DATABASE_URL=database_url, SSE_PG_DRAIN_SECONDS="0") as server:
+        url = server.url()
+        with urllib.request.urlopen(f"{url}/api/events/stream?channels=a", timeout=20) as stream:
+            assert b"sse-pg.hello" in stream.readline() + stream.readline() + stream.readline()
+            assert server.end(number) == 0
+            stream.read()
+        assert not any("Traceback" in line for line in server.err)

@@ -1,0 +1,121 @@
+"""``sse-pg tail`` as a process: from a cursor, across a restart of the server, to its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from support.process import SSE_PG, environment, one_line, process, run
+from support.waiting import wait_for
+
+
+def publish(db: psycopg.Connection, *payloads: object, channel: str = "a") -> None:
+    for payload in payloads:
+        db.execute("SELECT sse_pg.publish(%s, 'T', %s)", [channel, json.dumps(payload)])
+
+
+def payloads(lines: list[str]) -> list[object]:
+    return [json.loads(line)["data"] for line in lines]
+
+
+def test_tail_prints_a_json_line_for_each_event(database_url: str, db: psycopg.Connection) -> None:
+    publish(db, 1, {"n": "ä\n"})
+    publish(db, "not this", channel="c")
+    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+        url = server.url()
+        with process("tail", "a", "b", "--from", "0", "--url", url) as tail:
+            assert [json.loads(line) for line in tail.lines(2)] == [
+                {"id": "1", "event": "T", "data": 1},
+                {"id": "2", "event": "T", "data": {"n": "ä\n"}},
+            ]
+            publish(db, "live", channel="b")
+            assert payloads(tail.lines(3))[2] == "live"
+            assert (tail.end(signal.SIGINT), tail.err) == (0, [])
+        with process("tail", "a", "--from", "1", PORT=str(urlsplit(url).port)) as tail:
+            assert payloads(tail.lines(1)) == [{"n": "ä\n"}]
+            assert (tail.end(signal.SIGTERM), tail.err) == (0, [])
+
+
+def test_tail_misses_nothing_while_the_server_restarts(database_url: str, db: psycopg.Connection) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    settings = {"DATABASE_URL": database_url, "PORT": port, "SSE_PG_RETRY_MS": "50", "SSE_PG_DRAIN_SECONDS": "0"}
+    with process("tail", "a", "--from", "0", PORT=port) as tail:
+        tail.line("next attempt", err=True)
+        for restart in range(3):
+            with process("serve", **settings) as server:
+                server.url()
+                publish(db, 10 * restart, 10 * restart + 1)
+                tail.lines(4 * restart + 2)
+                assert server.end(signal.SIGKILL if restart == 1 else signal.SIGTERM) in (0, -signal.SIGKILL)
+            publish(db, 10 * restart + 2, 10 * restart + 3)
+        with process("serve", **settings) as server:
+            server.url()
+            assert payloads(tail.lines(12)) == [10 * i + j for i in range(3) for j in range(4)]
+            assert tail.end() == 0
+            assert not any("lost" in line for line in tail.err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_a_server(number: signal.Signals) -> None:
+    with process("tail", "a", "--url", "http://127.0.0.1:1") as tail:
+        tail.line("next attempt", err=True)
+        assert tail.end(number) == 0
+        assert not any("Traceback" in line for line in tail.err)
+
+
+def test_tail_says_what_the_server_refuses(database_url: str) -> None:
+    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+        url = server.url()
+        assert "422" in one_line(run("tail", "a b", "--url", url))
+        assert "404" in one_line(run("tail", "a", "--url", f"{url}/nowhere"))
+        assert "http://" in one_line(run("tail", "a", "--url", "localhost:8080"), 2)
+        assert "--from" in one_line(run("tail", "a", "--from", "x", "--url", url))
+        one_line(run("tail", "a", "--url", "http://"))
+        one_line(run("tail", "a,b", "--url", url))
+
+
+def test_tail_says_that_no_server_answers() -> None:
+    with process("tail", "a", "--url", "http://127.0.0.1:1") as tail:
+        assert "no server answers at 127.0.0.1:1 (Connection refused)" in tail.line("next attempt", err=True).string
+        assert tail.end() == 0
+
+
+def test_tail_shows_a_token_and_says_so_without_one(database_url: str, db: psycopg.Connection) -> None:
+    publish(db, 1)
+    secret = {"SSE_PG_TOKEN_SECRET": "a secret of more than thirty-two bytes"}
+    token = run("token", "--user", "7", "--subscribe", "a", **secret).stdout.strip()
+    with process("serve", "--port", "0", DATABASE_URL=database_url, **secret) as server:
+        url = server.url()
+        assert "SSE_PG_TOKEN" in one_line(run("tail", "a", "--url", url))
+        with process("tail", "a", "--from", "0", "--url", url, SSE_PG_TOKEN=token) as tail:
+            assert payloads(tail.lines(1)) == [1]
+            assert tail.end() == 0
+
+
+def test_an_unknown_cursor_is_told(database_url: str) -> None:
+    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+        url = server.url()
+        with process("tail", "a", "--from", "99999", "--url", url) as tail:
+            assert "99999" in tail.line("unknown", err=True).string
+
+
+def test_a_reader_that_has_enough_ends_the_tail(database_url: str, db: psycopg.Connection) -> None:
+    publish(db, *range(100))
+    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+        url = server.url()
+        with subprocess.Popen(
+            ["/bin/sh", "-c", '"$@" | head -1', "sh", *SSE_PG, "tail", "a", "--from", "0", "--url", url],
+            env=environment(), cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as shell:  # fmt: skip
+            assert shell.stdout
+            assert json.loads(shell.stdout.readline())["data"] == 0
+            wait_for(lambda: publish(db, "more") or shell.poll() is not None)
+            assert shell.stderr
+            assert shell.stderr.read() == b""

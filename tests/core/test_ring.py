@@ -1,0 +1,112 @@
+"""The ring against a model: what a reader has missed, or the news that it begins too late."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support.log_model import EPOCH, Log
+
+from sse_pg.cursor import START, Cursor
+from sse_pg.event import Event
+from sse_pg.frontier import Frontier
+from sse_pg.ring import Entry, Ring
+
+ALL = ("a", "b")
+
+
+def event(number: int, channel: str = "a", payload: str = "{}") -> Event:
+    return Event(number, channel, "t", payload, EPOCH)
+
+
+def ids(entries: list[Entry] | None) -> list[int] | None:
+    return None if entries is None else [entry.event.id for entry in entries]
+
+
+def filled(count: int, most: int) -> Ring:
+    ring = Ring(most, 10**9, START)
+    for number in range(1, count + 1):
+        ring.add(event(number), Cursor(number))
+    return ring
+
+
+def test_the_base_is_the_position_before_the_oldest_entry() -> None:
+    ring = filled(10, 4)
+    assert len(ring) == 4
+    assert ring.base == Cursor(6)
+    assert ids(ring.since(Cursor(6), ALL)) == [7, 8, 9, 10]
+    assert ring.since(Cursor(5), ALL) is None
+    assert ids(ring.since(Cursor(9), ALL)) == [10]
+    assert ids(ring.since(Cursor(10), ALL)) == []
+
+
+def test_no_more_bytes_than_allowed() -> None:
+    ring = Ring(1000, 5000, START)
+    for number in range(1, 51):
+        ring.add(event(number, payload='"' + "x" * 300 + '"'), Cursor(number))
+    assert 1 <= len(ring) <= 5
+    assert ring.base == Cursor(50 - len(ring))
+
+
+def test_one_event_larger_than_the_ring_empties_it() -> None:
+    ring = Ring(1000, 5000, START)
+    ring.add(event(1), Cursor(1))
+    ring.add(event(2, payload='"' + "x" * 5000 + '"'), Cursor(2))
+    assert len(ring) == 0
+    assert ring.since(Cursor(1), ALL) is None
+    assert ids(ring.since(Cursor(2), ALL)) == []
+    ring.add(event(3), Cursor(3))
+    assert ids(ring.since(Cursor(2), ALL)) == [3]
+
+
+def test_a_ring_of_nothing_keeps_nothing() -> None:
+    ring = filled(3, 0)
+    assert len(ring) == 0
+    assert ring.since(Cursor(2), ALL) is None
+    assert ids(ring.since(Cursor(3), ALL)) == []
+
+
+def test_an_unknown_channel_has_missed_nothing() -> None:
+    assert ids(filled(3, 9).since(START, ("elsewhere",))) == []
+
+
+def test_each_wire_form_is_made_once() -> None:
+    entry = filled(1, 9).since(START, ALL)[0]  # type: ignore[index]
+    assert entry.frame(False) is entry.frame(False)
+    assert entry.frame(True) is entry.frame(True)
+    assert entry.frame(True) != entry.frame(False)
+
+
+@given(
+    st.lists(st.text("cro", min_size=1, max_size=6), min_size=1, max_size=8),
+    st.integers(0, 12),
+    st.sets(st.sampled_from(ALL), min_size=1),
+    st.data(),
+)
+def test_since_is_what_was_missed(rounds: list[str], most: int, channels: set[str], data: st.DataObject) -> None:
+    """Readers hold every position there was; events come late, out of the order of ids."""
+    log = Log()
+    frontier = Frontier(START, 0)
+    ring = Ring(most, 10**9, START)
+    handed: list[int] = []
+    readers: list[tuple[Cursor, int]] = [(START, 0)]
+    for fates in rounds:
+        log.weave(fates, channels="ab")
+        for tx in list(log.running):
+            if data.draw(st.booleans()):
+                log.commit(tx)
+        alive, last = log.alive(), log.last
+        frontier.feed(log.rows(frontier.open, frontier.seen, 10**9), 0)
+        frontier.settle(last, alive)
+        for released, cursor in frontier.release(0):
+            ring.add(released, cursor)
+            handed.append(released.id)
+            readers.append((cursor, len(handed)))
+        readers.append((frontier.position, len(handed)))
+    for cursor, count in readers:
+        # Also in the printed form, as far as it is not lowered.
+        assert Cursor.parse(cursor.text) == cursor
+        found = ring.since(cursor, channels)
+        kept = len(handed) - count <= most
+        assert (found is not None) == kept
+        if kept:
+            assert ids(found) == [number for number in handed[count:] if log.channel_of[number] in channels]

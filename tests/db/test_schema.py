@@ -1,0 +1,202 @@
+"""The two ways to the schema, and applying it from many places at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from support.process import CHECKOUT
+
+from sse_pg import queries
+from sse_pg.embedded import EmbeddedPostgres, find_binaries
+from sse_pg.errors import MigrationError
+from sse_pg.migrate import migrate
+
+
+def pg_dump(major: int) -> str:
+    """Return a pg_dump that reads this server: the one beside its programs, or one that is not older."""
+    programs = os.environ.get("SSE_PG_TEST_POSTGRES")
+    beside = find_binaries(Path(programs) if programs else None).bin
+    for place in (beside / "pg_dump", find_binaries().bin / "pg_dump", shutil.which("pg_dump")):
+        if place is None or not Path(place).exists():
+            continue
+        said = subprocess.run([place, "--version"], capture_output=True, check=True, encoding="utf-8").stdout
+        if int(re.search(r"\(PostgreSQL\) (\d+)", said)[1]) >= major:  # type: ignore[index]
+            return str(place)
+    pytest.skip("there is no pg_dump for this PostgreSQL")
+
+
+def dumped(url: str, *options: str) -> list[str]:
+    with psycopg.connect(url) as conn:
+        program = pg_dump(conn.info.server_version // 10000)
+    done = subprocess.run(
+        [program, "--schema=sse_pg", *options, url], capture_output=True, check=True, encoding="utf-8"
+    )
+    return [line for line in done.stdout.splitlines() if line and not line.startswith(("--", "\\"))]
+
+
+@pytest.fixture
+def role(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A role without any right."""
+    name = f"r{uuid4().hex[:12]}"
+    with psycopg.connect(make_conninfo(postgres.url, dbname="postgres"), autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+    yield name
+    with psycopg.connect(make_conninfo(postgres.url, dbname="postgres"), autocommit=True) as conn:
+        owned = conn.execute("SELECT datname FROM pg_database WHERE datallowconn AND datname LIKE 'empty%'").fetchall()
+        for (database,) in owned:
+            with psycopg.connect(make_conninfo(postgres.url, dbname=database), autocommit=True) as there:
+                there.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
+        conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def test_schema_and_migrations_are_the_same(database_url: str, empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url) as conn:
+        conn.execute((CHECKOUT / "sql" / "schema.sql").read_bytes())
+    by_schema, by_migrations = dumped(empty_database_url, "-s"), dumped(database_url, "-s")
+    assert len(by_schema) > 200
+    assert by_schema == by_migrations
+
+
+def test_schema_and_migrations_begin_with_the_same_rows(database_url: str, empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url) as conn:
+        conn.execute((CHECKOUT / "sql" / "schema.sql").read_bytes())
+    options = ("-a", "--inserts", "--exclude-table=sse_pg.migrations")
+    assert dumped(empty_database_url, *options) == dumped(database_url, *options)
+
+
+def test_migrate_twice_does_nothing(empty_database_url: str) -> None:
+    names = migrate(empty_database_url)
+    assert names == [f"{number:04}_{name}" for number, name, _ in queries.migrations()]
+    assert migrate(empty_database_url) == []
+
+
+def test_migrate_from_twenty_places_at_once(empty_database_url: str) -> None:
+    start = Barrier(20)
+
+    def run(_: int) -> list[str]:
+        start.wait(30)
+        return migrate(empty_database_url)
+
+    with ThreadPoolExecutor(20) as pool:
+        results = list(pool.map(run, range(20)))
+    assert sorted(map(len, results)) == [0] * 19 + [len(queries.migrations())]
+
+
+def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = queries.migrations()
+    monkeypatch.setattr(queries, "migrations", lambda: [*good, (good[-1][0] + 1, "broken", b"SELECT 1/0")])
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate(empty_database_url)
+    monkeypatch.undo()
+    with psycopg.connect(empty_database_url) as conn:
+        assert conn.execute("SELECT to_regnamespace('sse_pg')").fetchone() == (None,)
+    assert migrate(empty_database_url)
+
+
+def test_a_newer_schema_is_refused(database_url: str) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute("INSERT INTO sse_pg.migrations (number, name) VALUES (9999, 'tomorrow')")
+    with pytest.raises(MigrationError, match=r"version 9999.*upgrade"):
+        migrate(database_url)
+
+
+def test_another_encoding_is_refused(postgres: EmbeddedPostgres) -> None:
+    name = f"latin{uuid4().hex[:8]}"
+    with psycopg.connect(make_conninfo(postgres.url, dbname="postgres"), autocommit=True) as conn:
+        conn.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'").format(sql.Identifier(name))
+        )
+        try:
+            with pytest.raises(MigrationError, match="LATIN1"):
+                migrate(make_conninfo(postgres.url, dbname=name))
+        finally:
+            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def test_no_database_is_said_in_one_line() -> None:
+    with pytest.raises(MigrationError, match="cannot be reached"):
+        migrate("postgresql://127.0.0.1:1/nowhere")
+
+
+def test_a_role_with_create_on_the_database_is_enough(empty_database_url: str, role: str) -> None:
+    with psycopg.connect(empty_database_url) as conn:
+        conn.execute(
+            sql.SQL("GRANT CREATE ON DATABASE {} TO {}").format(sql.Identifier(conn.info.dbname), sql.Identifier(role))
+        )
+    url = make_conninfo(empty_database_url, user=role)
+    assert migrate(url)
+    with psycopg.connect(url, autocommit=True) as conn:
+        assert conn.execute("SELECT current_setting('is_superuser')").fetchone() == ("off",)
+        conn.execute("SELECT sse_pg.publish('a', 't', '1')")
+        conn.execute("INSERT INTO sse_pg.events (channel, event_type, payload) VALUES ('a', 't', '2')")
+        assert conn.execute("SELECT sse_pg.position()").fetchone() == ("2",)
+        assert conn.execute("SELECT last, least_bound FROM sse_pg.publishers()").fetchone() == (2, None)
+        with conn.transaction():
+            conn.execute("SELECT sse_pg.publish('a', 't', '3')")
+            assert conn.execute("SELECT last, least_bound FROM sse_pg.publishers()").fetchone() == (3, 2)
+
+
+def test_a_role_without_create_is_told(empty_database_url: str, role: str) -> None:
+    with pytest.raises(MigrationError, match="needs CREATE on the database"):
+        migrate(make_conninfo(empty_database_url, user=role))
+
+
+def test_each_query_file_is_valid(database_url: str) -> None:
+    """PostgreSQL takes each file in sql/queries, with NULL for what it is given."""
+    for path in sorted((CHECKOUT / "sql" / "queries").glob("*.sql")):
+        text = re.sub(r"%\(\w+\)[sb]|%s", "NULL", re.sub("--.*", "", path.read_text(encoding="utf-8")))
+        with psycopg.connect(database_url) as conn:
+            for statement in filter(None, map(str.strip, text.split(";"))):
+                if not statement.startswith(("LISTEN", "UNLISTEN")):
+                    conn.execute(f"EXPLAIN {statement}")  # type: ignore[arg-type]
+
+
+def test_a_dump_with_events_can_be_restored(database_url: str, empty_database_url: str) -> None:
+    """As pg_dump | psql does it: the search_path is empty, the CHECKs are tested for each row."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        assert conn.execute("SELECT sse_pg.make_partitions(2, 10)").fetchone() != (None,)
+        conn.execute(
+            "INSERT INTO sse_pg.events (channel, payload) SELECT 'ä', to_jsonb(g) FROM generate_series(1, 50) g"
+        )
+        conn.execute("SELECT sse_pg.subscribe('u', 'ä')")
+        before = conn.execute("SELECT id, channel, event_type, payload, created_at FROM sse_pg.events").fetchall()
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("\n".join(dumped(database_url, "--inserts")).encode())
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        after = conn.execute("SELECT id, channel, event_type, payload, created_at FROM sse_pg.events").fetchall()
+        assert sorted(after) == sorted(before)
+        assert len(after) == 50
+        assert conn.execute("SELECT sse_pg.publish('a', 't', '1')").fetchone() == (51,)
+        with pytest.raises(psycopg.errors.CheckViolation, match="events_channel"):
+            conn.execute("SELECT sse_pg.publish('a b', 't', '1')")
+
+
+def test_the_payload_limit_can_be_raised(database_url: str) -> None:
+    """As docs/decisions.md says; partitions, made before and later, follow the table."""
+    large = '"' + "x" * 2_000_000 + '"'
+    text = (CHECKOUT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    (statement,) = re.findall(r"`(ALTER TABLE sse_pg\.events DROP CONSTRAINT events_payload[^`]*)`", text)
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("SELECT sse_pg.make_partitions(1, 1)")
+        with pytest.raises(psycopg.errors.CheckViolation, match="events_payload"):
+            conn.execute("SELECT sse_pg.publish('a', 't', %s)", [large])
+        conn.execute(statement.encode())
+        for _ in range(3):
+            conn.execute("SELECT sse_pg.make_partitions(1, 1)")
+            conn.execute("SELECT sse_pg.publish('a', 't', %s)", [large])
+        parts = conn.execute("SELECT DISTINCT tableoid::regclass::text FROM sse_pg.events").fetchall()
+        assert len(parts) > 1
+        with pytest.raises(psycopg.errors.CheckViolation, match="events_payload"):
+            conn.execute("SELECT sse_pg.publish('a', 't', %s)", ['"' + "x" * 4194304 + '"'])

@@ -1,0 +1,117 @@
+"""A log that is not the one before: restored, failed over, another database. Cursors of it are told so."""
+
+from __future__ import annotations
+
+import psycopg
+from support.client import Client
+from support.server import Launcher
+from support.waiting import eventually
+
+
+def _begin(db: psycopg.Connection) -> int:
+    row = db.execute("SELECT sse_pg.begin_epoch()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_a_new_log_and_a_second_server_begin_no_epoch(launch: Launcher, db: psycopg.Connection) -> None:
+    for _ in range(2):
+        server = await launch()
+        async with Client(server.url) as client:
+            await client.publish("a", 1)
+    assert db.execute("SELECT count(*) FROM sse_pg.epochs").fetchone() == (0,)
+
+
+async def test_a_log_that_was_moved_begins_one(launch: Launcher, db: psycopg.Connection) -> None:
+    first = await launch()
+    async with Client(first.url) as client:
+        await client.publish("a", 1)
+    await first.stop()
+    db.execute("UPDATE sse_pg.log SET identity = 'another/cluster'")
+    second = await launch()
+    async with Client(second.url) as client:
+        assert await client.publish("a", 2) > 1_000_000_000
+    assert db.execute("SELECT count(*) FROM sse_pg.epochs").fetchone() == (1,)
+
+
+async def test_a_cursor_of_the_lost_log_is_told_and_loses_nothing_of_the_new(
+    launch: Launcher, db: psycopg.Connection
+) -> None:
+    db.execute("SELECT sse_pg.publish('a', 'm', to_jsonb(n)) FROM generate_series(1, 10) n")
+    db.execute("UPDATE sse_pg.log SET settled_to = 6")
+    _begin(db)
+    db.execute("SELECT sse_pg.publish('a', 'm', '\"new\"')")
+    server = await launch()
+    async with Client(server.url) as client:
+        async with client.stream("a", last_event_id="42") as stream:
+            gap = await stream.event()
+            assert gap.event == "sse-pg.gap"
+            assert gap.json() == {"reason": "unknown", "after": "42", "before": "6"}
+            assert [e.json() for e in await stream.events(5)] == [7, 8, 9, 10, "new"]
+        async with client.stream("a", last_event_id="5") as stream:
+            assert [e.json() for e in await stream.events(6)] == [6, 7, 8, 9, 10, "new"]
+
+
+async def test_an_epoch_that_is_begun_beside_a_server_is_noticed(launch: Launcher, db: psycopg.Connection) -> None:
+    db.execute("SELECT sse_pg.publish('a', 'm', to_jsonb(n)) FROM generate_series(1, 10) n")
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as live:
+        with db.transaction():  # the server notes what is settled, too
+            db.execute("UPDATE sse_pg.log SET settled_to = 6")
+            start = _begin(db)
+        await eventually(lambda: server.bus.hub.epochs == [(6, start)])
+        number = await client.publish("a", "new")
+        assert (await live.event()).id == str(number)
+        async with client.stream("a", last_event_id="42") as stream:
+            gap = await stream.event()
+            assert gap.json() == {"reason": "unknown", "after": "42", "before": "6"}
+            assert [e.json() for e in await stream.events(5)] == [7, 8, 9, 10, "new"]
+
+
+async def test_what_is_told_in_the_new_epoch_is_certain(launch: Launcher, db: psycopg.Connection) -> None:
+    db.execute("SELECT sse_pg.publish('a', 'm', '1')")
+    start = _begin(db)
+    server = await launch()
+    async with Client(server.url) as client:
+        async with client.stream("a") as stream:
+            assert stream.hello.id == str(start)
+        async with client.stream("a", last_event_id=str(start)) as stream:
+            number = await client.publish("a", 2)
+            event = await stream.event()
+            assert (event.id, event.json()) == (str(number), 2)
+
+
+async def test_a_server_that_sees_the_log_go_back_tells_its_streams(launch: Launcher, db: psycopg.Connection) -> None:
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as stream:
+        await client.publish("a", 1)
+        await stream.event()
+        db.execute("DELETE FROM sse_pg.events")
+        db.execute("SELECT setval('sse_pg.events_id_seq', 1, false)")
+        db.execute("UPDATE sse_pg.log SET identity = 'as of the backup', settled_to = 0")
+        db.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sse-pg tail'"
+            " AND datname = current_database()"
+        )
+        gap = await stream.event()
+        assert (gap.event, gap.json()["reason"]) == ("sse-pg.gap", "unknown")
+        await client.publish("a", "new")
+        assert (await stream.event()).json() == "new"
+
+
+async def test_a_purge_behind_a_server_that_was_away_is_said(launch: Launcher, db: psycopg.Connection) -> None:
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as stream:
+        number = await client.publish("a", 1)
+        await stream.event()
+        # As if the server had been away while more was published, and purged.
+        db.execute("UPDATE sse_pg.log SET purged_to = %s", (number + 90,))
+        db.execute(
+            "SELECT pg_terminate_backend(pid), setval('sse_pg.events_id_seq', %s) FROM pg_stat_activity"
+            " WHERE application_name = 'sse-pg tail' AND datname = current_database()",
+            (number + 100,),
+        )
+        gap = await stream.event()
+        assert (gap.event, gap.json()["reason"]) == ("sse-pg.gap", "expired")
+        await client.publish("a", "new")
+        assert (await stream.event()).json() == "new"

@@ -1,0 +1,641 @@
+"""The hub and its streams over a transport that keeps what is written; two servers on one log in random schedules."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from support.log_model import EPOCH, FOREVER, QUIET, WAIT, Log
+from support.streams import Block, parse_block
+from support.waiting import eventually
+
+import sse_pg.hub
+from sse_pg import wire
+from sse_pg.cursor import START, Cursor
+from sse_pg.event import Event
+from sse_pg.frontier import Frontier
+from sse_pg.hub import Hub
+from sse_pg.ranges import Ranges
+from sse_pg.replay import Replay
+from sse_pg.ring import Entry, Ring
+from sse_pg.store import Page
+from sse_pg.stream import Stream
+
+LIMIT = 1000
+
+
+@dataclass(eq=False)
+class Wire:
+    """What a transport is to a stream."""
+
+    writes: list[bytes] = field(default_factory=list)
+    unread: int = 0
+    closing: bool = False
+    aborted: bool = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closing, "written to after the end"
+        self.writes.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+    def blocks(self) -> list[Block]:
+        text = b"".join(self.writes).decode()
+        assert text == "" or text.endswith("\n\n")
+        return [parse_block(part) for part in text.split("\n\n")[:-1]]
+
+    def ids(self) -> list[str | None]:
+        return [block.id for block in self.blocks()]
+
+
+def opened(
+    hub: Hub, *channels: str, at: Cursor = START, envelope: bool = False, chunked: bool = False
+) -> tuple[Stream, Wire]:
+    transport = Wire()
+    stream = Stream(
+        cast("asyncio.Transport", transport),
+        hub.leave,
+        channels=frozenset(channels),
+        cursor=at,
+        envelope=envelope,
+        chunked=chunked,
+        buffer_limit=LIMIT,
+        now=0.0,
+    )
+    stream.open(hub.add(stream))
+    return stream, transport
+
+
+def live(hub: Hub, *channels: str, **options: Any) -> tuple[Stream, Wire]:
+    stream, transport = opened(hub, *channels, at=hub.position, **options)
+    assert hub.join(stream) == "joined"
+    return stream, transport
+
+
+def event(number: int, channel: str = "a", payload: str = "{}") -> Event:
+    return Event(number, channel, "t", payload, EPOCH)
+
+
+def deliver(hub: Hub, *events: Event) -> None:
+    hub.deliver([(one, Cursor(one.id)) for one in events], Cursor(events[-1].id))
+
+
+@pytest.fixture
+def hub() -> Hub:
+    made = Hub(100, 10**6)
+    made.begin(Cursor(10))
+    return made
+
+
+# ------------------------------------------------------------------ live
+
+
+async def test_one_write_for_a_batch(hub: Hub) -> None:
+    _, one = live(hub, "a", "b")
+    _, other = live(hub, "b", "a")
+    _, only_b = live(hub, "b")
+    _, none = live(hub, "c")
+    deliver(hub, event(11), event(12, "b"), event(13))
+    expected = b"".join(wire.frame(event(n, c), Cursor(n)) for n, c in [(11, "a"), (12, "b"), (13, "a")])
+    assert one.writes == other.writes == [expected]
+    assert only_b.writes == [wire.frame(event(12, "b"), Cursor(12))]
+    assert none.writes == []
+    deliver(hub, event(14))
+    assert len(one.writes) == 2
+    assert one.ids() == ["11", "12", "13", "14"]
+
+
+async def test_chunked_and_envelope(hub: Hub) -> None:
+    _, chunked = live(hub, "a", chunked=True)
+    _, envelope = live(hub, "a", envelope=True)
+    _, both = live(hub, "a", envelope=True, chunked=True)
+    deliver(hub, event(11), event(12))
+    plain = wire.frame(event(11), Cursor(11)) + wire.frame(event(12), Cursor(12))
+    assert chunked.writes == [wire.chunk(plain)]
+    wrapped = b"".join(wire.frame(event(n), Cursor(n), envelope=True) for n in (11, 12))
+    assert envelope.writes == [wrapped]
+    assert both.writes == [wire.chunk(wrapped)]
+    assert [json.loads(block.data)["channel"] for block in envelope.blocks()] == ["a", "a"]
+
+
+async def test_a_quiet_batch_moves_the_position_and_writes_nothing(hub: Hub) -> None:
+    stream, transport = live(hub, "a")
+    hub.deliver([], Cursor(20))
+    assert hub.position == Cursor(20)
+    assert transport.writes == []
+    assert stream.told == Cursor(10)
+    deliver(hub, event(21))
+    assert stream.told == Cursor(21)
+
+
+async def test_a_slow_client_is_cut_off_and_the_others_are_not(hub: Hub) -> None:
+    slow, transport = live(hub, "a")
+    fine, other = live(hub, "a")
+    transport.unread = LIMIT
+    slow.pause_writing()
+    deliver(hub, event(11))
+    assert slow.reason is None
+    transport.unread = LIMIT + 1
+    deliver(hub, event(12))
+    assert slow.reason == "slow"
+    assert transport.ids() == ["11"]
+    deliver(hub, event(13))
+    assert other.ids() == ["11", "12", "13"]
+    assert fine.reason is None
+    await asyncio.sleep(0)
+    assert transport.aborted
+    assert slow not in hub.streams
+    deliver(hub, event(14))
+    assert other.ids()[-1] == "14"
+
+
+async def test_an_ended_stream_is_left_alone(hub: Hub) -> None:
+    stream, transport = live(hub, "a")
+    stream.connection_lost(None)
+    deliver(hub, event(11))
+    assert transport.writes == []
+    assert stream.reason == "the client went"
+    await asyncio.sleep(0)
+    assert stream not in hub.streams
+
+
+async def test_an_answer_ends_in_order_unless_the_stream_failed(hub: Hub) -> None:
+    (whole, one), (plain, two), (failed, three) = live(hub, "a", chunked=True), live(hub, "a"), live(hub, "a")
+    whole.end("the server stops")
+    whole.end("later")
+    plain.end("the server stops")
+    failed.end("an error")
+    assert not one.closing, "whoever ends it may be going through the streams"
+    await asyncio.sleep(0)
+    assert one.writes == [b"0\r\n\r\n"]
+    assert one.closing
+    assert not one.aborted
+    assert two.writes == []
+    assert two.closing
+    assert three.aborted
+    assert whole.reason == "the server stops"
+    assert not hub.streams
+
+
+async def test_who_left_gets_nothing(hub: Hub) -> None:
+    stream, transport = live(hub, "a")
+    _, stays = live(hub, "a")
+    hub.leave(stream)
+    deliver(hub, event(11))
+    assert transport.writes == []
+    assert stays.ids() == ["11"]
+    assert stream not in hub.streams
+
+
+async def test_nothing_is_kept_of_streams_that_left(hub: Hub) -> None:
+    streams = [live(hub, "a", f"c{number}", envelope=bool(number % 2))[0] for number in range(6)]
+    waiting, _ = opened(hub, "a")
+    for stream in [*streams, waiting]:
+        hub.leave(stream)
+    assert not hub.streams
+    assert not hub._groups
+    assert not hub._by_channel
+
+
+async def test_changed_channels(hub: Hub) -> None:
+    stream, transport = live(hub, "a")
+    _, other = live(hub, "a")
+    hub.change_channels(stream, frozenset({"b", "c"}))
+    deliver(hub, event(11), event(12, "b"))
+    assert transport.ids() == ["12"]
+    assert other.ids() == ["11"]
+    hub.change_channels(stream, frozenset())
+    deliver(hub, event(13, "b"), event(14))
+    assert transport.ids() == ["12"]
+    hub.change_channels(stream, frozenset({"a"}))
+    deliver(hub, event(15))
+    assert transport.ids() == ["12", "15"]
+
+
+async def test_channels_change_while_it_catches_up(hub: Hub) -> None:
+    stream, transport = opened(hub, "a", at=Cursor(10))
+    deliver(hub, event(11), event(12, "b"))
+    hub.change_channels(stream, frozenset({"b"}))
+    assert hub.join(stream) == "joined"
+    deliver(hub, event(13), event(14, "b"))
+    assert transport.ids() == ["12", "14"]
+
+
+# ------------------------------------------------------------------ joining
+
+
+async def test_joined_from_the_ring(hub: Hub) -> None:
+    deliver(hub, event(11), event(12, "b"), event(13))
+    stream, transport = opened(hub, "a", at=Cursor(11))
+    assert hub.join(stream) == "joined"
+    assert stream.live
+    assert stream.told == hub.position
+    assert transport.writes == [wire.frame(event(13), Cursor(13))]
+    deliver(hub, event(14))
+    assert transport.ids() == ["13", "14"]
+
+
+async def test_the_same_catch_up_is_made_once_until_the_position_moves(hub: Hub) -> None:
+    deliver(hub, event(11), event(12))
+    several = [opened(hub, "a", at=Cursor(10)) for _ in range(3)]
+    for stream, _ in several:
+        assert hub.join(stream) == "joined"
+    first = several[0][1].writes[0]
+    assert all(transport.writes[0] is first for _, transport in several)
+    deliver(hub, event(13))
+    late, transport = opened(hub, "a", at=Cursor(10))
+    assert hub.join(late) == "joined"
+    assert transport.ids() == ["11", "12", "13"]
+    chunked, framed = opened(hub, "a", at=Cursor(10), chunked=True)
+    assert hub.join(chunked) == "joined"
+    assert framed.writes == [wire.chunk(transport.writes[0])]
+
+
+async def test_behind_the_ring() -> None:
+    hub = Hub(2, 10**6)
+    hub.begin(START)
+    deliver(hub, event(1), event(2), event(3))
+    stream, transport = opened(hub, "a", at=START)
+    assert hub.join(stream) == "behind"
+    assert not stream.live
+    assert transport.writes == []
+    stream.cursor = Cursor(1)
+    assert hub.join(stream) == "joined"
+    assert transport.ids() == ["2", "3"]
+
+
+async def test_behind_where_this_server_began(hub: Hub) -> None:
+    stream, _ = opened(hub, "a", at=Cursor(9))
+    assert hub.join(stream) == "behind"
+
+
+async def test_ahead_of_this_server(hub: Hub) -> None:
+    stream, transport = opened(hub, "a", at=Cursor(12))
+    assert hub.join(stream) == "ahead"
+    assert not stream.live
+    deliver(hub, event(11))
+    assert hub.join(stream) == "ahead"
+    deliver(hub, event(12))
+    assert hub.join(stream) == "joined"
+    assert transport.writes == []
+    deliver(hub, event(13))
+    assert transport.ids() == ["13"]
+
+
+async def test_ahead_in_a_gap(hub: Hub) -> None:
+    """The client was offered 11 elsewhere; here it is missing still."""
+    hub.deliver([(event(12), Cursor(12, Ranges([(11, 11)])))], Cursor(12, Ranges([(11, 11)])))
+    stream, transport = opened(hub, "a", at=Cursor(11))
+    assert hub.join(stream) == "ahead"
+    hub.deliver([(event(11), Cursor(12))], Cursor(12))
+    assert hub.join(stream) == "joined"
+    assert transport.ids() == ["12"], "and not the id with the gap, at which 11 would come again"
+
+
+async def test_more_than_should_be_buffered_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse_pg.hub, "AT_ONCE", 100)
+    deliver(hub, *[event(number, payload='"' + "x" * 90 + '"') for number in range(11, 15)])
+    stream, transport = opened(hub, "a", at=Cursor(10))
+    steps = []
+    while not stream.live:
+        steps.append(hub.join(stream))
+        assert len(transport.ids()) == len(steps)
+    assert steps == ["more", "more", "more", "joined"]
+    assert transport.ids() == ["11", "12", "13", "14"]
+
+
+async def test_ids_on_the_way_resume_where_they_say(hub: Hub) -> None:
+    """A client of a server that had read further: each id it is given here keeps what it had."""
+    gap = Ranges([(11, 11)])
+    hub.deliver([(event(12), Cursor(12, gap)), (event(13), Cursor(13, gap))], Cursor(13, gap))
+    hub.deliver([(event(11), Cursor(13)), (event(14), Cursor(14))], Cursor(14))
+    stream, transport = opened(hub, "a", at=Cursor(11))
+    assert hub.join(stream) == "joined"
+    assert transport.ids() == ["12", "13", "14"]
+    other, plain = opened(hub, "a", at=Cursor(10))
+    assert hub.join(other) == "joined"
+    assert plain.ids() == ["12~1", "13~2", "13", "14"]
+
+
+# ------------------------------------------------------------------ a new log
+
+
+async def test_restart_tells_every_stream(hub: Hub) -> None:
+    deliver(hub, event(11))
+    stream, transport = live(hub, "a")
+    waiting, second = opened(hub, "a", at=Cursor(99))
+    _, silent = opened(hub, "a")
+    stream.greeted = waiting.greeted = True
+    assert hub.join(waiting) == "ahead"
+    hub.restart(Cursor(5))
+    assert silent.writes == []  # its hello is still to come, and will say where it begins
+    for written in (transport, second):
+        (block,) = written.blocks()
+        assert (block.event, block.id) == ("sse-pg.gap", "5")
+        assert block.json() == {"reason": "unknown", "after": "11", "before": "5"}
+    assert stream.told == Cursor(5)
+    assert hub.join(waiting) == "joined"
+    deliver(hub, event(6))
+    assert transport.ids() == second.ids() == ["5", "6"]
+
+
+async def test_nothing_of_the_old_log_is_served(hub: Hub) -> None:
+    deliver(hub, event(11), event(12))
+    known, _ = opened(hub, "a", at=Cursor(11))
+    assert hub.join(known) == "joined"
+    hub.restart(Cursor(11))
+    stream, transport = opened(hub, "a", at=Cursor(11))
+    assert hub.join(stream) == "joined"
+    assert transport.writes == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "certain"),
+    [("10", "10"), ("15", "10"), ("15~2,4", "10~2"), ("15~5", "9"), ("20", "20"), ("25~1", "25~1")],
+)
+def test_a_cursor_of_a_log_that_was_lost_is_certain_up_to_what_was_settled(hub: Hub, asked: str, certain: str) -> None:
+    hub.epochs = [(10, 20)]
+    assert str(hub.last_certain(Cursor.parse(asked))) == certain
+
+
+async def test_who_does_not_read_the_end_is_cut_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse_pg.stream.LINGER", 0.01)
+    (reads, one), (deaf, two) = live(hub, "a"), live(hub, "a")
+    two.unread = 1
+    reads.end("the server stops")
+    deaf.end("the server stops")
+    await eventually(lambda: two.aborted)
+    assert not one.aborted
+
+
+async def test_drained_waits_for_the_client(hub: Hub) -> None:
+    stream, transport = opened(hub, "a")
+    await stream.drained()  # nothing to wait for
+    stream.pause_writing()
+    waiting = asyncio.ensure_future(stream.drained())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stream.resume_writing()
+    await asyncio.wait_for(waiting, 10)
+    stream.pause_writing()
+    stream.task = asyncio.ensure_future(stream.drained())
+    waiting = stream.task
+    await asyncio.sleep(0)
+    stream.end("over")
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(waiting, 10)
+    assert not transport.aborted
+
+
+# ------------------------------------------------------------------ two servers, one log
+
+
+class Table:
+    """The store of a server, as far as a replay asks it."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    async def page(self, channels: Sequence[str], wanted: Ranges, limit: int) -> Page:
+        ids = [n for n in sorted(self.log.committed) if n in wanted and self.log.channel_of[n] in channels]
+        events = [self.log.committed[number] for number in ids[:limit]]
+        return Page(events, 0, len(events) == limit)
+
+    async def last_id(self) -> int:
+        return self.log.last
+
+
+class Reader:
+    """One server: its frontier, its hub, and the clock of both."""
+
+    def __init__(self, log: Log, clock: Callable[[float], float], ring: int) -> None:
+        self.log = log
+        self.clock = clock
+        start = log.start()
+        self.frontier = Frontier(start, WAIT)
+        self.hub = Hub(ring, 10**9)
+        self.hub.begin(start)
+        self.replay = Replay(self.hub, cast("Any", Table(log)), cast("Any", self), 3)
+
+    def read(self, limit: int = FOREVER) -> None:
+        last, alive = self.log.last, self.log.alive()
+        rows = self.log.rows(self.frontier.open, self.frontier.seen, limit)
+        now = self.clock(0)
+        self.frontier.feed(rows, now)
+        if len(rows) < limit:
+            self.frontier.settle(last, alive)
+        self.hub.deliver(self.frontier.release(now), self.frontier.position)
+
+    async def fresh(self) -> None:
+        self.read()
+        while self.frontier.holding:  # as Tail.fresh: until what the read found is handed on
+            self.clock(WAIT)
+            self.read()
+
+
+@dataclass(eq=False)
+class Reading:
+    """A client: the channels it wants, where it began, what it got and the id it goes on from."""
+
+    channels: frozenset[str]
+    began: Cursor
+    last_id: str
+    envelope: bool
+    got: list[int] = field(default_factory=list)
+    longest_id: int = 0
+    stream: Stream | None = None
+    server: Reader | None = None
+    transport: Wire = field(default_factory=Wire)
+
+
+class TwoServers(RuleBasedStateMachine):
+    """Clients wander between two servers and lose connections in the middle of what was sent."""
+
+    ring = 3
+
+    @initialize(last=st.sampled_from([0, 2**32 - 3]), before=st.text("cro", max_size=3))
+    def start(self, last: int, before: str) -> None:
+        self.runner = asyncio.Runner()
+        self.now = 0.0
+        self.log = Log(last)
+        self.log.weave(before, "ab")
+        self.servers = [Reader(self.log, self.clock, self.ring) for _ in range(2)]
+        self.clients: list[Reading] = []
+        self.sound = True
+
+    def clock(self, seconds: float) -> float:
+        self.now += seconds
+        return self.now
+
+    # ------------------------------------------------------------ the log
+
+    @rule(fates=st.text("cro", min_size=1, max_size=8))
+    def weave(self, fates: str) -> None:
+        self.log.weave(fates, "ab")
+
+    @rule(count=st.integers(1, 6), channel=st.sampled_from("ab"))
+    def publishes(self, count: int, channel: str) -> None:
+        self.log.publish(count, channel)
+
+    @rule(which=st.integers(0, 9), commits=st.sampled_from([True, True, False]))
+    def ends(self, which: int, commits: bool) -> None:
+        if self.log.running:
+            tx = self.log.running[which % len(self.log.running)]
+            (self.log.commit if commits else self.log.roll_back)(tx)
+
+    @rule()
+    def begins(self) -> None:
+        """A publisher has read its bound, and takes its lock before or after the next read."""
+        self.log.begin()
+
+    @rule(which=st.integers(0, 9))
+    def draws(self, which: int) -> None:
+        if self.log.running:
+            tx = self.log.running[which % len(self.log.running)]
+            if not tx.publishing and tx.bound >= 0:
+                self.log.lock(tx)
+            if tx.publishing:
+                self.log.draw(tx, 1, "b")
+
+    # ------------------------------------------------------------ the servers and the clients
+
+    @rule(
+        which=st.integers(0, 1),
+        seconds=st.sampled_from([0.0, WAIT / 2, WAIT]),
+        limit=st.sampled_from([FOREVER, FOREVER, 2]),
+    )
+    def reads(self, which: int, seconds: float, limit: int) -> None:
+        self.servers[which].read(limit)
+        self.now += seconds
+
+    @rule(which=st.integers(0, 1), channels=st.sampled_from(["a", "b", "ab"]), envelope=st.booleans())
+    def connects(self, which: int, channels: str, envelope: bool) -> None:
+        if len(self.clients) < 4:
+            position = self.servers[which].hub.position
+            client = Reading(frozenset(channels), Cursor.parse(position.text), position.text, envelope)
+            self.clients.append(client)
+            self.connect(client, self.servers[which])
+
+    @rule(who=st.integers(0, 3), keep=st.integers(0, 8), server=st.sampled_from([0, 1, None]))
+    def loses_its_connection(self, who: int, keep: int, server: int | None) -> None:
+        """Only the first blocks arrived; the client comes back here or there, at once or later."""
+        if self.clients:
+            client = self.clients[who % len(self.clients)]
+            self.take(client, keep)
+            if server is not None:
+                self.connect(client, self.servers[server])
+
+    def connect(self, client: Reading, server: Reader) -> None:
+        self.sound = False
+        if client.stream is None:
+            self.runner.run(self._connect(client, server))
+        self.sound = True
+
+    async def _connect(self, client: Reading, server: Reader) -> None:
+        client.server = server
+        cursor = Cursor.parse(client.last_id)
+        stream, client.transport = opened(server.hub, *client.channels, at=cursor, envelope=client.envelope)
+        client.stream = stream
+        await asyncio.wait_for(server.replay.catch_up(stream), 20)
+        assert stream.live
+
+    def take(self, client: Reading, keep: int) -> None:
+        """End a connection of which the first ``keep`` blocks arrived."""
+        if client.stream is None or client.server is None:
+            return
+        self.sound = False
+        for block in client.transport.blocks()[:keep]:
+            assert not block.event.startswith("sse-pg."), block
+            assert block.id is not None
+            client.last_id = block.id
+            client.longest_id = max(client.longest_id, len(block.id))
+            data = block.json()
+            client.got.append(data["id"] if client.envelope else data)
+        client.server.hub.leave(client.stream)
+        client.stream = None
+        self.sound = True
+
+    def teardown(self) -> None:
+        if not hasattr(self, "runner"):
+            return
+        try:
+            if self.sound:
+                self.end()
+        finally:
+            self.runner.close()
+
+    def end(self) -> None:
+        self.log.end_all([True, False, True, True] * 50)
+        for server in self.servers:
+            server.read()
+            self.now += WAIT
+            server.read()
+            assert server.hub.position == Cursor(self.log.last)
+        for place, client in enumerate(self.clients):
+            self.take(client, 10**6)
+            self.connect(client, self.servers[place % 2])
+            self.take(client, 10**6)
+            due = [n for n in self.log.committed if self.log.channel_of[n] in client.channels]
+            expected = Counter(number for number in due if not client.began.offered(number))
+            got = Counter(client.got)
+            assert set(got) == set(expected), "lost or invented"
+            assert got == expected or client.longest_id > 100, "doubled"
+
+
+SCHEDULES = settings(max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
+
+
+def schedules(ring: int, options: settings) -> None:
+    run_state_machine_as_test(type("Wandering", (TwoServers,), {"ring": ring}), settings=options)
+
+
+@pytest.mark.parametrize("ring", [0, 3, 1000])
+def test_no_event_is_lost_or_doubled_between_two_servers(ring: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse_pg.hub, "AT_ONCE", 60)
+    schedules(ring, SCHEDULES)
+
+
+# ------------------------------------------------------------------ the schedules have teeth
+
+
+def made_without_gaps(made: Callable[..., bytes]) -> Callable[..., bytes]:
+    return lambda event, cursor, *, envelope=False: made(event, Cursor(cursor.high), envelope=envelope)
+
+
+def since_by_high(self: Ring, cursor: Cursor, channels: frozenset[str]) -> list[Entry]:
+    return [entry for entry in self._all if entry.event.id > cursor.high and entry.event.channel in channels]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken", "complaint"),
+    [
+        (wire, "frame", made_without_gaps(wire.frame), "lost or invented"),
+        (Ring, "since", since_by_high, "lost or invented"),
+    ],
+)
+def test_a_broken_hub_is_caught(
+    where: object, name: str, broken: object, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+    with pytest.raises(AssertionError, match=complaint):
+        schedules(
+            1000, settings(SCHEDULES, max_examples=1000, derandomize=True, database=None, phases=[Phase.generate])
+        )

@@ -1,0 +1,30 @@
+"""Behind a real PgBouncer in transaction mode, with a way past it for the connection that listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.client import Client
+from support.pgbouncer import needs_pgbouncer, poolers
+from support.server import Launcher
+
+
+@pytest.fixture
+def pooled_url(database_url: str) -> Iterator[str]:
+    """The way to this test's database through a PgBouncer that takes its backends in turn."""
+    with poolers(database_url) as start:
+        yield start("transaction", min_pool_size="3", server_round_robin="1")
+
+
+@needs_pgbouncer
+async def test_requests_through_a_transaction_pooler(database_url: str, pooled_url: str, launch: Launcher) -> None:
+    """Each kind of request more often than the count at which psycopg would prepare its statement."""
+    server = await launch(database_url=pooled_url, listen_database_url=database_url)
+    async with Client(server.url) as client:
+        for number in range(20):
+            assert await client.publish("orders", number) == number + 1
+            status, history = await client.get(f"/api/events/history?channel=orders&after={number}")
+            assert (status, [event["payload"] for event in history["events"]]) == (200, [number])
+        async with client.stream("orders", lastEventId="0") as stream:
+            assert [event.json() for event in await stream.events(20)] == list(range(20))

@@ -1,0 +1,289 @@
+"""The files of docs/examples, each run as its page says, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import psycopg
+import pytest
+from aiohttp import web
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy.orm import Session
+from support.client import Client
+from support.examples import EXAMPLES, running
+from support.pages import Page, all_pages
+from support.waiting import TIMEOUT_S
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def orders(db: psycopg.Connection) -> psycopg.Connection:
+    """The table of trigger.sql without its trigger: here the programs publish."""
+    table, _, _ = (EXAMPLES / "trigger.sql").read_text().partition("\n\n")
+    db.execute(table.encode())
+    return db
+
+
+# The pages
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.*")), ids=lambda path: path.name)
+def test_a_page_shows_each_file_as_it_is(path: Path) -> None:
+    shown = [page for page in all_pages() if path.read_text() in [text for _, text in Page(page).blocks]]
+    assert shown, f"no page shows docs/examples/{path.name} word for word"
+
+
+# Publishing in the transaction of a request
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("gunicorn", "--bind", "127.0.0.1:0", "django_app:application"),
+        ("uvicorn", "--port", "0", "fastapi_app:app"),
+    ],
+    ids=["django", "fastapi"],
+)
+async def test_a_request_and_its_event_are_one(
+    words: tuple[str, ...], orders: psycopg.Connection, client: Client, database_url: str, tmp_path: Path
+) -> None:
+    async with (
+        client.stream("orders") as stream,
+        running(tmp_path / "log", *words, DATABASE_URL=database_url) as program,
+        aiohttp.ClientSession(program.url) as session,
+    ):
+        path = "/orders/new" if "django_app:application" in words else "/orders"
+        for item, status in (("lamp", 201), ("nothing", 500 if path == "/orders/new" else 422), ("book", 201)):
+            async with session.post(path, json={"item": item}) as answer:
+                assert answer.status == status, await answer.text()
+        received = await stream.events(2)
+    assert [(each.event, each.json()["item"]) for each in received] == [("PLACED", "lamp"), ("PLACED", "book")]
+    assert orders.execute("SELECT item FROM orders ORDER BY id").fetchall() == [("lamp",), ("book",)]
+    assert orders.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (2,)
+
+
+@pytest.fixture
+def engine(orders: psycopg.Connection, database_url: str) -> Iterator[Engine]:
+    parts = conninfo_to_dict(database_url)
+    made = create_engine(URL.create("postgresql+psycopg", query={k: str(v) for k, v in parts.items()}))
+    yield made
+    made.dispose()
+
+
+async def test_sqlalchemy_commits_both_or_neither(engine: Engine, client: Client) -> None:
+    example = load("sqlalchemy_app")
+    async with client.stream("orders") as stream:
+        with Session(engine) as session, session.begin():
+            example.place(session, "lamp")
+        with Session(engine) as session:
+            example.place(session, "nothing")
+            session.rollback()
+        with Session(engine) as session, session.begin():
+            example.place(session, "book")
+        assert [each.json()["item"] for each in await stream.events(2)] == ["lamp", "book"]
+    assert [item for _, item in example.orders_and_position(engine)[0]] == ["lamp", "book"]
+
+
+async def test_the_program_of_the_page_of_sqlalchemy(orders: psycopg.Connection, database_url: str) -> None:
+    parts = {name: str(value) for name, value in conninfo_to_dict(database_url).items()}
+    user, database = quote(parts.pop("user")), quote(parts.pop("dbname"))
+    (program,) = [text for _, text in Page("docs/frameworks/sqlalchemy.md").blocks if "create_engine(url)" in text]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program],
+        cwd=EXAMPLES,
+        env={**os.environ, "DATABASE_URL": f"postgresql://{user}@/{database}?{urlencode(parts)}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("([(1, 'lamp')], '1')\n", "")
+
+
+# A page, and the stream that goes on from it
+
+
+async def test_a_stream_goes_on_from_the_snapshot_of_sqlalchemy(engine: Engine, client: Client) -> None:
+    example = load("sqlalchemy_app")
+    with Session(engine) as late:
+        example.place(late, "in flight")  # its id is below that of the lamp; it commits after the page
+        with Session(engine) as session, session.begin():
+            example.place(session, "lamp")
+        rows, position = example.orders_and_position(engine)
+        assert [item for _, item in rows] == ["lamp"]
+        late.commit()
+    with Session(engine) as session, session.begin():
+        example.place(session, "book")
+    async with client.stream("orders", last_event_id=position) as stream:
+        assert [each.json()["item"] for each in await stream.events(2)] == ["in flight", "book"]
+
+
+async def test_a_stream_goes_on_from_the_page_of_django(
+    orders: psycopg.Connection, client: Client, database_url: str, tmp_path: Path
+) -> None:
+    publish = "SELECT sse_pg.publish('orders', 'PLACED', jsonb_build_object('item', %s::text))"
+    async with (
+        running(
+            tmp_path / "log", "gunicorn", "--bind", "127.0.0.1:0", "django_app:application", DATABASE_URL=database_url
+        ) as program,
+        aiohttp.ClientSession(program.url) as session,
+    ):
+        with psycopg.connect(database_url) as late:
+            late.execute("INSERT INTO orders (item) VALUES ('in flight')")
+            late.execute(publish, ["in flight"])
+            async with session.post("/orders/new", json={"item": "<lamp>"}) as answer:
+                assert answer.status == 201
+            async with session.get("/orders") as answer:
+                page = await answer.text()
+            late.commit()
+    items = re.search(r'<script id="items" type="application/json">(.*?)</script>', page)
+    position = re.search('data-position="(.*?)"', page)
+    assert items
+    assert position
+    assert json.loads(items[1]) == ["<lamp>"]
+    async with client.stream("orders", last_event_id=position[1]) as stream:
+        assert (await stream.event()).json()["item"] == "in flight"
+
+
+# SQL
+
+
+async def test_a_trigger_psql_and_pg_cron(client: Client, db: psycopg.Connection, database_url: str) -> None:
+    async with client.stream("orders,shop", envelope="true") as stream:
+        for name in ("trigger.sql", "psql.sql"):
+            with psycopg.connect(database_url, autocommit=True) as conn:
+                conn.execute((EXAMPLES / name).read_bytes())
+        received = [each.json() for each in await stream.events(3)]
+        assert [(each["channel"], each["eventType"]) for each in received] == [
+            ("orders", "PLACED"),
+            ("shop", "NOTE"),
+            ("shop", "REMINDER"),
+        ]
+        db.execute("UPDATE orders SET state = 'PAID'")
+        paid = (await stream.event()).json()
+        assert (paid["eventType"], paid["payload"]["item"]) == ("PAID", "lamp")
+        db.execute("UPDATE orders SET state = 'PLACED'")
+        assert (await stream.event()).json()["eventType"] == "PLACED"
+        job = re.search(r"\$\$(.*)\$\$", (EXAMPLES / "pg_cron.sql").read_text(), re.S)
+        assert job
+        db.execute(job[1].encode())
+        assert (await stream.event()).json()["eventType"] == "REMINDER"
+
+
+# The bus inside, or under, another server
+
+
+@contextlib.asynccontextmanager
+async def mounted(database_url: str, monkeypatch: pytest.MonkeyPatch, **options: bool) -> AsyncIterator[str]:
+    for name, value in {"DATABASE_URL": database_url, "SSE_PG_DRAIN_SECONDS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    runner = web.AppRunner(load("mount_aiohttp").make_app(), shutdown_timeout=TIMEOUT_S * 10, **options)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("handler_cancellation", [True, False])
+async def test_the_bus_as_a_sub_application(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, handler_cancellation: bool
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        app = mounted(database_url, monkeypatch, handler_cancellation=handler_cancellation)
+        url = await stack.enter_async_context(app)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        async with session.get(f"{url}/") as answer:
+            assert await answer.text() == "the shop"
+        async with session.get(f"{url}/nowhere") as answer:
+            assert (answer.status, answer.content_type) == (404, "text/plain")
+        async with session.get(f"{url}/bus/nowhere") as answer:
+            assert (answer.status, answer.content_type) == (404, "application/problem+json")
+        async with session.get(f"{url}/bus/") as answer:
+            assert answer.content_type == "text/html"
+        client = Client(f"{url}/bus")
+        stack.push_async_callback(client.session.close)
+        async with client.stream("orders") as stream:
+            # More than the megabyte that the outer application allows its own handlers.
+            lamps = {"events": [{"channel": "orders", "payload": "x" * 600_000} for _ in range(4)]}
+            body, headers = io.BytesIO(json.dumps(lamps).encode()), {"Content-Type": "application/json"}
+            async with session.post(f"{url}/bus/api/events/publish", data=body, headers=headers) as answer:
+                assert answer.status == 201
+            assert len(await stream.events(4)) == 4
+        async with asyncio.timeout(TIMEOUT_S):  # who went is not counted any more
+            while await active(session, f"{url}/bus"):
+                await asyncio.sleep(0.05)
+        async with client.stream("orders") as stream:
+            async with asyncio.timeout(TIMEOUT_S):
+                # With a stream open: it ends by itself, the runner's time-out is longer than this.
+                await app.__aexit__(None, None, None)
+            await stream.ended()
+            stack.pop_all()
+            await client.session.close()
+            await session.close()
+
+
+async def active(session: aiohttp.ClientSession, url: str) -> int:
+    async with session.get(f"{url}/api/events/active-connections") as answer:
+        return int((await answer.json())["activeConnections"])
+
+
+async def test_several_workers_of_gunicorn(empty_database_url: str, tmp_path: Path) -> None:
+    words = ("gunicorn", "-c", "gunicorn_conf.py", "--bind", "127.0.0.1:0", "gunicorn_app:bus")
+    async with (
+        running(tmp_path / "log", *words, DATABASE_URL=empty_database_url, SSE_PG_DRAIN_SECONDS="0.2") as program,
+        Client(program.url) as client,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        async with asyncio.timeout(TIMEOUT_S):
+            while len((await client.get("/api/events/active-connections"))[1]["servers"]) < 2:
+                await asyncio.sleep(0.05)
+        many = ",".join(["orders", *(f"channel-{number:04}" for number in range(900))])
+        streams = [await stack.enter_async_context(client.stream(many)) for _ in range(12)]
+        await client.publish("orders", {"item": "lamp"})
+        assert [(await each.event()).json() for each in streams] == [{"item": "lamp"}] * 12
+        streams[0].close()
+        async with asyncio.timeout(TIMEOUT_S):
+            while await active(client.session, program.url) != 11:
+                await asyncio.sleep(0.05)
+        assert await program.end() == 0
+        for each in streams[1:]:
+            await each.ended()
+    text = (tmp_path / "log").read_text()
+    assert "Traceback" not in text
+    assert "SIGKILL" not in text
+
+
+def test_the_client_alone_imports_no_server() -> None:
+    probe = "import sys, sse_pg.client; print(*{'psycopg', 'sse_pg.app', 'sse_pg.config'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", probe], text=True, env=os.environ).strip() == ""
+
+
+def test_the_server_comes_when_it_is_asked_for() -> None:
+    import sse_pg
+
+    assert {sse_pg.create_app.__module__, sse_pg.Settings.__module__} == {"sse_pg.app", "sse_pg.config"}
+    with pytest.raises(AttributeError, match="nothing"):
+        sse_pg.nothing  # noqa: B018

@@ -1,0 +1,57 @@
+"""README.md does what it says: its commands are run, in order, and their output has the shape that is printed there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.pages import Page, Reader, syntax_errors
+from support.process import CHECKOUT, process
+
+README = Page("README.md")
+
+
+@pytest.fixture(scope="module")
+def data() -> Iterator[Path]:
+    """A data directory that the user PostgreSQL runs as gets to."""
+    made = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp")).resolve()
+    made.chmod(0o755)
+    yield made / "data"
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl on this machine")
+def test_the_commands_do_what_is_printed_below_them(data: Path) -> None:
+    with process("serve", "--port", "0", SSE_PG_DATA_DIR=str(data)) as server:
+        assert len(Reader.of(server, data).follow(README, server)) == 3
+        assert server.end() == 0
+
+
+@pytest.mark.parametrize("block", [text for kind, text in README.blocks if kind == "sh"])
+def test_what_is_for_the_reader_s_machine_is_shell(block: str) -> None:
+    assert syntax_errors(block) == ""
+
+
+def test_every_block_is_of_a_known_kind() -> None:
+    assert {kind for kind, _ in README.blocks} == {"sh", "console", "sql", "js", "text"}
+
+
+def test_the_settings_are_those_of_the_program() -> None:
+    known = (CHECKOUT / "docs" / "settings.md").read_text()
+    for name in re.findall(r"^\| `([A-Z_]+)`(?:, `([A-Z_]+)`)? \|", README.text, re.M):
+        assert all(f"| `{each}` |" in known for each in name if each), name
+
+
+def test_the_endpoints_are_those_of_the_program() -> None:
+    described = (CHECKOUT / "sse_pg" / "openapi.json").read_text()
+    for path in re.findall(r"^\| `(?:GET|POST) ([^`?]+)", README.text, re.M):
+        assert f'"{path}"' in described or path == "/openapi.json", path
+
+
+def test_the_test_command_is_the_one_that_ci_runs() -> None:
+    (command,) = [text.strip() for kind, text in README.blocks if kind == "sh" and "pytest" in text]
+    assert command in [line.strip() for line in (CHECKOUT / ".ci" / "run").read_text().split("\n")]
