@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -79,6 +80,14 @@ def test_the_index_has_every_page() -> None:
     assert sorted(str(path) for path in pages - linked) == []
 
 
+def test_the_endpoints_are_those_of_the_program() -> None:
+    """The table of http.md has every path that openapi.json describes, and no other."""
+    described = set(json.loads((CHECKOUT / "sse_pg" / "openapi.json").read_text())["paths"])
+    rows = re.findall(r"^\| (`(?:GET|POST|DELETE) .*?) \|", Page("docs/http.md").text, re.M)
+    listed = {path for row in rows for path in re.findall(r"[` ](/[^`?, ]*)", row)}
+    assert listed == described - {"/static/{name}"}
+
+
 @pytest.mark.parametrize(
     ("path", "block"),
     [(page.path, text) for page in PAGES for kind, text in page.blocks if kind == "sh"],
@@ -92,7 +101,7 @@ def test_what_is_for_the_reader_s_machine_is_shell(path: str, block: str) -> Non
 def test_the_first_half_hour(home: Path) -> None:
     data = home / "data"
     with process("serve", "--port", "0", SSE_PG_DATA_DIR=str(data)) as server:
-        assert len(Reader.of(server, data).follow(START, server)) == 3
+        assert len(Reader.of(server, data).follow(START, server)) == 4
         assert server.end() == 0
 
 
