@@ -1,17 +1,23 @@
 -- The schema sse_pg as it stands, readable on its own: psql -f sql/schema.sql makes it on an empty database.
 -- `sse-pg migrate` reaches the same schema through sql/migrations/; a test compares the two.
---
--- Advisory locks, by class (the first of the two keys):
---   1936941617  a publisher in flight; the second key is the low half of a lower bound of its ids
---   1936941618  the state of the tails: 1 = a tail is asleep, 2 = a tail is awake
---   1936941619  a server that is up; the second key is servers.id
---   1936941620  one at a time: 1 = migrate, 2 = maintenance
---   1936941621  the upper bound that goes with a lower one: the statement is over
---   1936941622  a publisher whose last lower bound has no upper one any more
---   1936941623  a publisher in flight, its transaction's first write; a lower bound as above
---   1936941624  the upper bound that goes with it
 
 CREATE SCHEMA IF NOT EXISTS sse_pg;
+
+-- The classes of our advisory locks: the first of the two keys. The planner replaces a call with the number. An unknown
+-- name is an error, and not a lock on NULL, which nobody would get.
+CREATE FUNCTION sse_pg.lock_class(name text) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE name
+        WHEN 'tail'        THEN 1936941618     -- what the tails show publishers: 1 = one is asleep, 2 = one is awake
+        WHEN 'server'      THEN 1936941619     -- a server that is up; the second key is servers.id
+        WHEN 'maintenance' THEN 1936941620     -- who makes and drops partitions; one at a time
+        -- A publisher in flight; the second key is the low half of a bound of its ids. See announce().
+        WHEN 'first_low'   THEN 1936941623     -- the lower bound, when the statement is its transaction's first write
+        WHEN 'first_high'  THEN 1936941624     -- the upper bound that goes with it: the statement is over
+        WHEN 'window_low'  THEN 1936941617     -- the lower bound of a later statement
+        WHEN 'window_high' THEN 1936941621     -- the upper bound that goes with it
+        WHEN 'window_open' THEN 1936941622     -- the last lower bound has no upper one any more
+        ELSE ('no lock class ' || name)::integer END;
 
 -- What `sse-pg migrate` has applied.
 CREATE TABLE sse_pg.migrations (
@@ -130,7 +136,7 @@ DECLARE
 BEGIN
     IF pg_current_xact_id_if_assigned() IS NULL THEN
         -- bigint to its low half, signed as int4 is
-        done := pg_advisory_xact_lock_shared(1936941623,
+        done := pg_advisory_xact_lock_shared(sse_pg.lock_class('first_low'),
                 (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL
             OR pg_current_xact_id() IS NULL;
     ELSE
@@ -142,11 +148,11 @@ BEGIN
         END IF;
         bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
         IF held[2] = '4' OR held[3] = bound::text THEN
-            done := pg_advisory_xact_lock_shared(1936941622, 0) IS NULL
+            done := pg_advisory_xact_lock_shared(sse_pg.lock_class('window_open'), 0) IS NULL
                 OR set_config('sse_pg.announced', held[1] || ':open', true) IS NULL;
             RETURN NULL;
         END IF;
-        done := pg_advisory_xact_lock_shared(1936941617, (bound << 32 >> 32)::integer) IS NULL
+        done := pg_advisory_xact_lock_shared(sse_pg.lock_class('window_low'), (bound << 32 >> 32)::integer) IS NULL
             OR set_config('sse_pg.announced',
                 concat_ws(':', pg_current_xact_id(), coalesce(held[2]::integer, 0) + 1, bound), true) IS NULL;
         IF held IS NOT NULL THEN
@@ -156,11 +162,13 @@ BEGIN
     ring := CASE coalesce(current_setting('sse_pg.bell', true), '')
         WHEN 'off' THEN false            -- for PREPARE TRANSACTION, which allows no NOTIFY
         WHEN 'always' THEN true
-        ELSE CASE WHEN pg_try_advisory_lock(1936941618, 1) THEN NOT pg_advisory_unlock(1936941618, 1)
-                  WHEN pg_try_advisory_lock(1936941618, 1) THEN NOT pg_advisory_unlock(1936941618, 1)
+        ELSE CASE WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 1)
+                  THEN NOT pg_advisory_unlock(sse_pg.lock_class('tail'), 1)
+                  WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 1)
+                  THEN NOT pg_advisory_unlock(sse_pg.lock_class('tail'), 1)
                   ELSE true END                                                                 -- somebody is asleep
-          OR CASE WHEN pg_try_advisory_lock(1936941618, 2)
-                  THEN pg_advisory_unlock(1936941618, 2) ELSE false END END;                    -- nobody is awake
+          OR CASE WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 2)
+                  THEN pg_advisory_unlock(sse_pg.lock_class('tail'), 2) ELSE false END END;     -- nobody is awake
     -- A commit that is lost in a crash after it was visible would let its id be drawn again. The commit of
     -- a publishing transaction is therefore flushed, whatever the session says.
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -181,10 +189,10 @@ DECLARE
     done boolean;
 BEGIN
     IF held = '' OR NOT starts_with(held, pg_current_xact_id() || ':') THEN
-        done := pg_advisory_xact_lock_shared(1936941624,
+        done := pg_advisory_xact_lock_shared(sse_pg.lock_class('first_high'),
             (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL;
     ELSIF held NOT LIKE '%:open' THEN
-        done := pg_advisory_xact_lock_shared(1936941621,
+        done := pg_advisory_xact_lock_shared(sse_pg.lock_class('window_high'),
             (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL;
     END IF;
     RETURN NULL;
@@ -209,8 +217,11 @@ BEGIN
                -- The keys are the low 32 bits; a distance over 2^31 is a bound ahead of `last`.
                last - CASE WHEN d.behind > 2147483648 THEN d.behind - 4294967296 ELSE d.behind END AS bound
           FROM pg_locks l, LATERAL (SELECT (last - l.objid::bigint) & 4294967295 AS behind) d
-         WHERE l.locktype = 'advisory' AND l.classid IN (1936941617, 1936941621, 1936941622, 1936941623, 1936941624)
-           AND l.objsubid = 2 AND l.granted
+         WHERE l.locktype = 'advisory' AND l.objsubid = 2
+           AND l.classid IN (sse_pg.lock_class('first_low'), sse_pg.lock_class('first_high'),
+                             sse_pg.lock_class('window_low'), sse_pg.lock_class('window_high'),
+                             sse_pg.lock_class('window_open'))
+           AND l.granted
            AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())),
     numbered AS (
         SELECT publisher, class, bound, row_number() OVER (PARTITION BY publisher, class ORDER BY bound) AS place,
@@ -221,10 +232,12 @@ BEGIN
           FROM numbered low
           LEFT JOIN numbered up
             ON up.publisher = low.publisher AND up.place = low.place
-               AND up.class = CASE low.class WHEN 1936941617 THEN 1936941621 ELSE 1936941624 END
+               AND up.class = CASE low.class WHEN sse_pg.lock_class('window_low')
+                                   THEN sse_pg.lock_class('window_high') ELSE sse_pg.lock_class('first_high') END
           LEFT JOIN numbered still_open
-            ON still_open.publisher = low.publisher AND still_open.class = 1936941622 AND low.class = 1936941617
-         WHERE low.class IN (1936941617, 1936941623))
+            ON still_open.publisher = low.publisher AND still_open.class = sse_pg.lock_class('window_open')
+               AND low.class = sse_pg.lock_class('window_low')
+         WHERE low.class IN (sse_pg.lock_class('window_low'), sse_pg.lock_class('first_low')))
     SELECT min(w.bound), coalesce(array_agg(w.bound + 1), '{}'),
            coalesce(array_agg(coalesce(w.upper, 9223372036854775807)), '{}')
       INTO least_bound, window_first, window_last
@@ -559,7 +572,7 @@ CREATE FUNCTION sse_pg.live_servers() RETURNS SETOF sse_pg.servers
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.*
       FROM sse_pg.servers s
-      JOIN pg_locks l ON l.locktype = 'advisory' AND l.classid = 1936941619 AND l.objid::bigint = s.id
+      JOIN pg_locks l ON l.locktype = 'advisory' AND l.classid = sse_pg.lock_class('server') AND l.objid::bigint = s.id
            AND l.objsubid = 2 AND l.granted
            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
      ORDER BY s.id
@@ -706,7 +719,7 @@ BEGIN
         RAISE EXCEPTION 'make_partitions(%, %): ahead is 0 or more, size 1 or more', ahead, size
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF NOT pg_try_advisory_xact_lock(1936941620, 2) THEN
+    IF NOT pg_try_advisory_xact_lock(sse_pg.lock_class('maintenance'), 0) THEN
         RETURN NULL;
     END IF;
     last := sse_pg.last_id();
@@ -790,7 +803,7 @@ BEGIN
     partitions := 0; events := 0; bytes := 0; keys := 0; state := 'done';
     SELECT l.purged_to INTO noted FROM sse_pg.log l;
     purged_to := noted;
-    IF NOT pg_try_advisory_xact_lock(1936941620, 2) THEN
+    IF NOT pg_try_advisory_xact_lock(sse_pg.lock_class('maintenance'), 0) THEN
         state := 'busy';
         RETURN;
     END IF;
@@ -894,3 +907,5 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_pg FROM PUBLIC;
 -- But for what a CHECK calls: it runs with the rights of whoever inserts.
 GRANT EXECUTE ON FUNCTION sse_pg.id_limit(text, bigint), sse_pg.is_channel(text), sse_pg.is_event_type(text),
     sse_pg.payload_fits(jsonb, integer) TO PUBLIC;
+-- And for the numbers of the lock classes, which whoever looks at pg_locks needs.
+GRANT EXECUTE ON FUNCTION sse_pg.lock_class(text) TO PUBLIC;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -16,9 +17,27 @@ def root() -> Traversable:
 
 
 @cache
+def statements() -> dict[str, bytes]:
+    """Return the statements of ``sql/queries/*.sql`` by name; bytes, as psycopg takes constant queries.
+
+    Each follows a line ``-- name: <name>`` and keeps its comment.
+    """
+    found: dict[str, bytes] = {}
+    for file in (root() / "queries").iterdir():
+        if file.name.endswith(".sql"):
+            head, *parts = re.split(rb"^-- name: *(.*)\n", file.read_bytes(), flags=re.MULTILINE)
+            if head.strip():
+                raise ValueError(f"{file.name}: there is text before the first name")
+            for name, text in zip(map(bytes.decode, parts[::2]), map(bytes.strip, parts[1::2]), strict=True):
+                if name in found:
+                    raise ValueError(f"{file.name}: the name {name} is taken")
+                found[name] = text
+    return found
+
+
 def query(name: str) -> bytes:
-    """Return the text of ``sql/queries/<name>.sql``; bytes, as psycopg takes constant queries."""
-    return (root() / "queries" / f"{name}.sql").read_bytes()
+    """Return the statement of this name."""
+    return statements()[name]
 
 
 def migrations() -> list[tuple[int, str, bytes]]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sse_pg.queries import statements
+
 PACKAGE = Path(__file__).parent.parent / "sse_pg"
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
@@ -156,7 +158,16 @@ def test_sql_is_recognised() -> None:
     assert [line for line, text in texts(ast.parse(source)) if SQL.search(text)] == [2, 3, 4]
 
 
-def test_every_query_is_used() -> None:
-    queries = {path.stem for path in (PACKAGE.parent / "sql" / "queries").glob("*.sql")}
+def test_every_query_is_used_and_exists() -> None:
     used = {text for module in MODULES for _, text in texts(tree(module))}
-    assert queries <= used, f"nobody asks {sorted(queries - used)}"
+    unused = statements().keys() - used
+    assert not unused, f"nobody asks for {sorted(unused)}"
+    asked = {
+        node.args[0].value
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "query"
+        if node.args and isinstance(node.args[0], ast.Constant)
+    }
+    assert len(asked) > 10
+    assert asked <= statements().keys(), f"there is no {sorted(asked - statements().keys())}"

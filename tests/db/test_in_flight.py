@@ -17,7 +17,7 @@ from sse_pg.ranges import NONE, Ranges
 
 MOST_LOCKS = 11
 """The window of the first write and four more, of two locks each, and the one that says that the last stays open."""
-CLASSES = (1936941617, 1936941621, 1936941622, 1936941623, 1936941624)
+CLASSES = ("first_low", "first_high", "window_low", "window_high", "window_open")
 
 Connect = Callable[[], psycopg.Connection]
 
@@ -45,7 +45,8 @@ def publishers(conn: psycopg.Connection) -> tuple[int, int | None, Ranges]:
 def locks(conn: psycopg.Connection, pid: int | None = None) -> int:
     """Count the locks of publishers in this database."""
     row = conn.execute(
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = ANY (%s)"
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        " AND classid = ANY (ARRAY(SELECT sse_pg.lock_class(unnest(%s::text[]))))"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         " AND coalesce(pid = %s, true)",
         [list(CLASSES), pid],
@@ -338,9 +339,10 @@ def test_other_databases_and_other_locks_do_not_count(
     db: psycopg.Connection, connect: Connect, empty_database_url: str
 ) -> None:
     other = connect()
-    other.execute("SELECT pg_advisory_lock(7), pg_advisory_lock(1936941618, 0), pg_advisory_lock(1936941617)")
+    other.execute("SELECT pg_advisory_lock(7), pg_advisory_lock(sse_pg.lock_class('tail'), 0)")
     with psycopg.connect(empty_database_url) as elsewhere:
-        elsewhere.execute("SELECT pg_advisory_xact_lock_shared(1936941617, 0)")
+        (number,) = db.execute("SELECT sse_pg.lock_class('window_low')").fetchone() or (0,)
+        elsewhere.execute("SELECT pg_advisory_xact_lock_shared(%s, 0)", [number])
         assert publishers(db) == (0, None, NONE)
 
 

@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 
 INSERT = "INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '1')"
-TAILS, ASLEEP, AWAKE = 1936941618, 1, 2
+ASLEEP, AWAKE = 1, 2
 END = "the end of this test"
 
 Rings = Callable[[], int]
@@ -39,11 +39,11 @@ def rings(database_url: str) -> Iterator[Rings]:
 
 def show(db: psycopg.Connection, state: int) -> None:
     """Do as a tail does."""
-    db.execute("SELECT pg_advisory_lock_shared(%s, %s)", [TAILS, state])
+    db.execute("SELECT pg_advisory_lock_shared(sse_pg.lock_class('tail'), %s)", [state])
 
 
 def hide(db: psycopg.Connection, state: int) -> None:
-    db.execute("SELECT pg_advisory_unlock_shared(%s, %s)", [TAILS, state])
+    db.execute("SELECT pg_advisory_unlock_shared(sse_pg.lock_class('tail'), %s)", [state])
 
 
 @pytest.fixture
@@ -188,9 +188,9 @@ def test_asking_leaves_no_lock(db: psycopg.Connection, tail: psycopg.Connection,
         show(tail, state)
     with db.transaction():
         db.execute(INSERT)
-        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND pid = %s"
-        assert db.execute(held, [TAILS, db.info.backend_pid]).fetchone() == (0,)
-        assert db.execute(held, [TAILS, tail.info.backend_pid]).fetchone() == (len(states),)
+        held = "SELECT count(*) FROM pg_locks WHERE classid = sse_pg.lock_class('tail') AND pid = %s"
+        assert db.execute(held, [db.info.backend_pid]).fetchone() == (0,)
+        assert db.execute(held, [tail.info.backend_pid]).fetchone() == (len(states),)
 
 
 @pytest.mark.parametrize(

@@ -153,10 +153,10 @@ def test_a_role_without_create_is_told(empty_database_url: str, role: str) -> No
         migrate(make_conninfo(empty_database_url, user=role))
 
 
-def test_each_query_file_is_valid(database_url: str) -> None:
-    """PostgreSQL takes each file in sql/queries, with NULL for what it is given."""
-    for path in sorted((CHECKOUT / "sql" / "queries").glob("*.sql")):
-        text = re.sub(r"%\(\w+\)[sb]|%s", "NULL", re.sub("--.*", "", path.read_text(encoding="utf-8")))
+def test_each_statement_is_valid(database_url: str) -> None:
+    """PostgreSQL takes each statement in sql/queries, with NULL for what it is given."""
+    for query in queries.statements().values():
+        text = re.sub(r"%\(\w+\)[sb]|%s", "NULL", re.sub("--.*", "", query.decode()))
         with psycopg.connect(database_url) as conn:
             for statement in filter(None, map(str.strip, text.split(";"))):
                 if not statement.startswith(("LISTEN", "UNLISTEN")):
@@ -200,3 +200,14 @@ def test_the_payload_limit_can_be_raised(database_url: str) -> None:
         assert len(parts) > 1
         with pytest.raises(psycopg.errors.CheckViolation, match="events_payload"):
             conn.execute("SELECT sse_pg.publish('a', 't', %s)", ['"' + "x" * 4194304 + '"'])
+
+
+def test_an_unknown_lock_class_is_an_error(db: psycopg.Connection) -> None:
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation, match="no lock class publisher"):
+        db.execute("SELECT pg_advisory_xact_lock_shared(sse_pg.lock_class('publisher'), 1)")
+
+
+def test_a_lock_class_is_its_number_when_the_statement_runs(db: psycopg.Connection) -> None:
+    """Publishing calls the function several times, so it must cost nothing."""
+    plan = db.execute("EXPLAIN VERBOSE SELECT pg_try_advisory_lock(sse_pg.lock_class('tail'), 1)").fetchall()
+    assert any("pg_try_advisory_lock(1936941618, 1)" in line for (line,) in plan), plan

@@ -109,7 +109,7 @@ def test_nothing_changed_nobody_is_told(db: psycopg.Connection, told: Told) -> N
 
 
 def test_told_even_where_the_bell_is_left_out(db: psycopg.Connection, told: Told) -> None:
-    db.execute("SELECT pg_advisory_lock_shared(1936941618, 2)")
+    db.execute("SELECT pg_advisory_lock_shared(sse_pg.lock_class('tail'), 2)")
     db.execute("SET sse_pg.bell = 'off'")
     insert(db, 1)
     assert told() == ["subscriptions u1"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,15 +16,13 @@ from support.waiting import eventually
 from sse_pg import queries, wire
 from sse_pg.cursor import Cursor
 
-NAMES = {
-    queries.query(path.stem): path.stem for path in (Path(queries.__file__).parent.parent / "sql/queries").glob("*.sql")
-}
+NAMES = {text: name for name, text in queries.statements().items()}
 BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(1, %s) g"
 
 
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file of sql/queries was executed by a server in this process."""
+    """How often each statement of sql/queries was executed by a server in this process."""
     made: Counter[str] = Counter()
     execute = psycopg.AsyncCursor.execute
 

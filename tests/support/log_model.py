@@ -109,7 +109,7 @@ class Log:
         return Cursor(min(self.last, alive.spans[0][0] - 1) if alive else self.last)
 
     def rows(self, open_ids: Ranges, seen: int, limit: int) -> list[Event]:
-        """Return what sql/queries/tail_read.sql does."""
+        """Return what the statement tail_read does."""
         wanted = sorted(number for number in self.committed if number in open_ids or number > seen)
         return [self.committed[number] for number in wanted[:limit]]
 

@@ -1,1 +1,0 @@
-LISTEN sse_pg_doctor

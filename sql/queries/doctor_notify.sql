@@ -1,1 +1,0 @@
-SELECT pg_notify('sse_pg_doctor', %s)

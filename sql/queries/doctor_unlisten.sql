@@ -1,1 +1,0 @@
-UNLISTEN sse_pg_doctor

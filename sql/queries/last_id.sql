@@ -1,1 +1,0 @@
-SELECT sse_pg.last_id()

@@ -1,1 +1,0 @@
-SELECT sse_pg.make_partitions(%(ahead)s, %(size)s)

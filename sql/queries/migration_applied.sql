@@ -1,1 +1,0 @@
-INSERT INTO sse_pg.migrations (number, name) VALUES (%s, %s)

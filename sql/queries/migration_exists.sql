@@ -1,1 +1,0 @@
-SELECT to_regclass('sse_pg.migrations')

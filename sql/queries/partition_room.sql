@@ -1,4 +1,0 @@
--- The last id drawn, and how many ids above it have a partition.
-SELECT l.last, greatest(coalesce(max(p.last_id), 0) - l.last, 0)
-  FROM (SELECT sse_pg.last_id() AS last) l LEFT JOIN sse_pg.partitions() p ON true
- GROUP BY l.last

@@ -1,1 +1,0 @@
-SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()

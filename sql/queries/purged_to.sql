@@ -1,1 +1,0 @@
-SELECT purged_to FROM sse_pg.log

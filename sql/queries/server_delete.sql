@@ -1,1 +1,0 @@
-DELETE FROM sse_pg.servers WHERE id = %s

@@ -1,1 +1,0 @@
-INSERT INTO sse_pg.servers (name, pid, version) VALUES (%s, %s, %s) RETURNING id

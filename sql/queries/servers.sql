@@ -1,0 +1,34 @@
+-- name: server_insert
+INSERT INTO sse_pg.servers (name, pid, version) VALUES (%s, %s, %s) RETURNING id
+
+-- name: server_lock
+SELECT pg_advisory_lock_shared(sse_pg.lock_class('server'), %s)
+
+-- name: server_update
+UPDATE sse_pg.servers SET active_connections = %s, position = %s, updated_at = now() WHERE id = %s
+
+-- name: server_delete
+DELETE FROM sse_pg.servers WHERE id = %s
+
+-- name: servers_sweep
+-- Rows of servers that died; a fresh row whose lock is still to come is left alone.
+DELETE FROM sse_pg.servers s
+ WHERE s.updated_at < now() - interval '1 minute'
+   AND NOT EXISTS (SELECT FROM sse_pg.live_servers() l WHERE l.id = s.id)
+
+-- name: servers_live
+SELECT id, name, pid, version, started_at, active_connections FROM sse_pg.live_servers()
+
+-- name: servers_state
+-- The servers that are up, and what their LISTEN connections show to publishers: "asleep", "awake", or for a moment both.
+WITH locks AS MATERIALIZED (
+    SELECT k.pid, k.classid, k.objid::bigint AS key FROM pg_locks k
+     WHERE k.locktype = 'advisory' AND k.objsubid = 2 AND k.granted
+       AND k.classid IN (sse_pg.lock_class('tail'), sse_pg.lock_class('server'))
+       AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+SELECT s.id, s.name, s.pid, s.version, s.started_at, s.active_connections, s.position,
+       EXISTS (SELECT FROM locks b WHERE b.pid = up.pid AND b.classid = sse_pg.lock_class('tail') AND b.key = 1) AS asleep,
+       EXISTS (SELECT FROM locks b WHERE b.pid = up.pid AND b.classid = sse_pg.lock_class('tail') AND b.key = 2) AS awake
+  FROM sse_pg.live_servers() s
+  JOIN locks up ON up.classid = sse_pg.lock_class('server') AND up.key = s.id
+ ORDER BY s.id

@@ -1,1 +1,0 @@
-SELECT sse_pg.subscribe(%s, %s)

@@ -1,0 +1,71 @@
+-- name: tail_session
+-- The LISTEN connection of a server, in the order of its life; docs/guarantee.md argues why nothing is lost.
+--
+-- Its settings. A lock is taken at once or something is wrong; nothing ends the session for idling. It repeats the same
+-- few reads, and with many partitions it takes longer to plan one than to run it.
+SELECT set_config('lock_timeout', '10s', false), set_config('statement_timeout', '30s', false),
+       set_config('idle_session_timeout', '0', false), set_config('plan_cache_mode', 'force_generic_plan', false)
+
+-- name: listen
+-- LISTEN comes before the first read: what commits in between is seen by one of the two.
+LISTEN sse_pg; LISTEN sse_pg_control
+
+-- name: sleep_begin
+-- Show that this tail is asleep: publishers ring. A tail that falls asleep shows it before it stops showing "awake".
+SELECT pg_advisory_lock_shared(sse_pg.lock_class('tail'), 1)
+
+-- name: check_epoch
+-- Begin an epoch if this is another log than the one that was read last.
+SELECT sse_pg.check_epoch()
+
+-- name: epochs
+SELECT settled_to, starts_at FROM sse_pg.epochs ORDER BY starts_at
+
+-- name: purged_to
+SELECT purged_to FROM sse_pg.log
+
+-- name: publishers
+-- The last id drawn and the publishers in flight. Asked before each read that decides which missing ids are dead.
+SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()
+
+-- name: tail_read_above
+-- What the tail has not read while no id below is open, the usual case: what lies above the last id seen.
+SELECT e.id, e.channel, e.event_type, e.payload::text, e.created_at
+  FROM sse_pg.events e
+ WHERE e.id > %(seen)s ORDER BY e.id LIMIT %(limit)s
+
+-- name: tail_read
+-- The same while ids are open: those, and what lies above the last id seen. One snapshot for both, so that the events of
+-- one transaction stay in order; ascending, so that a read that is cut off is a prefix.
+SELECT id, channel, event_type, payload, created_at FROM (
+    SELECT e.id, e.channel, e.event_type, e.payload::text AS payload, e.created_at
+      FROM unnest(%(first)s::bigint[], %(last)s::bigint[]) AS g(first, last)
+     CROSS JOIN LATERAL (
+         SELECT * FROM sse_pg.events e
+          WHERE e.id BETWEEN g.first AND g.last ORDER BY e.id LIMIT %(limit)s) e
+    UNION ALL
+    (SELECT e.id, e.channel, e.event_type, e.payload::text, e.created_at
+       FROM sse_pg.events e
+      WHERE e.id > %(seen)s ORDER BY e.id LIMIT %(limit)s)
+) read ORDER BY id LIMIT %(limit)s
+
+-- name: settled
+-- Note what this tail knows of the log, unless another knows more.
+UPDATE sse_pg.log SET settled_to = %(high)s, open_first = %(first)s, open_last = %(last)s WHERE settled_to < %(high)s
+
+-- name: wake_begin
+-- Show that this tail is awake: it polls, and publishers need not ring unless another tail is asleep. A tail that wakes up
+-- shows it before it stops showing "asleep", so that a publisher in between sees both and rings.
+SELECT pg_advisory_lock_shared(sse_pg.lock_class('tail'), 2)
+
+-- name: sleep_end
+SELECT pg_advisory_unlock_shared(sse_pg.lock_class('tail'), 1)
+
+-- name: wake_end
+-- After sleep_begin. A publisher that looked before may not ring, so the tail polls on until all of those are gone.
+SELECT pg_advisory_unlock_shared(sse_pg.lock_class('tail'), 2)
+
+-- name: notification_queue
+-- How full the notification queue is. Asking also frees what no listener needs any more; nobody else does that once the
+-- queue is full, because then every publisher that rings is refused.
+SELECT pg_notification_queue_usage()

@@ -1,1 +1,0 @@
-SELECT pg_advisory_lock_shared(1936941618, 2)
