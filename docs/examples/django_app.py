@@ -23,7 +23,7 @@ settings.configure(
             "ENGINE": "django.db.backends.postgresql",
             "NAME": database.pop("dbname"),
             "OPTIONS": database,
-            "ATOMIC_REQUESTS": True,  # each request is a transaction, rolled back by an exception
+            "ATOMIC_REQUESTS": True,  # each request is a transaction, rolled back on an exception
         }
     },
 )
@@ -43,7 +43,7 @@ def place(request):
 
 def orders(request):
     with connection.cursor() as cursor:
-        # First of all in the transaction: all that follows sees one and the same snapshot.
+        # Must be the first statement of the transaction. All statements after it see the same snapshot.
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         cursor.execute("SELECT item FROM orders ORDER BY id")
         items = [item for (item,) in cursor.fetchall()]

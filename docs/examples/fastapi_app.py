@@ -1,4 +1,4 @@
-"""Orders in FastAPI with a pool of psycopg: uvicorn fastapi_app:app"""
+"""Orders in FastAPI with a psycopg connection pool: uvicorn fastapi_app:app"""
 
 import os
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ class NewOrder(BaseModel):
 
 @app.post("/orders", status_code=201)
 async def place(new: NewOrder) -> dict[str, int]:
-    async with pool.connection() as conn:  # a transaction: committed at the end, rolled back by an exception
+    async with pool.connection() as conn:  # a transaction: commits at the end, rolls back on an exception
         row = await (await conn.execute("INSERT INTO orders (item) VALUES (%s) RETURNING id", [new.item])).fetchone()
         order = {"id": row[0], "item": new.item}
         await conn.execute("SELECT sse_pg.publish('orders', 'PLACED', %s)", [Jsonb(order)])

@@ -13,5 +13,5 @@ async def bus() -> web.AppRunner:
         app,
         shutdown_timeout=10,
         access_log=None,
-        max_line_size=65536,  # a thousand channel names in a URL; aiohttp's default is 8190
+        max_line_size=65536,  # room for a thousand channel names in a URL; aiohttp's default is 8190
     )

@@ -6,7 +6,7 @@ from sse_pg.migrate import migrate
 
 worker_class = "aiohttp.GunicornWebWorker"
 workers = 2
-# More than SSE_PG_DRAIN_SECONDS (5) and the runner's shutdown_timeout (10) together.
+# More than the sum of SSE_PG_DRAIN_SECONDS (5) and the runner's shutdown_timeout (10).
 graceful_timeout = 30
 
 

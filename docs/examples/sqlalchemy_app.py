@@ -1,4 +1,4 @@
-"""Orders in SQLAlchemy, over psycopg 3: create_engine("postgresql+psycopg://...")."""
+"""Orders in SQLAlchemy with psycopg 3: create_engine("postgresql+psycopg://...")."""
 
 from sqlalchemy import BigInteger, Engine, Identity, bindparam, select, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -19,10 +19,10 @@ class Order(Base):
 
 
 def place(session: Session, item: str) -> Order:
-    """Write the order and its event; both are there when the caller commits, or neither."""
+    """Write the order and its event; if the caller commits, both are stored, otherwise neither."""
     order = Order(item=item)
     session.add(order)
-    session.flush()  # the id
+    session.flush()  # assigns the id
     session.execute(
         PUBLISH, {"channel": "orders", "event_type": "PLACED", "payload": {"id": order.id, "item": order.item}}
     )
@@ -30,7 +30,7 @@ def place(session: Session, item: str) -> Order:
 
 
 def orders_and_position(engine: Engine) -> tuple[list[tuple[int, str]], str]:
-    """Return the orders, and the position from which a stream goes on from just these."""
+    """Return the orders, and the position from which a stream continues after exactly these."""
     with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
         orders = session.execute(select(Order.id, Order.item).order_by(Order.id)).all()
         position = session.execute(text("SELECT sse_pg.position()")).scalar_one()
