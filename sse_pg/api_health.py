@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.event import timestamp
-from sse_pg.problem import unavailable
+from sse_pg.problem import json_response, unavailable
 
 
 class HealthApi:
@@ -26,7 +25,7 @@ class HealthApi:
 
     async def live(self, _request: web.Request) -> web.Response:
         """200 as long as the process answers."""
-        return answer({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def ready(self, _request: web.Request) -> web.Response:
         """200 when requests can be served: database reachable, LISTEN up, not draining."""
@@ -34,7 +33,7 @@ class HealthApi:
         if reason is not None:
             raise unavailable(f"Not ready: {reason}.")
         await self._bus.store.ping()
-        return answer({"status": "ready"})
+        return json_response({"status": "ready"})
 
     async def active_connections(self, request: web.Request) -> web.Response:
         """Count the open streams of every server on this database; this server's own count is of this moment."""
@@ -52,4 +51,4 @@ class HealthApi:
             for number, name, pid, version, started, count in await self._bus.store.servers()
         ]
         total = sum(int(str(server["activeConnections"])) for server in servers)
-        return answer({"activeConnections": total, "servers": servers})
+        return json_response({"activeConnections": total, "servers": servers})

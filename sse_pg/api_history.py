@@ -6,12 +6,12 @@ from typing import Any
 
 from aiohttp import web
 
-from sse_pg import fields
-from sse_pg.answer import answer
+from sse_pg import names
 from sse_pg.bus import Bus
 from sse_pg.cursor import START, Cursor
 from sse_pg.event import event_json
-from sse_pg.problem import FieldError, invalid
+from sse_pg.problem import FieldError, invalid, json_response
+from sse_pg.query import collect, query_channels, query_choice, query_cursor, query_integer
 
 
 class HistoryApi:
@@ -28,15 +28,15 @@ class HistoryApi:
         """Return a page. An ascending walk ends at a cursor that opens a stream with nothing lost between."""
         identity = await self._bus.access.identify(request)
         query = request.query
-        channels = fields.query_channels(query, "channel", self._bus.settings.max_channels)
+        channels = query_channels(query, "channel", self._bus.settings.max_channels)
         if not channels:
             raise invalid([FieldError("channel", "this parameter is needed")])
         event_type = query.get("eventType")
         if event_type is not None:
-            fields.collect({"eventType": (fields.event_type_fault, event_type)})
-        limit = fields.query_integer(query, "limit", 50, 1, 1000)
-        after, before = fields.query_cursor(query, "after"), fields.query_cursor(query, "before")
-        order = fields.query_choice(query, "order", ("asc", "desc"))
+            collect({"eventType": (names.event_type_fault, event_type)})
+        limit = query_integer(query, "limit", 50, 1, 1000)
+        after, before = query_cursor(query, "after"), query_cursor(query, "before")
+        order = query_choice(query, "order", ("asc", "desc"))
         await self._bus.access.require(identity, identity.user, "subscribe", channels, "channel")
         walk = self._ascending if order == "asc" else self._descending
         body = await walk(channels, after, before, limit, event_type)
@@ -44,7 +44,7 @@ class HistoryApi:
         if body["hasMore"]:
             step = "after" if order == "asc" else "before"
             headers["Link"] = f'<{request.rel_url.update_query({step: body["nextCursor"]})}>; rel="next"'
-        return answer(body, headers=headers)
+        return json_response(body, headers=headers)
 
     async def _ascending(
         self,

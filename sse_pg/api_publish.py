@@ -8,12 +8,11 @@ import msgspec
 from aiohttp import web
 
 from sse_pg import publish_body
-from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.errors import EventRefused
 from sse_pg.event import timestamp
 from sse_pg.limits import site
-from sse_pg.problem import Problem
+from sse_pg.problem import Problem, json_response
 from sse_pg.publisher import Draft, Published
 
 NDJSON = "application/x-ndjson"
@@ -65,7 +64,7 @@ class PublishApi:
             if not batch:
                 refused.index = None  # the problem then names the field alone
             raise
-        return answer({"events": published} if batch else published[0], 201)
+        return json_response({"events": published} if batch else published[0], 201)
 
 
 def _told(drafts: Sequence[Draft], published: Sequence[Published]) -> list[PublishedJson]:

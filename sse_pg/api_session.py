@@ -7,10 +7,9 @@ import time
 from aiohttp import web
 
 from sse_pg.access import bearer
-from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.identity import Identity
-from sse_pg.problem import Problem
+from sse_pg.problem import Problem, json_response
 
 
 class SessionApi:
@@ -26,7 +25,7 @@ class SessionApi:
 
     async def show(self, request: web.Request) -> web.Response:
         """Say who the token is of and what it allows; 401 without one, except on a server that asks for none."""
-        return answer(_shown(await self._bus.access.identify(request)))
+        return json_response(_shown(await self._bus.access.identify(request)))
 
     async def begin(self, request: web.Request) -> web.Response:
         """Set the cookie to the token of the Authorization header."""
@@ -39,7 +38,7 @@ class SessionApi:
                 headers={"WWW-Authenticate": 'Bearer realm="sse-pg"'},
             )
         identity = await access.identify(request)
-        response = answer(_shown(identity))
+        response = json_response(_shown(identity))
         if token is not None and identity.expires is not None:
             response.set_cookie(
                 self._bus.settings.token_cookie,
@@ -54,7 +53,7 @@ class SessionApi:
 
     async def end(self, request: web.Request) -> web.Response:
         """Take the cookie away. Streams that are open stay so until their token expires."""
-        response = answer({"ended": True})
+        response = json_response({"ended": True})
         response.del_cookie(
             self._bus.settings.token_cookie,
             path=_path(request),

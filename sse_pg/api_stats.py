@@ -8,11 +8,11 @@ from typing import Any
 
 from aiohttp import web
 
-from sse_pg import fields
-from sse_pg.answer import answer
 from sse_pg.bus import Bus
 from sse_pg.event import EPOCH, timestamp
 from sse_pg.meter import SECONDS, Second
+from sse_pg.problem import json_response
+from sse_pg.query import query_integer
 
 #: Channels in an answer, the most recently active ones.
 CHANNELS = 100
@@ -36,7 +36,7 @@ class StatsApi:
     async def stats(self, request: web.Request) -> web.Response:
         """Return the numbers of this moment, and of the last seconds one by one."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
-        seconds = fields.query_integer(request.query, "seconds", 60, 0, SECONDS)
+        seconds = query_integer(request.query, "seconds", 60, 0, SECONDS)
         (version, newest, oldest, purged_to, settled_to, partitions, publishers), servers = await self._ask()
         bus, settings, now = self._bus, self._bus.settings, time.time()
         body = {
@@ -60,7 +60,7 @@ class StatsApi:
             "recent": [_second(second) for second in bus.hub.meter.recent if second.at >= now - seconds],
             "channels": self._channels(now),
         }
-        return answer(body)
+        return json_response(body)
 
     async def _ask(self) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
         async with self._asking:

@@ -11,11 +11,12 @@ from random import random
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from sse_pg import fields, logs, wire
+from sse_pg import logs, wire
 from sse_pg.bus import Bus
 from sse_pg.cursor import START, Cursor
 from sse_pg.errors import BusUnavailable, CursorError
 from sse_pg.problem import FieldError, Problem, invalid, unavailable
+from sse_pg.query import query_channels, query_flag, query_user
 from sse_pg.stream import Stream
 from sse_pg.takeover import OpenAnswer, take_over
 
@@ -47,7 +48,7 @@ class StreamApi:
         """Answer with a stream, which goes on when this has returned: until the client goes or the server ends it."""
         bus = self._bus
         identity = await bus.access.identify(request)
-        user = fields.query_user(request.query)
+        user = query_user(request.query)
         stream = await self._admit(request, user, bus.access.user(identity, user))
         response = OpenAnswer(headers=HEADERS)
         response.force_close()
@@ -108,8 +109,8 @@ class StreamApi:
         ``asked_about`` is whom the access rules are asked about.
         """
         bus = self._bus
-        channels = fields.query_channels(request.query, "channels", bus.settings.max_channels)
-        envelope = fields.query_flag(request.query, "envelope")
+        channels = query_channels(request.query, "channels", bus.settings.max_channels)
+        envelope = query_flag(request.query, "envelope")
         if user is None and not channels:
             raise invalid([FieldError("channels", "name channels, or a userId, or both")])
         await self._require_ready(request)

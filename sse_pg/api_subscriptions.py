@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from sse_pg import fields
-from sse_pg.answer import answer
+from sse_pg import bodies
 from sse_pg.bus import Bus
 from sse_pg.event import timestamp
-from sse_pg.problem import FieldError, invalid
+from sse_pg.problem import FieldError, invalid, json_response
+from sse_pg.query import query_user
 
 
 class SubscriptionApi:
@@ -29,30 +29,30 @@ class SubscriptionApi:
         """Subscribe a user to a channel: 201 when that is new, 200 when it was there."""
         access = self._bus.access
         identity = await access.identify(request)
-        body = fields.subscription_body(await fields.read_json(request, self._bus.limits.bodies))
+        body = bodies.subscription_body(await bodies.read_json(request, self._bus.limits.bodies))
         user = access.user(identity, body.user_id)
         await access.require(identity, user, "subscribe", [body.channel], "channel")
         new = await self._bus.store.subscribe(body.user_id, body.channel)
-        return answer({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
+        return json_response({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
 
     async def unsubscribe(self, request: web.Request) -> web.Response:
         """End a subscription; 200 whether or not there was one. Who may no longer read a channel may still leave it."""
         identity = await self._bus.access.identify(request)
-        body = fields.subscription_body(await fields.read_json(request, self._bus.limits.bodies))
+        body = bodies.subscription_body(await bodies.read_json(request, self._bus.limits.bodies))
         self._bus.access.user(identity, body.user_id)
         await self._bus.store.unsubscribe(body.user_id, body.channel)
-        return answer({"userId": body.user_id, "channel": body.channel, "subscribed": False})
+        return json_response({"userId": body.user_id, "channel": body.channel, "subscribed": False})
 
     async def channels(self, request: web.Request) -> web.Response:
         """List a user's subscriptions."""
         identity = await self._bus.access.identify(request)
-        user = fields.query_user(request.query)
+        user = query_user(request.query)
         if user is None:
             raise invalid([FieldError("userId", "this parameter is needed")])
         if not identity.observe:
             self._bus.access.user(identity, user)
         found = await self._bus.store.subscriptions(user)
-        return answer(
+        return json_response(
             {
                 "userId": user,
                 "channels": [name for name, _ in found],

@@ -7,7 +7,7 @@ import sys
 import click
 import msgspec
 
-from sse_pg import fields
+from sse_pg import names
 from sse_pg.cli_database import open_pool
 from sse_pg.config import Settings
 from sse_pg.cursor import START, Cursor
@@ -20,7 +20,7 @@ PAGE = 500
 
 async def history(settings: Settings, channel: str, after: str | None, limit: int | None) -> None:
     """Print the events of a channel after a cursor, oldest first, and the cursor at which they end."""
-    if fault := fields.channel_fault(channel):
+    if fault := names.channel_fault(channel):
         raise EventRefused(fault)
     try:
         cursor = Cursor.parse(after) if after else START

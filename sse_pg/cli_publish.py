@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import click
 import msgspec
 
-from sse_pg import fields
+from sse_pg import names
 from sse_pg.cli_database import open_pool
 from sse_pg.cli_lines import Lines
 from sse_pg.cli_progress import progress
@@ -32,7 +32,7 @@ class Template:
 
     def check(self) -> None:
         """Raise EventRefused where no event of this call can be published."""
-        for fault in (fields.channel_fault(self.channel), fields.event_type_fault(self.event_type)):
+        for fault in (names.channel_fault(self.channel), names.event_type_fault(self.event_type)):
             if fault:
                 raise EventRefused(fault)
 

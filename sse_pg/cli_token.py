@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from sse_pg import fields
+from sse_pg import names
 from sse_pg.config import Settings
 from sse_pg.tokens import mint
 
@@ -29,7 +29,7 @@ def token(
         raise click.UsageError(f"--ttl {ttl!r}: allowed is a number of seconds, or one with s, m, h or d")
     for option, patterns in (("--publish", publish), ("--subscribe", subscribe)):
         for name in _names(patterns):
-            if fault := fields.channel_fault(name.replace("*", "x")):
+            if fault := names.channel_fault(name.replace("*", "x")):
                 raise click.UsageError(f"{option} {name!r}: {fault}")
     try:
         return mint(

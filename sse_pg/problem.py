@@ -1,18 +1,17 @@
-"""Errors over HTTP: RFC 9457 problem documents, one line of help each."""
+"""JSON responses, and errors over HTTP: RFC 9457 problem documents, one line of help each."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from sse_pg.answer import answer
 from sse_pg.errors import (
     BusUnavailable,
     CursorError,
@@ -32,6 +31,19 @@ RETRY_AFTER = 2
 TURNED_AWAY = web.AppKey("TURNED_AWAY", Counter[str])
 #: Fields that an answer names: a body of 16 MiB has room for a million that are wrong.
 MOST_ERRORS = 100
+
+
+def json_response(
+    body: object,
+    status: int = 200,
+    *,
+    headers: Mapping[str, str] | None = None,
+    content_type: str = "application/json",
+) -> web.Response:
+    """Return a body as JSON, with a line end behind it: for whoever asks from a terminal."""
+    return web.Response(
+        status=status, body=msgspec.json.encode(body) + b"\n", content_type=content_type, headers=headers
+    )
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -75,7 +87,7 @@ class Problem(Exception):
         }
         if self.errors:
             body["errors"] = self.errors
-        response = answer(
+        response = json_response(
             body, self.status, headers={"Cache-Control": "no-store", **self.headers}, content_type=CONTENT_TYPE
         )
         if self.headers.get("Connection") == "close":

@@ -7,7 +7,7 @@ from io import BytesIO
 
 import msgspec
 
-from sse_pg import fields
+from sse_pg import bodies, names
 from sse_pg.problem import FieldError, Problem, invalid
 from sse_pg.publisher import Draft
 
@@ -45,7 +45,7 @@ def drafts(body: bytes, *, ndjson: bool, max_payload: int, max_batch: int) -> tu
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        raise fields.malformed(error) from None
+        raise bodies.malformed(error) from None
     try:
         try:
             events, batch = _decode(body, ndjson)
@@ -54,7 +54,7 @@ def drafts(body: bytes, *, ndjson: bool, max_payload: int, max_batch: int) -> tu
                 raise invalid([_first_fault(str(error))]) from None
             raise _explain(body, ndjson) from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise (_bad_line(body) if ndjson else None) or fields.malformed(error) from None
+        raise (_bad_line(body) if ndjson else None) or bodies.malformed(error) from None
     if batch and not events:
         raise invalid([FieldError("events", "at least one event is needed")])
     if len(events) > max_batch:
@@ -86,11 +86,11 @@ def _decode(body: bytes, ndjson: bool) -> tuple[Sequence[EventBody], bool]:
 
 def _check(event: EventBody, prefix: str, max_payload: int) -> None:
     errors = []
-    if fault := fields.channel_fault(event.channel):
+    if fault := names.channel_fault(event.channel):
         errors.append(FieldError(f"{prefix}channel", fault))
-    if fault := fields.event_type_fault(event.event_type):
+    if fault := names.event_type_fault(event.event_type):
         errors.append(FieldError(f"{prefix}eventType", fault))
-    if event.idempotency_key is not None and (fault := fields.key_fault(event.idempotency_key)):
+    if event.idempotency_key is not None and (fault := names.key_fault(event.idempotency_key)):
         errors.append(FieldError(f"{prefix}idempotencyKey", fault))
     if errors:
         raise invalid(errors)

@@ -13,8 +13,8 @@ import msgspec
 
 from sse_pg.config import Settings
 from sse_pg.errors import SettingError, TokenRefused
-from sse_pg.fields import user_fault
 from sse_pg.identity import Identity, Patterns
+from sse_pg.names import user_fault
 from sse_pg.token_jwks import Jwks
 from sse_pg.token_keys import Key, KeyFiles, secret_key
 
