@@ -74,7 +74,7 @@ class StatsApi:
         bus = self._bus
         read_at = bus.tail.read_at
         return {
-            "id": bus.presence.server_id,
+            "id": bus.registry.server_id,
             "position": bus.hub.position.text,
             "lag": max(0, newest - bus.hub.position.high),
             "secondsSinceRead": None if read_at is None else round(time.monotonic() - read_at, 3),
@@ -84,7 +84,7 @@ class StatsApi:
 
     def _of(self, row: tuple[Any, ...], newest: int) -> dict[str, object]:
         number, name, pid, version, started, active, position, asleep, awake = row
-        if number == self._bus.presence.server_id:
+        if number == self._bus.registry.server_id:
             active, position = len(self._bus.hub.streams), self._bus.hub.position.high
         return {
             "id": number,

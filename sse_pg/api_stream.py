@@ -14,7 +14,8 @@ from aiohttp.http import HttpVersion11
 from sse_pg import logs, wire
 from sse_pg.bus import Bus
 from sse_pg.cursor import START, Cursor
-from sse_pg.errors import BusUnavailable, CursorError
+from sse_pg.end_reason import EndReason
+from sse_pg.errors import BusUnavailable, ClientGone, CursorError
 from sse_pg.problem import FieldError, Problem, invalid, unavailable
 from sse_pg.query import query_channels, query_flag, query_user
 from sse_pg.stream import Stream
@@ -67,11 +68,11 @@ class StreamApi:
         stream.open(bus.hub.add(stream))
         if identity.expires is not None:
             stream.expiry = asyncio.get_running_loop().call_later(
-                max(0.0, identity.expires - time.time()), stream.end, "its token has expired"
+                max(0.0, identity.expires - time.time()), stream.end, EndReason.EXPIRED
             )
         log.info("stream opened: %s", _whom(stream), extra=logs.fields(**_about(stream)))
         if bus.draining:  # it was asked for before, and is not among those that are ended one by one
-            stream.end("the server stops")
+            stream.end(EndReason.DRAIN)
         if stream.reason is None:  # a rule may have ended it while its head went out
             stream.task = asyncio.create_task(self._bring_up(stream, _asked_for(request)))
         return response
@@ -92,10 +93,10 @@ class StreamApi:
         seconds = time.monotonic() - stream.opened_at
         log.info(
             "stream closed: %s, %s, %.1f s, %d events and %d replayed, %d bytes",
-            _whom(stream), reason, seconds, stream.events, stream.replayed, stream.sent_bytes,
+            _whom(stream), reason.words, seconds, stream.events, stream.replayed, stream.sent_bytes,
             extra=logs.fields(
                 **_about(stream),
-                reason=reason,
+                reason=reason.value,
                 seconds=round(seconds, 3),
                 events=stream.events,
                 replayed=stream.replayed,
@@ -119,7 +120,7 @@ class StreamApi:
         if user is not None and channels:
             await self._require_subscribed(user, channels)
         if request.transport is None:
-            raise asyncio.CancelledError  # the client went while we looked
+            raise ClientGone
         return Stream(
             request.transport,
             self._on_end,
@@ -151,7 +152,7 @@ class StreamApi:
         if "text/event-stream" in request.headers.get("Accept", "") and request.transport is not None:
             bus.turned_away["not_ready"] += 1
             request.transport.abort()
-            raise asyncio.CancelledError
+            raise ClientGone
         raise unavailable(f"Not ready: {reason}.", limit="not_ready")
 
     async def _require_subscribed(self, user: str, channels: list[str]) -> None:
@@ -183,7 +184,7 @@ class StreamApi:
         except Exception:
             # The head is out: a problem document would land in the middle of the blocks.
             log.exception("a stream failed: %s", _whom(stream))
-            stream.end("an error")
+            stream.end(EndReason.ERROR)
         finally:
             stream.task = None
 

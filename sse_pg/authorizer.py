@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 
+from sse_pg.end_reason import EndReason
 from sse_pg.errors import RuleFailed
 from sse_pg.store import Store
 from sse_pg.stream import Stream
@@ -119,7 +120,7 @@ class Authorizer:
             self._revoked.clear()
         for stream, asked in concerned.items():
             if not all(answers.get(each, False) for each in asked):
-                stream.end("it is no longer allowed")
+                stream.end(EndReason.REVOKED)
 
     async def _ask(self, questions: Collection[Question], store: Store) -> dict[Question, bool]:
         if not questions:

@@ -6,7 +6,7 @@ import asyncio
 
 import psycopg
 
-from sse_pg.control import Control
+from sse_pg.control_listener import ControlListener
 from sse_pg.database import Connection
 from sse_pg.tail_meter import TailMeter
 
@@ -14,7 +14,7 @@ from sse_pg.tail_meter import TailMeter
 class Bell:
     """One for all connections of a tail: what was heard on one that is lost still asks for a read."""
 
-    def __init__(self, control: Control, meter: TailMeter) -> None:
+    def __init__(self, control: ControlListener, meter: TailMeter) -> None:
         self._control = control
         self._meter = meter
         self._wake = asyncio.Event()

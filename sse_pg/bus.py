@@ -11,13 +11,14 @@ from sse_pg.authorizer import Authorizer
 from sse_pg.config import Settings
 from sse_pg.control import Control
 from sse_pg.database import make_pool
+from sse_pg.end_reason import EndReason
 from sse_pg.followers import Followers
+from sse_pg.heartbeat import Heartbeat
 from sse_pg.hub import Hub
 from sse_pg.limits import Limits
 from sse_pg.maintenance import Maintenance
-from sse_pg.presence import Presence, server_identity
 from sse_pg.publisher import Publisher
-from sse_pg.pulse import Pulse
+from sse_pg.registry import Registry, server_identity
 from sse_pg.replay import Replay
 from sse_pg.store import Store
 from sse_pg.tail import Tail
@@ -47,7 +48,12 @@ class Bus:
         )
         self.followers = Followers(self.hub, tail_store, self.authorizer)
         self.access = Access(settings, self.authorizer)
-        self.presence = Presence(self.hub, self.store, *server_identity(settings.server_name))
+        self.registry = Registry(
+            self.store,
+            *server_identity(settings.server_name),
+            streams=lambda: len(self.hub.streams),
+            position=lambda: self.hub.position.high,
+        )
         self.tail = Tail(
             settings.listen_url,
             self.hub,
@@ -56,10 +62,10 @@ class Bus:
             poll=settings.poll,
             safety_read=settings.safety_read,
             masked=settings.bell == "masked",
-            on_connect=self.presence.register,
+            on_connect=self.registry.register,
         )
         self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
-        self.pulse = Pulse(self.hub, settings.heartbeat, settings.position_refresh)
+        self.heartbeat = Heartbeat(self.hub, settings.heartbeat, settings.position_refresh)
         self.maintenance = Maintenance(self.pool, settings)
         self.draining = False
         self.leaving = False
@@ -76,7 +82,7 @@ class Bus:
         await self.tail_pool.open(wait=False)
         self._tasks = [
             asyncio.create_task(part.run(), name=type(part).__name__)
-            for part in (self.tail, self.presence, self.pulse, self.maintenance)
+            for part in (self.tail, self.registry, self.heartbeat, self.maintenance)
         ]
 
     async def end_streams(self, seconds: float) -> None:
@@ -85,7 +91,7 @@ class Bus:
         self.publisher.hurry()
         streams = list(self.hub.streams)
         for place, stream in enumerate(streams):
-            stream.end("the server stops")
+            stream.end(EndReason.DRAIN)
             if place + 1 < len(streams):
                 await asyncio.sleep(seconds / len(streams))
 
@@ -105,7 +111,7 @@ class Bus:
                 await task
         await self.access.close()
         if reachable:  # else the row stays until it is swept; who stops is not to wait for a database that is away
-            await self.presence.unregister()
+            await self.registry.unregister()
         await asyncio.gather(self.tail_pool.close(GOODBYE), self.pool.close(GOODBYE))
 
     def why_not_ready(self) -> str | None:

@@ -15,6 +15,7 @@
     ├── EventRefused        an event breaks a rule, so it was not published
     │   ├── PayloadTooLarge
     │   └── KeyReused
+    ├── ClientGone          a client closed its connection before its request was answered
     └── ClientError         a server did not answer as the contract says
 
 The message of each is one line that says what to do; the command line prints it as it is.
@@ -108,6 +109,10 @@ class CannotListen(SettingError):
         """Take the system's error, and say what to do where that is plain."""
         mend = "; give another --port (0 takes a free one)" if error.errno == errno.EADDRINUSE else ""
         super().__init__(f"cannot listen on {host}:{port}: {system_words(error)}{mend}")
+
+
+class ClientGone(SsePgError):
+    """The client closed its connection, or this server did, so nobody is left to answer."""
 
 
 class ClientError(SsePgError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from sse_pg.authorizer import Authorizer
+from sse_pg.end_reason import EndReason
 from sse_pg.errors import RuleFailed
 from sse_pg.hub import Hub
 from sse_pg.identity import Patterns
@@ -69,7 +70,7 @@ class Followers:
                 for user in users & self._streams.keys():
                     self._failed[user] = error
                     for stream in self._streams[user]:
-                        stream.end("the access rule failed")
+                        stream.end(EndReason.RULE_FAILED)
                 return
             except BaseException:
                 self._stale |= users

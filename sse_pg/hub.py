@@ -12,10 +12,11 @@ from typing import Literal
 
 from sse_pg import wire
 from sse_pg.cursor import START, Cursor
+from sse_pg.end_reason import EndReason
 from sse_pg.event import Event
 from sse_pg.meter import Meter
 from sse_pg.ring import Entry, Ring
-from sse_pg.stream import Reason, Stream
+from sse_pg.stream import Stream
 
 Key = tuple[frozenset[str], bool, bool]
 Step = Literal["joined", "more", "behind", "ahead"]
@@ -52,7 +53,7 @@ class Hub:
         """All, those that catch up included."""
         self.meter = Meter()
         self.opened = 0
-        self.closed: Counter[Reason] = Counter()
+        self.closed: Counter[EndReason] = Counter()
         """Streams that have ended, by reason."""
         self.replayed = 0
         """Events that streams were sent from the ring."""
@@ -165,7 +166,7 @@ class Hub:
         self._enter(stream, key)
         return "joined"
 
-    def leave(self, stream: Stream, reason: Reason = "the client went") -> None:
+    def leave(self, stream: Stream, reason: EndReason = EndReason.CLIENT) -> None:
         """Forget a stream that has ended, and was added or not."""
         if stream in self.streams:
             self.streams.discard(stream)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from aiohttp.typedefs import Handler
 
 from sse_pg.errors import (
     BusUnavailable,
+    ClientGone,
     CursorError,
     EventRefused,
     KeyReused,
@@ -140,6 +140,14 @@ def _refused(error: EventRefused) -> Problem:
     return Problem(status, str(error), errors=[FieldError(field, str(error))])
 
 
+class _NoResponse(web.StreamResponse):
+    """Ends the connection of a request that nobody waits for, whichever aiohttp runner has it."""
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Send nothing: aiohttp takes this error for a client that has left, and closes the connection."""
+        raise ConnectionResetError
+
+
 _DETAILS = {
     404: "There is nothing at {path}.",
     405: "{method} is not allowed here; allowed: {allow}.",
@@ -161,8 +169,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             allow=headers.get("Allow", ""),
         )
         problem = Problem(error.status, detail, headers=headers)
-    except asyncio.CancelledError:
-        raise
+    except ClientGone:
+        return _NoResponse()
     except web.RequestPayloadError:
         problem = Problem(400, "The body cannot be read: its chunks or its Content-Encoding are broken.")
         problem.headers["Connection"] = "close"

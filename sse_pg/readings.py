@@ -14,21 +14,10 @@ from sse_pg.bus import Bus
 from sse_pg.database import Pool
 from sse_pg.meter import BOUNDS, Meter
 from sse_pg.metric import BY_NAME, Numbers
-from sse_pg.stream import Reason
 from sse_pg.version import VERSION
 
 #: Upper ends of the classes of groups by size.
 _SIZES = (1, 10, 100, 1000)
-#: Why a stream ended, as the log says it and as the metric does.
-REASONS: dict[Reason, str] = {
-    "the client went": "client",
-    "slow": "slow",
-    "the server stops": "drain",
-    "its token has expired": "expired",
-    "it is no longer allowed": "revoked",
-    "the access rule failed": "rule_failed",
-    "an error": "error",
-}
 _PROCESS = ProcessCollector(registry=None)
 
 
@@ -92,15 +81,11 @@ def _streams(bus: Bus) -> Numbers:
     groups = dict.fromkeys(names, 0)
     for size in sizes:
         groups[names[bisect_left(_SIZES, size)]] += 1
-    closed: dict[str, float] = {}
-    for reason, count in hub.closed.items():
-        name = REASONS[reason]
-        closed[name] = closed.get(name, 0) + count
     return {
         "sse_pg_streams": {"live": live, "catching_up": len(hub.streams) - live},
         "sse_pg_streams_limit": {"": bus.settings.max_streams},
         "sse_pg_streams_opened_total": {"": hub.opened},
-        "sse_pg_streams_closed_total": closed,
+        "sse_pg_streams_closed_total": {reason.value: count for reason, count in hub.closed.items()},
         "sse_pg_sent_bytes_total": {"": hub.sent_bytes},
         "sse_pg_groups": dict(groups),
         "sse_pg_group_streams_max": {"": max(sizes, default=0)},

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal
 
 from sse_pg import wire
 from sse_pg.cursor import Cursor
+from sse_pg.end_reason import EndReason
 
 #: Seconds in which a client may read the rest of what was sent when this side ends its stream.
 LINGER = 5.0
-#: Why streams end. After "slow" and "an error" the connection is cut; after the others the answer ends in order.
-Reason = Literal[
-    "the client went",
-    "slow",
-    "the server stops",
-    "its token has expired",
-    "it is no longer allowed",
-    "the access rule failed",
-    "an error",
-]
 
 
 class Stream(asyncio.Protocol):
@@ -89,7 +79,7 @@ class Stream(asyncio.Protocol):
         self.greeted = False
         """Whether its first block was sent."""
         self.live = False
-        self.reason: Reason | None = None
+        self.reason: EndReason | None = None
         """Why it has ended, or None."""
         self.task: asyncio.Task[None] | None = None
         """What brings it up; ends with it."""
@@ -119,7 +109,7 @@ class Stream(asyncio.Protocol):
         if self.reason is not None:
             return
         if self._paused and self.transport.get_write_buffer_size() > self.buffer_limit:
-            self.end("slow")
+            self.end(EndReason.SLOW)
             return
         self.transport.write(framed)
         self.sent_bytes += len(framed)
@@ -137,7 +127,7 @@ class Stream(asyncio.Protocol):
         if self.reason is not None:
             asyncio.get_running_loop().call_soon(self._finish)
 
-    def end(self, reason: Reason) -> None:
+    def end(self, reason: EndReason) -> None:
         """End the stream; the first reason counts. The rest happens soon: who ends it may be going through streams.
 
         One that is not open yet does not open.
@@ -159,7 +149,7 @@ class Stream(asyncio.Protocol):
                 pending.cancel()
         self.task = self.expiry = None
         transport = self.transport
-        if self.reason in ("slow", "an error"):
+        if self.reason is not None and self.reason.cuts:
             transport.abort()
         elif not transport.is_closing():
             if self.chunked:
@@ -173,11 +163,11 @@ class Stream(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """End with the client."""
-        self.end("the client went")
+        self.end(EndReason.CLIENT)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End with the client."""
-        self.end("the client went")
+        self.end(EndReason.CLIENT)
 
     def pause_writing(self) -> None:
         """Note that the client has some reading to do."""

@@ -18,17 +18,16 @@ from typing import Any
 
 import psycopg
 
-from sse_pg import tail_reads
+from sse_pg import tail_session
 from sse_pg.bell import Bell
-from sse_pg.control import Control
+from sse_pg.control_listener import ControlListener
 from sse_pg.database import Connection, answering, connect_listener, summary
 from sse_pg.errors import BusUnavailable
 from sse_pg.frontier import Frontier, GapCounts
 from sse_pg.hub import Hub
-from sse_pg.queries import query
 from sse_pg.ranges import Ranges
 from sse_pg.tail_meter import TailMeter
-from sse_pg.tail_reads import Publishers
+from sse_pg.tail_session import Publishers
 from sse_pg.waiters import Waiters
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class Tail:
         self,
         url: str | None,
         hub: Hub,
-        control: Control,
+        control: ControlListener,
         *,
         order_wait: float,
         poll: float,
@@ -131,14 +130,13 @@ class Tail:
         """LISTEN first, then read: what commits in between is seen by either."""
         conn.add_notify_handler(self._bell.heard)
         with answering(conn, DEADLINE):
-            await conn.execute(query("tail_session"))
-            await conn.execute(query("listen"))
+            await tail_session.listen(conn)
             await self._on_connect(conn)
             self.awake = False
-            await conn.execute(query("sleep_begin"))
-            await conn.execute(query("check_epoch"))
+            await tail_session.fall_asleep(conn, was_awake=False)
+            await tail_session.check_epoch(conn)
             epochs = await self._epochs(conn)
-            purged_to = await tail_reads.purged_to(conn)
+            purged_to = await tail_session.purged_to(conn)
             publishers = await self._publishers(conn)
         start = publishers.start
         if self._frontier is None:
@@ -162,7 +160,7 @@ class Tail:
 
     async def _epochs(self, conn: Connection) -> list[tuple[int, int]]:
         self._control.epoch_began = False
-        return await tail_reads.epochs(conn)
+        return await tail_session.epochs(conn)
 
     def _begin_anew(self, publishers: Publishers) -> Frontier:
         """Go on in another log: a restored backup, another database, a failover that may have lost commits."""
@@ -198,7 +196,7 @@ class Tail:
             if now - last_settled >= self._safety_read:
                 await self._note_settled(conn)
                 with answering(conn, DEADLINE):
-                    self.meter.queue_usage = await tail_reads.queue_usage(conn)
+                    self.meter.queue_usage = await tail_session.queue_usage(conn)
                 last_settled = now
             if self.awake:
                 idle = 0 if found else idle + 1
@@ -231,8 +229,7 @@ class Tail:
     async def _wake_up(self, conn: Connection) -> None:
         """Show "awake" before "asleep" goes: a publisher in between sees both and rings."""
         with answering(conn, DEADLINE):
-            await conn.execute(query("wake_begin"))
-            await conn.execute(query("sleep_end"))
+            await tail_session.wake_up(conn)
         self.awake = True
         self.meter.turn("awake", time.monotonic())
         self._bells.clear()
@@ -245,8 +242,7 @@ class Tail:
         the last id drawn by now, and is either among the locks, or gone and its rows visible.
         """
         with answering(conn, DEADLINE):
-            await conn.execute(query("sleep_begin"))
-            await conn.execute(query("wake_end"))
+            await tail_session.fall_asleep(conn, was_awake=True)
             self._lay_down = (await self._publishers(conn)).last
         self.awake = False
         self.meter.turn("asleep", time.monotonic())
@@ -255,7 +251,7 @@ class Tail:
 
     async def _publishers(self, conn: Connection) -> Publishers:
         """Ask who is in flight; note when those who may not ring have gone."""
-        publishers = await tail_reads.publishers(conn)
+        publishers = await tail_session.publishers(conn)
         self.meter.last_id = publishers.last
         if self._lay_down is not None and publishers.all_began_after(self._lay_down):
             self._lay_down = None
@@ -274,10 +270,10 @@ class Tail:
                     if settle or frontier.open:
                         in_flight = await self._publishers(conn)
                         if in_flight.last < frontier.seen:  # TRUNCATE ... RESTART IDENTITY, a setval
-                            await conn.execute(query("check_epoch"))  # mends what is noted of the log that is gone
+                            await tail_session.check_epoch(conn)  # corrects what is noted of the log that is gone
                             in_flight = await self._publishers(conn)
                             frontier = self._begin_anew(in_flight)
-                    rows = await tail_reads.events(conn, frontier.seen, frontier.open, READ_LIMIT)
+                    rows = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT)
                 now = time.monotonic()
                 self.read_at = now
                 self.meter.reads += 1
@@ -304,5 +300,5 @@ class Tail:
         assert frontier is not None
         if frontier.seen > self._noted:
             with answering(conn, DEADLINE):
-                await tail_reads.note_settled(conn, frontier.seen, frontier.open)
+                await tail_session.note_settled(conn, frontier.seen, frontier.open)
             self._noted = frontier.seen

@@ -12,6 +12,7 @@ import socket
 
 from aiohttp import web
 
+from sse_pg.errors import ClientGone
 from sse_pg.stream import Stream
 
 #: Milliseconds after which data that a peer does not acknowledge ends its connection.
@@ -28,11 +29,11 @@ class OpenAnswer(web.StreamResponse):
 def take_over(request: web.Request, stream: Stream) -> None:
     """Let a stream have the connection of its request, whose head was sent.
 
-    Raises CancelledError where the client went meanwhile.
+    Raises ClientGone if the client closed its connection meanwhile.
     """
     transport, handler = request.transport, request.protocol
     if transport is None or transport.is_closing():
-        raise asyncio.CancelledError
+        raise ClientGone
     transport.set_protocol(stream)
     transport.set_write_buffer_limits(high=stream.buffer_limit // 4, low=stream.buffer_limit // 4)
     transport.resume_reading()  # aiohttp stops it for a client that sends one request after the other

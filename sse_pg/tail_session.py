@@ -1,4 +1,4 @@
-"""What the tail asks the database, on the connection that LISTENs. When, and for how long, is the tail's affair."""
+"""The tail's session: every statement that it runs on the connection that LISTENs. The tail decides when."""
 
 from __future__ import annotations
 
@@ -29,6 +29,30 @@ class Publishers(NamedTuple):
     def all_began_after(self, last: int) -> bool:
         """Tell whether each took its lock after the moment at which ``last`` was the last id drawn."""
         return self.least_bound is None or self.least_bound > last
+
+
+async def listen(conn: Connection) -> None:
+    """Set the session up, and LISTEN to the bell and to the control channel."""
+    await conn.execute(query("tail_session"))
+    await conn.execute(query("listen"))
+
+
+async def check_epoch(conn: Connection) -> None:
+    """Begin an epoch if the log is not the one that was noted last."""
+    await conn.execute(query("check_epoch"))
+
+
+async def fall_asleep(conn: Connection, *, was_awake: bool) -> None:
+    """Show publishers "asleep", and only then stop showing "awake"."""
+    await conn.execute(query("sleep_begin"))
+    if was_awake:
+        await conn.execute(query("wake_end"))
+
+
+async def wake_up(conn: Connection) -> None:
+    """Show publishers "awake", and only then stop showing "asleep": one in between sees both, and rings."""
+    await conn.execute(query("wake_begin"))
+    await conn.execute(query("sleep_end"))
 
 
 async def publishers(conn: Connection) -> Publishers:

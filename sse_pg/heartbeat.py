@@ -1,4 +1,4 @@
-"""Signs of life on quiet streams: a heartbeat on silence, a new position now and then."""
+"""Heartbeats on silent streams, and a new position on quiet ones now and then."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sse_pg import wire
 from sse_pg.hub import Hub
 from sse_pg.stream import Stream
 
-#: Streams looked at before others get their turn.
-AT_ONCE = 500
+#: Streams looked at before other tasks get their turn.
+STREAMS_PER_STEP = 500
 
 
-class Pulse:
-    """Looks at every stream several times in a heartbeat."""
+class Heartbeat:
+    """Looks at every stream several times in each heartbeat interval."""
 
     def __init__(self, hub: Hub, heartbeat: float, position_refresh: float) -> None:
         self._hub = hub
@@ -28,7 +28,7 @@ class Pulse:
             await asyncio.sleep(pause)
             for count, stream in enumerate(list(self._hub.streams), 1):
                 self._touch(stream, time.monotonic())
-                if count % AT_ONCE == 0:
+                if count % STREAMS_PER_STEP == 0:
                     await asyncio.sleep(0)
 
     def _touch(self, stream: Stream, now: float) -> None:
