@@ -38,7 +38,7 @@ class HealthApi:
     async def active_connections(self, request: web.Request) -> web.Response:
         """Count the open streams of every server on this database; this server's own count is of this moment."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
-        own = self._bus.presence.server_id
+        own = self._bus.registry.server_id
         servers = [
             {
                 "id": number,

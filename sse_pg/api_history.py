@@ -59,19 +59,14 @@ class HistoryApi:
         position = await self._bus.store.position()
         if before is not None:
             position = position.clip(max(0, before.high - 1))
-        page = await self._bus.store.page(
-            channels, cursor.missing_up_to(position.high), limit + 1, event_type=event_type
-        )
-        rows, more = page.events[:limit], page.full
-        events = [event for event in rows if position.offered(event.id)]
-        reached = cursor | (position.clip(rows[-1].id) if more else position)
-        body = {
-            "events": [event_json(event) for event in events],
-            "nextCursor": reached.text,
-            "hasMore": more,
+        step = await self._bus.store.step(channels, cursor, position, limit, event_type=event_type)
+        body: dict[str, Any] = {
+            "events": [event_json(event) for event in step.events],
+            "nextCursor": step.cursor.text,
+            "hasMore": step.more,
         }
-        if after is not None and after != START and after.missing_up_to(page.purged_to):
-            body["gap"] = {"reason": "expired", "after": after.text, "before": str(page.purged_to)}
+        if after is not None and after != START and after.missing_up_to(step.purged_to):
+            body["gap"] = {"reason": "expired", "after": after.text, "before": str(step.purged_to)}
         return body
 
     async def _descending(

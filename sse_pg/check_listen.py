@@ -13,10 +13,10 @@ import secrets
 
 import psycopg
 
-from sse_pg.config import Settings
 from sse_pg.database import summary
+from sse_pg.examination import Examination
 from sse_pg.finding import Finding, error, ok
-from sse_pg.look import Look, looking
+from sse_pg.session import ReadOnlySession, read_only_session
 
 #: Other connections that are opened at once to see whether one is given our backend.
 OTHERS = 4
@@ -26,12 +26,13 @@ PATIENCE = 5.0
 PAST = "set SSE_PG_LISTEN_DATABASE_URL to PostgreSQL itself (often port 5432), or to a pooler with pool_mode = session"
 
 
-async def listening(settings: Settings) -> list[Finding]:
+async def listening(exam: Examination) -> list[Finding]:
     """Check that a notification sent over DATABASE_URL arrives at a connection that LISTENs."""
+    settings = exam.settings
     way = "SSE_PG_LISTEN_DATABASE_URL" if settings.listen_database_url else "DATABASE_URL"
     try:
-        async with looking(settings.listen_url) as look:
-            if await shared_backend(settings.listen_url, look):
+        async with read_only_session(settings.listen_url) as session:
+            if await shared_backend(settings.listen_url, session):
                 return [
                     error(
                         "listen",
@@ -39,7 +40,7 @@ async def listening(settings: Settings) -> list[Finding]:
                         PAST,
                     )
                 ]
-            heard = await _hears(settings.database_url, look)
+            heard = await _hears(settings.database_url, session)
     except (psycopg.Error, OSError) as problem:
         return [error("listen", f"no connection over {way} can LISTEN: {summary(problem)}", PAST)]
     if not heard:
@@ -53,12 +54,12 @@ async def listening(settings: Settings) -> list[Finding]:
     return [ok("listen", f"notifications arrive over {way}")]
 
 
-async def requests(settings: Settings) -> list[Finding]:
+async def requests(exam: Examination) -> list[Finding]:
     """Where LISTEN has a way of its own: say what the way of the requests is."""
-    if not settings.listen_database_url:
+    if not exam.settings.listen_database_url:
         return []
-    async with looking(settings.database_url) as look:
-        pooled = await shared_backend(settings.database_url, look)
+    async with read_only_session(exam.settings.database_url) as session:
+        pooled = await shared_backend(exam.settings.database_url, session)
     if pooled:
         return [
             ok("requests", "DATABASE_URL goes through a transaction pooler; requests go without prepared statements")
@@ -66,32 +67,32 @@ async def requests(settings: Settings) -> list[Finding]:
     return [ok("requests", "DATABASE_URL has backends of its own")]
 
 
-async def shared_backend(url: str | None, look: Look) -> bool:
+async def shared_backend(url: str | None, session: ReadOnlySession) -> bool:
     """Tell whether a connection's backend is given to others between its transactions."""
-    (own,) = await look.row("doctor_backend")
+    (own,) = await session.row("doctor_backend")
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(OTHERS):
             try:
                 async with asyncio.timeout(PATIENCE):
-                    other = await stack.enter_async_context(looking(url))
+                    other = await stack.enter_async_context(read_only_session(url))
                     await stack.enter_async_context(other.conn.transaction())
                     if (await other.row("doctor_backend"))[0] == own:
                         return True
             except TimeoutError:
                 return True  # connected, and no backend given: somebody between us and PostgreSQL counts them
-        return bool((await look.row("doctor_backend"))[0] != own)
+        return bool((await session.row("doctor_backend"))[0] != own)
 
 
-async def _hears(url: str | None, look: Look) -> bool:
+async def _hears(url: str | None, session: ReadOnlySession) -> bool:
     """Send a notification over the one way and wait for it on the other."""
     token = secrets.token_hex(8)
-    await look.rows("doctor_listen")
+    await session.rows("doctor_listen")
     try:
-        async with looking(url) as other:
+        async with read_only_session(url) as other:
             await other.rows("doctor_notify", [token])
-        async for notify in look.conn.notifies(timeout=PATIENCE):
+        async for notify in session.conn.notifies(timeout=PATIENCE):
             if notify.payload == token:
                 return True
         return False
     finally:
-        await look.rows("doctor_unlisten")
+        await session.rows("doctor_unlisten")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sse_pg.config import Settings
+from sse_pg.examination import Examination
 from sse_pg.finding import Finding, error, ok, unchecked, warning
-from sse_pg.look import Look
 from sse_pg.version import VERSION
 
 #: Parts of the notification queue in use. PostgreSQL itself warns at one half; when it is full, commits that ring fail.
@@ -17,11 +16,11 @@ SLACK_SECONDS = 3600.0
 NAMED = 5
 
 
-async def publishers(look: Look, old: float) -> list[Finding]:
-    """Look for transactions that published more than ``old`` seconds ago and are not over."""
-    rows = await look.rows("doctor_publishers")
+async def publishers(exam: Examination) -> list[Finding]:
+    """Look for transactions that published more than ``old_s`` seconds ago and are not over."""
+    rows = await exam.session.rows("doctor_publishers")
     hidden = [row for row in rows if row.age is None]
-    late = [row for row in rows if row.age is not None and row.age >= old]
+    late = [row for row in rows if row.age is not None and row.age >= exam.old_s]
     found = [
         warning(
             "publishers",
@@ -45,7 +44,7 @@ async def publishers(look: Look, old: float) -> list[Finding]:
                 "give the role pg_read_all_stats to see it",
             )
         )
-    return found or [ok("publishers", f"{len(rows)} in flight, none for {old:g} s or longer")]
+    return found or [ok("publishers", f"{len(rows)} in flight, none for {exam.old_s:g} s or longer")]
 
 
 def _whom(row: object) -> str:
@@ -64,9 +63,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-async def queue(look: Look) -> list[Finding]:
+async def queue(exam: Examination) -> list[Finding]:
     """Look at the notification queue of the cluster, and who keeps it from being emptied."""
-    rows = await look.rows("doctor_queue")
+    rows = await exam.session.rows("doctor_queue")
     used = rows[0].used
     if used < QUEUE_WARNING:
         return [ok("queue", f"the notification queue is {used:.1%} full")]
@@ -85,9 +84,9 @@ async def queue(look: Look) -> list[Finding]:
                   *statements)]  # fmt: skip
 
 
-async def retention(look: Look, settings: Settings) -> list[Finding]:
+async def retention(exam: Examination) -> list[Finding]:
     """Check that the log is bounded, and that somebody makes partitions and drops old ones."""
-    here = await look.row("doctor_retention")
+    settings, here = exam.settings, await exam.session.row("doctor_retention")
     found = []
     if not settings.keep_events and not settings.keep_hours:
         found.append(
@@ -128,9 +127,9 @@ async def retention(look: Look, settings: Settings) -> list[Finding]:
     ]
 
 
-async def servers(look: Look) -> list[Finding]:
+async def servers(exam: Examination) -> list[Finding]:
     """Name the servers that are up."""
-    rows = await look.rows("servers_live")
+    rows = await exam.session.rows("servers_live")
     if not rows:
         return [ok("servers", "none is up now")]
     count = f"{len(rows)} up" + f" with {sum(row.active_connections for row in rows)} streams"
@@ -144,9 +143,10 @@ async def servers(look: Look) -> list[Finding]:
     return [ok("servers", f"{count}, version {VERSION}: {', '.join(sorted({row.name for row in rows}))}")]
 
 
-async def ring(look: Look, settings: Settings) -> list[Finding]:
+async def ring(exam: Examination) -> list[Finding]:
     """Check that clients that lost their stream find in memory what they missed."""
-    row = await look.row("doctor_ring", {"events": settings.ring_events})
+    settings = exam.settings
+    row = await exam.session.row("doctor_ring", {"events": settings.ring_events})
     back = 1.5 * settings.retry
     if row is None or settings.ring_events == 0 or row[0] >= 2 * back:
         return [ok("ring", f"SSE_PG_RING_EVENTS={settings.ring_events} is enough for the recent rate")]

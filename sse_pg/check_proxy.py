@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from sse_pg.check_settings import is_here
-from sse_pg.errors import ClientError
+from sse_pg.errors import ClientError, one_line
+from sse_pg.exposure import is_loopback
 from sse_pg.finding import Finding, error, ok, unchecked, warning
 from sse_pg.sse_parser import Block, Parser
 
@@ -151,7 +151,7 @@ async def _greeted(stream: _Open, target: str) -> list[Finding]:
 
 def _access(target: str, headers: Mapping[str, str]) -> list[Finding]:
     """Judge that the stream was opened with these headers."""
-    if is_here(urlsplit(target).hostname or "") or {"authorization", "cookie"} & {name.lower() for name in headers}:
+    if is_loopback(urlsplit(target).hostname or "") or {"authorization", "cookie"} & {name.lower() for name in headers}:
         return []
     return [
         warning(
@@ -179,7 +179,7 @@ async def _protocol(target: str) -> Finding:
     host = parts.hostname or ""
     six = "a browser opens six connections to a host, and each stream holds one"
     if parts.scheme == "http":
-        if is_here(host):
+        if is_loopback(host):
             return ok("protocol", f"HTTP/1.1 without TLS, on this machine ({six})")
         return warning("protocol", f"no TLS, so browsers speak HTTP/1.1: {six}", "serve HTTPS with HTTP/2 in the proxy")
     context = ssl.create_default_context()
@@ -243,4 +243,4 @@ async def _quiet(stream: _Open, wait: float) -> Finding:
 def _reason(problem: BaseException) -> str:
     if isinstance(problem, TimeoutError):
         return f"no answer within {PATIENCE:g} s"
-    return " ".join(str(problem).split()) or type(problem).__name__
+    return one_line(problem)

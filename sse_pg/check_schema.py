@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 from sse_pg import queries
+from sse_pg.examination import Examination
 from sse_pg.finding import Finding, error, ok, warning
-from sse_pg.look import Look
 
 #: More missing rights than this are a role that was never granted anything.
 MANY_RIGHTS = 5
 
 
-async def schema(look: Look) -> Finding:
+async def schema(exam: Examination) -> list[Finding]:
     """Check that every migration of this package is applied, and none of a newer one."""
-    there, usage = await look.row("doctor_schema")
+    there, usage = await exam.session.row("doctor_schema")
     if not there:
-        return error("schema", "the schema sse_pg is not there", "run `sse-pg migrate`; the role needs CREATE")
+        return [error("schema", "the schema sse_pg is not there", "run `sse-pg migrate`; the role needs CREATE")]
     if not usage:
-        return ok("schema", "is there")  # the rights say the rest
-    known = {number for (number,) in await look.rows("migration_table")}
+        return [ok("schema", "is there")]  # the rights say the rest
+    known = {number for (number,) in await exam.session.rows("migration_table")}
     available = {number: name for number, name, _ in queries.migrations()}
     newest = max(available)
     if known and max(known) > newest:
-        return error(
-            "schema",
-            f"is at version {max(known)}; this sse-pg knows up to {newest}",
-            "upgrade sse-pg, on every machine that serves",
-        )
+        return [
+            error(
+                "schema",
+                f"is at version {max(known)}; this sse-pg knows up to {newest}",
+                "upgrade sse-pg, on every machine that serves",
+            )
+        ]
     missing = [f"{number:04}_{name}" for number, name in sorted(available.items()) if number not in known]
     if missing:
-        return error(
-            "schema", f"not applied: {', '.join(missing)}", "run `sse-pg migrate` as the owner of the schema sse_pg"
-        )
-    return ok("schema", f"is at version {newest}")
+        return [
+            error(
+                "schema", f"not applied: {', '.join(missing)}", "run `sse-pg migrate` as the owner of the schema sse_pg"
+            )
+        ]
+    return [ok("schema", f"is at version {newest}")]
 
 
-async def rights(look: Look) -> list[Finding]:
+async def rights(exam: Examination) -> list[Finding]:
     """Check each right that a server's role needs."""
-    lacking = await look.rows("doctor_rights")
+    lacking = await exam.session.rows("doctor_rights")
     if not lacking:
         return [ok("rights", "the role may do all that a server does")]
     what = ", ".join(row.what for row in lacking[:MANY_RIGHTS])
@@ -52,9 +56,9 @@ async def rights(look: Look) -> list[Finding]:
     ]
 
 
-async def sequence(look: Look) -> list[Finding]:
+async def sequence(exam: Examination) -> list[Finding]:
     """Check that ids are drawn one by one, upwards, and by nobody but the sequence."""
-    here = await look.row("doctor_sequence")
+    here = await exam.session.row("doctor_sequence")
     if here is None:
         return [error("sequence", "sse_pg.events_id_seq is not there", "restore the schema sse_pg from a backup")]
     wrong = [
@@ -96,7 +100,7 @@ async def sequence(look: Look) -> list[Finding]:
     return [ok("sequence", f"no cache, steps of 1, at {here.last}")]
 
 
-async def triggers(look: Look) -> list[Finding]:
+async def triggers(exam: Examination) -> list[Finding]:
     """Check that the triggers are there and fire."""
     found = [
         error(
@@ -105,9 +109,9 @@ async def triggers(look: Look) -> list[Finding]:
             "make it fire again; what was published meanwhile may have been passed over",
             row.mend,
         )
-        for row in await look.rows("doctor_triggers")
+        for row in await exam.session.rows("doctor_triggers")
     ]
-    for role, database, mend in await look.rows("doctor_replication_role"):
+    for role, database, mend in await exam.session.rows("doctor_replication_role"):
         whom = f"role {role}" if role else f"database {database}" if database else "this session"
         found.append(
             error(
@@ -128,9 +132,9 @@ def _without(which: str) -> str:
     return "publishers are not seen, so streams can pass their events over"
 
 
-async def identity(look: Look) -> list[Finding]:
+async def identity(exam: Examination) -> list[Finding]:
     """Check that a restored backup and a failover will be noticed."""
-    here = await look.row("doctor_identity")
+    here = await exam.session.row("doctor_identity")
     if here is None:
         return []
     parts = [name for name, seen in (("the cluster", here.cluster), ("its timeline", here.timeline)) if seen is False]

@@ -7,22 +7,20 @@ from collections.abc import Callable
 
 from psycopg.conninfo import conninfo_to_dict
 
-from sse_pg.config import Settings
+from sse_pg.examination import Examination
 from sse_pg.finding import Finding, error, ok, warning
-from sse_pg.look import Look
+from sse_pg.version import NEWEST_POSTGRES, OLDEST_POSTGRES
 
-#: Major versions of PostgreSQL: the oldest that has what the schema needs, the newest that the tests ran on.
-OLDEST, NEWEST = 15, 18
 #: Seconds that two clocks may differ.
 CLOCK_SECONDS = 2.0
 
 
-async def server(look: Look, settings: Settings) -> list[Finding]:
+async def server(exam: Examination) -> list[Finding]:
     """Check version, primary or replica, encoding, and whether commits are durable."""
-    here = await look.row("doctor_server")
+    here = await exam.session.row("doctor_server")
     found = [
         version(here.version, here.major, here.role, here.database),
-        _primary(here.replica, here.read_only == "on", here.mend_read_only, settings.database_url),
+        _primary(here.replica, here.read_only == "on", here.mend_read_only, exam.settings.database_url),
     ]
     if here.encoding == "UTF8":
         found.append(ok("encoding", "UTF8"))
@@ -37,11 +35,13 @@ async def server(look: Look, settings: Settings) -> list[Finding]:
 def version(text: str, major: int, role: str, database: str) -> Finding:
     """Judge a version of PostgreSQL."""
     here = f"PostgreSQL {text}, database {database}, role {role}"
-    if major < OLDEST:
-        return error("version", here, f"PostgreSQL {OLDEST} or later is needed: upgrade it")
-    if major > NEWEST:
+    if major < OLDEST_POSTGRES:
+        return error("version", here, f"PostgreSQL {OLDEST_POSTGRES} or later is needed: upgrade it")
+    if major > NEWEST_POSTGRES:
         return warning(
-            "version", here, f"sse-pg is tested with PostgreSQL {OLDEST} to {NEWEST}: look for a newer sse-pg"
+            "version",
+            here,
+            f"sse-pg is tested with PostgreSQL {OLDEST_POSTGRES} to {NEWEST_POSTGRES}: look for a newer sse-pg",
         )
     return ok("version", here)
 
@@ -84,10 +84,11 @@ def _durable(fsync: str, full_page_writes: str, synchronous_commit: str) -> Find
     return ok("durability", f"commits are flushed (synchronous_commit = {synchronous_commit})")
 
 
-async def connections(look: Look, settings: Settings) -> list[Finding]:
+async def connections(exam: Examination) -> list[Finding]:
     """Check whether the connections that these settings ask for can be had."""
+    settings = exam.settings
     needed = settings.workers * (settings.pool_size + 2)
-    here = await look.row("doctor_connections", {"needed": needed})
+    here = await exam.session.row("doctor_connections", {"needed": needed})
     asks = f"{settings.workers} x (SSE_PG_POOL_SIZE {settings.pool_size} + 2 that follow the log) = {needed}"
     for limit, who, mend in (
         (here.role_limit, "the role", here.mend_role),
@@ -114,10 +115,10 @@ async def connections(look: Look, settings: Settings) -> list[Finding]:
     return [ok("connections", f"{asks}; {here.allowed} allowed, {here.used} in use by all")]
 
 
-async def clock(look: Look, now: Callable[[], float] = time.time) -> list[Finding]:
+async def clock(exam: Examination, now: Callable[[], float] = time.time) -> list[Finding]:
     """Compare this machine's clock with the database's, give or take the way there."""
     before = now()
-    (there,) = await look.row("doctor_clock")
+    (there,) = await exam.session.row("doctor_clock")
     after = now()
     ahead = (before + after) / 2 - there
     unsure = (after - before) / 2

@@ -1,16 +1,15 @@
-"""Checks of the settings against each other and against this machine; they ask nobody."""
+"""Checks of the settings against each other and against this machine; they ask nobody but for the payload."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 import resource
 from collections.abc import Mapping
-from ipaddress import ip_address
 
 from sse_pg import exposure
 from sse_pg.config import Settings, misspelt
 from sse_pg.errors import SettingError
+from sse_pg.examination import Examination
 from sse_pg.finding import Finding, error, ok, warning
 
 #: Seconds without a byte after which proxies commonly cut a connection (nginx, AWS load balancers).
@@ -51,7 +50,7 @@ def settings_checks(settings: Settings, env: Mapping[str, str]) -> list[Finding]
         )
         if value
     ]
-    if by_address and not settings.trusted_proxies and is_here(settings.host):
+    if by_address and not settings.trusted_proxies and exposure.is_loopback(settings.host):
         found.append(
             warning(
                 "settings",
@@ -63,15 +62,6 @@ def settings_checks(settings: Settings, env: Mapping[str, str]) -> list[Finding]
     return found or [ok("settings", "no two are at odds")]
 
 
-def is_here(host: str) -> bool:
-    """Tell whether a host is this machine's own loopback."""
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ip_address(host).is_loopback
-    return False
-
-
 def access(settings: Settings) -> Finding:
     """Tell who may read and publish."""
     try:
@@ -80,7 +70,7 @@ def access(settings: Settings) -> Finding:
         return error("access", str(problem), "the server does not start like this")
     if settings.asks_for_tokens:
         return ok("access", "tokens are asked for")
-    if settings.open and not is_here(settings.host):
+    if settings.open and not exposure.is_loopback(settings.host):
         return warning(
             "access",
             f"no tokens are asked for, and HOST={settings.host} is open to others: whoever reaches it reads and "
@@ -106,15 +96,19 @@ def files(settings: Settings) -> Finding:
     return ok("files", f"enough may be open for SSE_PG_MAX_CONNECTIONS={settings.max_connections}")
 
 
-def payload(settings: Settings, constraint: str | None) -> Finding:
+async def payload(exam: Examination) -> list[Finding]:
     """Compare the largest payload over HTTP with what the table takes."""
+    settings, row = exam.settings, await exam.session.row("doctor_payload")
+    constraint = row[0] if row else None
     bound = re.search(r"\b(\d{2,})\b", constraint or "")
     if bound is None:
-        return warning("payload", "the table does not bound payloads (events_payload)", "see docs/decisions.md")
+        return [warning("payload", "the table does not bound payloads (events_payload)", "see docs/decisions.md")]
     if int(bound[1]) < settings.max_payload:
-        return warning(
-            "payload",
-            f"SSE_PG_MAX_PAYLOAD_BYTES={settings.max_payload}, but the table takes {bound[1]} bytes",
-            "lower the setting, or raise the constraint events_payload (docs/decisions.md)",
-        )
-    return ok("payload", f"up to {settings.max_payload} bytes; the table takes {bound[1]}")
+        return [
+            warning(
+                "payload",
+                f"SSE_PG_MAX_PAYLOAD_BYTES={settings.max_payload}, but the table takes {bound[1]} bytes",
+                "lower the setting, or raise the constraint events_payload (docs/decisions.md)",
+            )
+        ]
+    return [ok("payload", f"up to {settings.max_payload} bytes; the table takes {bound[1]}")]

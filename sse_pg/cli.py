@@ -27,7 +27,8 @@ from sse_pg import (
     logs,
 )
 from sse_pg.config import Settings, misspelt
-from sse_pg.errors import EmbeddedError, SsePgError
+from sse_pg.database import describe
+from sse_pg.errors import EmbeddedError
 from sse_pg.migrate import migrate as apply_migrations
 from sse_pg.server import serve as run_server
 from sse_pg.version import VERSION
@@ -318,14 +319,13 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        click.echo(f"sse-pg: {_one_line(error)}", err=True)
+        click.echo(f"sse-pg: {_message(error)}", err=True)
         sys.exit(1)
 
 
-def _one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
+    """Return the line that ends a command, with what to do about it."""
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
         return f"{error.diag.message_primary}: run `sse-pg migrate` on this database first"
-    text = "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip())
-    if isinstance(error, SsePgError | psycopg.Error | OSError):
-        return text or type(error).__name__
-    return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+    text = describe(error)
+    return f"{text} (--debug shows where)" if text.startswith("unexpected ") else text

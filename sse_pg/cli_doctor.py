@@ -16,7 +16,7 @@ from rich.text import Text
 from sse_pg import logs
 from sse_pg.check_proxy import proxy
 from sse_pg.config import Settings
-from sse_pg.doctor import OLD, examine
+from sse_pg.doctor import OLD_S, examine
 from sse_pg.finding import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "unchecked": "cyan"}
@@ -30,7 +30,7 @@ class Options:
 
     database: bool = True
     """Whether there is a database to look at, or only a URL."""
-    old: float = OLD
+    old: float = OLD_S
     url: str | None = None
     wait: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

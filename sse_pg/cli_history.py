@@ -32,16 +32,15 @@ async def history(settings: Settings, channel: str, after: str | None, limit: in
         while left is None or left > 0:
             position = await store.position()
             count = PAGE if left is None else min(PAGE, left)
-            page = await store.page([channel], cursor.missing_up_to(position.high), count)
-            if cursor != START and cursor.missing_up_to(page.purged_to):
-                click.echo(f"sse-pg: events after {cursor} up to {page.purged_to} are purged", err=True)
-            for event in page.events:
-                if position.offered(event.id):
-                    sys.stdout.write(msgspec.json.encode(event_json(event)).decode() + "\n")
+            step = await store.step([channel], cursor, position, count)
+            if cursor != START and cursor.missing_up_to(step.purged_to):
+                click.echo(f"sse-pg: events after {cursor} up to {step.purged_to} are purged", err=True)
+            for event in step.events:
+                sys.stdout.write(msgspec.json.encode(event_json(event)).decode() + "\n")
             if left is not None:
-                left -= len(page.events)
-            cursor = cursor | (position.clip(page.events[-1].id) if page.full else position)
-            if not page.full:
+                left -= len(step.events)
+            cursor = step.cursor
+            if not step.more:
                 break
     sys.stdout.flush()
     click.echo(f"next cursor: {cursor}", err=True)

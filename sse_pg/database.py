@@ -17,7 +17,7 @@ import psycopg_pool
 from psycopg.adapt import AdaptersMap
 from psycopg.types.numeric import Int8BinaryLoader
 
-from sse_pg.errors import BusUnavailable
+from sse_pg.errors import BusUnavailable, SsePgError, one_line
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -173,6 +173,13 @@ async def reading(pool: Pool) -> AsyncIterator[Connection]:
         if is_away(error):
             raise BusUnavailable(summary(error)) from error
         raise
+
+
+def describe(error: Exception) -> str:
+    """Return an error as one line for a person; an error that nobody expects is called so."""
+    if isinstance(error, SsePgError | psycopg.Error | OSError):
+        return one_line(error)
+    return f"unexpected {type(error).__name__}: {one_line(error)}"
 
 
 def summary(error: BaseException) -> str:

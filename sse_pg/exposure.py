@@ -21,7 +21,7 @@ def check(settings: Settings) -> str | None:
         return None
     if settings.open:
         return "open: no tokens are asked for; whoever reaches this address reads and publishes everything"
-    if not _is_loopback(settings.host):
+    if not is_loopback(settings.host):
         raise SettingError(
             f"HOST={settings.host!r} is open to others and there are no tokens: set SSE_PG_TOKEN_SECRET (or another "
             "source of keys, docs/settings.md), or say with --open or SSE_PG_OPEN=true that everybody may do everything"
@@ -29,8 +29,8 @@ def check(settings: Settings) -> str | None:
     return "open: no tokens are asked for; whoever is on this machine reads and publishes everything"
 
 
-def _is_loopback(host: str) -> bool:
-    """Tell whether every address of a host is loopback; an empty one is all interfaces."""
+def is_loopback(host: str) -> bool:
+    """Tell whether every address of a host is loopback. An empty host is all interfaces."""
     if not host:
         return False
     try:

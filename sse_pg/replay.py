@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sse_pg import wire
 from sse_pg.cursor import Cursor
 from sse_pg.hub import Hub
-from sse_pg.store import Page, Store
+from sse_pg.store import Store
 from sse_pg.stream import Stream
 from sse_pg.tail import Tail
 
@@ -151,28 +151,20 @@ class Replay:
 
     async def _read(self, key: Key, position: Cursor) -> Chapter:
         channels, envelope, chunked, cursor, limit = key
-        page = await self._store.page(sorted(channels), cursor.missing_up_to(position.high), limit)
+        step = await self._store.step(sorted(channels), cursor, position, limit)
         blocks: list[bytes] = []
-        expired = _expired(cursor, page)
-        if expired is not None:
-            blocks.append(wire.gap("expired", cursor.text, expired))
-            cursor = expired
-        for event in page.events:
-            if position.offered(event.id) and not cursor.offered(event.id):
-                blocks.append(
-                    wire.frame(event, cursor | position.clip(event.id), envelope=envelope),
-                )
+        expired = bool(cursor.missing_up_to(step.purged_to))
+        if expired:
+            cursor_after_gap = cursor | Cursor(step.purged_to)
+            blocks.append(wire.gap("expired", cursor.text, cursor_after_gap))
+            cursor = cursor_after_gap
+        for event in step.events:
+            if not cursor.offered(event.id):
+                blocks.append(wire.frame(event, cursor | position.clip(event.id), envelope=envelope))
         data = b"".join(blocks)
         return Chapter(
             wire.chunk(data) if data and chunked else data,
-            cursor | (position.clip(page.events[-1].id) if page.full else position),
-            len(blocks) - (expired is not None),
-            expired is not None,
+            cursor | step.cursor,
+            len(blocks) - expired,
+            expired,
         )
-
-
-def _expired(cursor: Cursor, page: Page) -> Cursor | None:
-    """Return where a reader goes on whose cursor lacks ids that were purged, or None."""
-    if cursor.missing_up_to(page.purged_to):
-        return cursor | Cursor(page.purged_to)
-    return None

@@ -7,8 +7,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
@@ -16,6 +15,7 @@ from sse_pg.app import BUS, create_app
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.connections import Site
+from sse_pg.either import either
 from sse_pg.errors import CannotListen
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ async def serve(
     telling = asyncio.create_task(_tell(app[BUS].tail.listening, ready)) if ready else None
     try:
         if sockets:
-            await _first(app[BUS].tail.listening.wait(), stop.wait(), FIRST_READ)
+            await either(stop, app[BUS].tail.listening, FIRST_READ)
         try:
             for each in sockets:
                 await Site(runner, settings, sock=each, streams=streams).start()
@@ -109,14 +109,6 @@ def _raise_file_limit() -> None:
     most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-async def _first(one: Coroutine[Any, Any, object], two: Coroutine[Any, Any, object], seconds: float) -> None:
-    """Wait until one or the other is done, or the time is over."""
-    tasks = {asyncio.ensure_future(each) for each in (one, two)}
-    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
 
 
 async def drain(runner: web.AppRunner, bus: Bus, seconds: float, *, idle: bool = True) -> None:

@@ -30,6 +30,19 @@ class Page:
     """Whether the limit cut the read off."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of an ascending walk through the log."""
+
+    events: list[Event]
+    cursor: Cursor
+    """The cursor after the step: it covers the events and everything before them."""
+    more: bool
+    """Whether events are left below the position that the step was made at."""
+    purged_to: int
+    """Up to which id the log was purged when the events were read."""
+
+
 class Store:
     """Reads and writes the schema sse_pg. Moments are microseconds since 2000 (event.timestamp).
 
@@ -77,6 +90,29 @@ class Store:
                 if len(events) == limit:
                     break
         return Page(events, purged_to, len(events) == limit)
+
+    async def step(
+        self,
+        channels: Sequence[str],
+        cursor: Cursor,
+        position: Cursor,
+        limit: int,
+        *,
+        event_type: str | None = None,
+    ) -> Step:
+        """Return up to ``limit`` events that ``cursor`` lacks and ``position`` has, ascending.
+
+        The position must have been read before this call: what is visible at it is then among the rows. Rows that it
+        does not cover are left for the next step.
+        """
+        page = await self.page(channels, cursor.missing_up_to(position.high), limit + 1, event_type=event_type)
+        rows, more = page.events[:limit], page.full
+        return Step(
+            [event for event in rows if position.offered(event.id)],
+            cursor | (position.clip(rows[-1].id) if more else position),
+            more,
+            page.purged_to,
+        )
 
     async def position(self) -> Cursor:
         """Return where a reader stands that has read all that is visible now."""

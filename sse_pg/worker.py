@@ -16,74 +16,20 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import msgspec
-import psycopg
 
 from sse_pg import logs
 from sse_pg.api_metrics import GATHER
 from sse_pg.app import BUS, create_app
 from sse_pg.config import Settings
-from sse_pg.errors import SsePgError
-from sse_pg.metric import Numbers
+from sse_pg.database import describe
+from sse_pg.messages import SIGNALS, Order, Report, Word
 from sse_pg.readings import read
 from sse_pg.roll_call import Asking
 from sse_pg.server import serve
 
 log = logging.getLogger("sse_pg.worker")
-
-#: Held back by the parent while a worker starts, until the handlers are there.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Order(msgspec.Struct):
-    """What a worker serves; ``sockets`` are the descriptors of those that it listens on."""
-
-    settings: Settings
-    sockets: list[int]
-
-    def line(self) -> bytes:
-        """Return the order as the line that a worker reads."""
-        return msgspec.json.encode(self, enc_hook=str) + b"\n"
-
-    @classmethod
-    def read(cls, line: bytes) -> Order:
-        """Return the order of a line."""
-        return msgspec.json.decode(line, type=cls, dec_hook=_path)
-
-
-class Report(msgspec.Struct, omit_defaults=True):
-    """What a worker tells: it listens (on ``url``), it is ready (the database answers too), or why it failed.
-
-    ``numbers`` are what it has counted; ``asks`` is for those of all workers.
-    """
-
-    url: str | None = None
-    ready: bool = False
-    failed: str | None = None
-    numbers: Numbers | None = None
-    asks: bool = False
-
-    def line(self) -> bytes:
-        """Return the report as the line that the parent reads."""
-        return msgspec.json.encode(self) + b"\n"
-
-    @classmethod
-    def read(cls, line: bytes) -> Report:
-        """Return the report of a line."""
-        return msgspec.json.decode(line, type=cls)
-
-
-class Word(msgspec.Struct, omit_defaults=True):
-    """What the parent says after the order: tell your numbers, or those of all."""
-
-    all: Numbers | None = None
-
-    def line(self) -> bytes:
-        """Return the word as the line that a worker reads."""
-        return msgspec.json.encode(self) + b"\n"
 
 
 def main() -> None:
@@ -109,7 +55,7 @@ def main() -> None:
         asyncio.run(_serve(order.settings, sockets, tell, parent))
     except Exception as error:
         log.debug("the worker fails", exc_info=True)
-        tell(Report(failed=_one_line(error)))
+        tell(Report(failed=describe(error)[:1000]))
         sys.exit(1)
 
 
@@ -174,19 +120,6 @@ class _Parent:
                         self._tell(msgspec.json.decode(line, type=Word))
         log.error("the parent of this worker is gone; the worker ends")
         os._exit(1)
-
-
-def _path(kind: type, value: Any) -> Any:
-    if kind is not Path:
-        raise NotImplementedError(kind)  # what msgspec asks of a hook for what it does not know
-    return Path(value)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, SsePgError | psycopg.Error | OSError):
-        return text[:1000] or type(error).__name__
-    return f"unexpected {type(error).__name__}: {text[:1000]}"
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 
+from sse_pg.either import either
 from sse_pg.errors import WorkerError
-from sse_pg.worker_process import Process, either
+from sse_pg.worker_process import Process
 
 log = logging.getLogger("sse_pg.workers")  # as the lines of the parent are known
 

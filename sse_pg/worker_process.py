@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from sse_pg.config import Settings
+from sse_pg.either import either
 from sse_pg.errors import WorkerError
-from sse_pg.worker import SIGNALS, Order, Report, Word
+from sse_pg.messages import SIGNALS, Order, Report, Word
 
 log = logging.getLogger("sse_pg.workers")  # as the lines of the parent are known
 
@@ -147,17 +148,6 @@ async def end(processes: Iterable[Process], number: int, patience: float) -> Non
             log.error("process %d does not end within %g s; it is killed", process.pid, patience)
             process.send(signal.SIGKILL)
             await asyncio.wait({process.gone})
-
-
-async def either(
-    event: asyncio.Event, task: asyncio.Task[str] | asyncio.Task[None], timeout: float | None = None
-) -> None:
-    """Wait until the event is set or the task is done."""
-    waiting = asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait({waiting, task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
 
 
 def _meaning(code: int) -> str:

@@ -19,12 +19,13 @@ from collections.abc import Callable
 from functools import partial
 
 from sse_pg.config import Settings
+from sse_pg.either import either
+from sse_pg.messages import Report, Word
 from sse_pg.roll_call import RollCall
 from sse_pg.server import LAST_REQUESTS
 from sse_pg.shared_port import SharedPort
-from sse_pg.worker import Report, Word
 from sse_pg.worker_place import Place
-from sse_pg.worker_process import Process, either, end
+from sse_pg.worker_process import Process, end
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A connection that only looks: every query is a READ ONLY transaction of its own.
+"""The doctor's read-only session: every query is a READ ONLY transaction of its own.
 
 Nothing is set for the session and nothing is prepared: where a transaction pooler gives the backend to somebody else,
 nothing of ours is on it.
@@ -17,8 +17,8 @@ from sse_pg.database import ANSWER, Connection, answering
 from sse_pg.queries import query
 
 
-class Look:
-    """Queries, by their names in sql/queries."""
+class ReadOnlySession:
+    """Runs queries by their names in ``sql/queries``."""
 
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
@@ -39,13 +39,13 @@ class Look:
 
 
 @asynccontextmanager
-async def looking(url: str | None) -> AsyncIterator[Look]:
-    """Open a connection for looking; psycopg's errors where that fails."""
+async def read_only_session(url: str | None) -> AsyncIterator[ReadOnlySession]:
+    """Open a session. Raises psycopg's errors if that fails."""
     conn = await psycopg.AsyncConnection[tuple[Any, ...]].connect(
         url or "", application_name="sse-pg doctor", connect_timeout=5, prepare_threshold=None
     )
     try:
         await conn.set_read_only(True)
-        yield Look(conn)
+        yield ReadOnlySession(conn)
     finally:
         await conn.close()

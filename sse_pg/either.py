@@ -1,0 +1,20 @@
+"""Waiting for whichever of two things comes first."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+async def either(one: asyncio.Event, other: asyncio.Event | asyncio.Future[Any], timeout: float | None = None) -> None:
+    """Wait until the event is set or the other thing happens: an event is set, or a future or task is done.
+
+    Returns without an error after ``timeout`` seconds. A future is left as it is.
+    """
+    waiting = [asyncio.ensure_future(each.wait()) for each in (one, other) if isinstance(each, asyncio.Event)]
+    futures = [other] if isinstance(other, asyncio.Future) else []
+    try:
+        await asyncio.wait([*waiting, *futures], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
