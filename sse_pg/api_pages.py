@@ -1,4 +1,4 @@
-"""The pages and modules for browsers: the dashboard, /docs, /sse-pg.js, the description of the stream.
+"""The pages and modules for browsers: the dashboard, /docs, /sse-pg.js, the descriptions of HTTP and the stream.
 
 All of it is files of sse_pg/static, none made at run time, so the Content-Security-Policy allows nothing inline and no
 other host.
@@ -29,6 +29,7 @@ PATHS = {
     "/docs": "docs.html",
     "/sse-pg.js": "sse-pg.js",
     "/sse-pg.d.ts": "sse-pg.d.ts",
+    "/openapi.json": "openapi.json",
     "/asyncapi.json": "asyncapi.json",
 }
 

@@ -19,7 +19,6 @@ from sse_pg.api_subscriptions import SubscriptionApi
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.cors import Cors
-from sse_pg.openapi import openapi_routes
 from sse_pg.problem import TURNED_AWAY, problems
 
 BUS = web.AppKey("BUS", Bus)
@@ -42,7 +41,6 @@ def create_app(settings: Settings) -> web.Application:
         *(HealthApi, StatsApi, MetricsApi, PagesApi),
     ):
         app.add_routes(api(bus).routes())
-    app.add_routes(openapi_routes())
     app.on_shutdown.append(_end_streams)
     app.cleanup_ctx.append(_run_bus)
     return app
