@@ -1,5 +1,5 @@
 """``python -m sse_pg`` is ``sse-pg``."""
 
-from sse_pg.cli import main
+from sse_pg.cli.main import main
 
 main()

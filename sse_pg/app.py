@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from sse_pg.api_health import HealthApi
-from sse_pg.api_history import HistoryApi
-from sse_pg.api_metrics import MetricsApi
-from sse_pg.api_pages import PagesApi
-from sse_pg.api_publish import PublishApi
-from sse_pg.api_session import SessionApi
-from sse_pg.api_stats import StatsApi
-from sse_pg.api_stream import StreamApi
-from sse_pg.api_subscriptions import SubscriptionApi
+from sse_pg.api.health import HealthApi
+from sse_pg.api.history import HistoryApi
+from sse_pg.api.metrics import MetricsApi
+from sse_pg.api.pages import PagesApi
+from sse_pg.api.publish import PublishApi
+from sse_pg.api.session import SessionApi
+from sse_pg.api.stats import StatsApi
+from sse_pg.api.stream import StreamApi
+from sse_pg.api.subscriptions import SubscriptionApi
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
-from sse_pg.cors import Cors
-from sse_pg.problem import TURNED_AWAY, problems
+from sse_pg.http.cors import Cors
+from sse_pg.http.problem import TURNED_AWAY, problems
 
 BUS = web.AppKey("BUS", Bus)
 

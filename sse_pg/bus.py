@@ -6,22 +6,22 @@ import asyncio
 import contextlib
 from collections import Counter
 
-from sse_pg.access import Access
-from sse_pg.authorizer import Authorizer
+from sse_pg.auth.authorizer import Authorizer
+from sse_pg.auth.control import Control
+from sse_pg.auth.followers import Followers
 from sse_pg.config import Settings
-from sse_pg.control import Control
-from sse_pg.database import make_pool
-from sse_pg.end_reason import EndReason
-from sse_pg.followers import Followers
-from sse_pg.heartbeat import Heartbeat
-from sse_pg.hub import Hub
-from sse_pg.limits import Limits
-from sse_pg.maintenance import Maintenance
-from sse_pg.publisher import Publisher
-from sse_pg.registry import Registry, server_identity
-from sse_pg.replay import Replay
-from sse_pg.store import Store
-from sse_pg.tail import Tail
+from sse_pg.db.connection import make_pool
+from sse_pg.db.maintenance import Maintenance
+from sse_pg.db.publisher import Publisher
+from sse_pg.db.registry import Registry, server_identity
+from sse_pg.db.store import Store
+from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.heartbeat import Heartbeat
+from sse_pg.delivery.hub import Hub
+from sse_pg.delivery.replay import Replay
+from sse_pg.delivery.tail import Tail
+from sse_pg.http.access import Access
+from sse_pg.http.limits import Limits
 
 #: Seconds until a task that should end is cancelled again.
 AGAIN = 0.5

@@ -14,9 +14,9 @@ from aiohttp import web
 from sse_pg.app import BUS, create_app
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
-from sse_pg.connections import Site
 from sse_pg.either import either
 from sse_pg.errors import CannotListen
+from sse_pg.http.connections import Site
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from psycopg.conninfo import make_conninfo
 from support.client import Client
 from support.server import Launcher
 
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from sse_pg.migrate import migrate
 
 _numbers = itertools.count(1)
 

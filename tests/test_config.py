@@ -9,10 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from support.config_print import print_env, print_markdown
 from support.process import CHECKOUT
 
 from sse_pg.config import Settings, has_database, misspelt
-from sse_pg.config_print import print_env, print_markdown
 from sse_pg.errors import SettingError
 
 SPECS = {spec.metadata["env"]: spec for spec in fields(Settings)}
@@ -137,10 +137,10 @@ def test_libpq_names_a_database(name: str) -> None:
 
 @pytest.mark.parametrize(("what", "file"), [("env", ".env.example"), ("markdown", "docs/settings.md")])
 def test_files_are_printed_from_the_settings(what: str, file: str) -> None:
-    """Print them again with: python -m sse_pg.config_print env (or markdown)."""
+    """Print them again with: python -m support.config_print env (or markdown)."""
     done = subprocess.run(
-        [sys.executable, "-m", "sse_pg.config_print", what],
-        cwd=CHECKOUT,
+        [sys.executable, "-m", "support.config_print", what],
+        cwd=CHECKOUT / "tests",
         capture_output=True,
         check=True,
         encoding="utf-8",

@@ -17,11 +17,12 @@ from support.event_source import browser
 from support.process import one_line, run
 from support.server import Launcher
 
-from sse_pg import logs, wire
+from sse_pg import logs
 from sse_pg.config import Settings
-from sse_pg.cursor import Cursor
+from sse_pg.core import wire
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.event import Event
 from sse_pg.errors import SettingError
-from sse_pg.event import Event
 
 PUBLISH = "/api/events/publish"
 NDJSON = {"Content-Type": "application/x-ndjson"}

@@ -2,7 +2,7 @@
 
 import os
 
-from sse_pg.migrate import migrate
+from sse_pg.db.migrate import migrate
 
 worker_class = "aiohttp.GunicornWebWorker"
 workers = 2

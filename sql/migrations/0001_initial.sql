@@ -361,7 +361,7 @@ END $$;
 
 -- The cursor at which a stream continues what the caller's transaction sees. In REPEATABLE READ that is the
 -- snapshot of the whole transaction; in READ COMMITTED the moment of this call, so call it before you read.
--- The text is what sse_pg/cursor.py prints: high, then the gaps from the top down, each as the count of ids skipped
+-- The text is what sse_pg/core/cursor.py prints: high, then the gaps from the top down, each as the count of ids skipped
 -- since the gap above and, where it is longer than one id, its length. At most 128 bytes: where the gaps do not
 -- fit, high goes below the first that does not, and a reader may see events again.
 CREATE FUNCTION sse_pg.position() RETURNS text

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from typing import get_args
 
 import aiohttp
 import psycopg
@@ -24,9 +23,9 @@ from support.server import Launcher, Server
 from support.tokens import SECRET, token
 from support.waiting import TIMEOUT_S, eventually
 
-from sse_pg.metric import BY_NAME, METRICS, added_up, kept, text
-from sse_pg.readings import REASONS, read
-from sse_pg.stream import Reason
+from sse_pg.api.readings import read
+from sse_pg.core.metrics import BY_NAME, METRICS, added_up, kept, text
+from sse_pg.delivery.end_reason import EndReason
 from sse_pg.version import VERSION
 
 Samples = dict[str, float]
@@ -116,8 +115,7 @@ async def test_promtool_finds_no_fault(client: Client) -> None:
 
 
 def test_every_reason_has_its_name() -> None:
-    assert set(get_args(Reason)) == set(REASONS)
-    assert set(REASONS.values()) == set(BY_NAME["sse_pg_streams_closed_total"].known)
+    assert {reason.value for reason in EndReason} == set(BY_NAME["sse_pg_streams_closed_total"].known)
 
 
 # ---- the numbers
@@ -216,7 +214,7 @@ async def test_a_slow_client_and_a_stop(launch: Launcher) -> None:
         with socket.create_connection((host, int(port))) as silent:
             silent.sendall(f"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
             await eventually(lambda: any(stream.live for stream in server.bus.hub.streams))
-            while server.bus.hub.closed["slow"] == 0:
+            while server.bus.hub.closed[EndReason.SLOW] == 0:
                 await client.publish("a", "x" * 500_000)
         found = await scraped(client, "sse_pg_streams_closed_total{reason=slow}", 1)
         assert found["sse_pg_streams_closed_total{reason=client}"] == 0

@@ -18,9 +18,10 @@ from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
 
-from sse_pg import fields, publish_body
-from sse_pg.problem import Problem
-from sse_pg.publisher import Draft
+from sse_pg.core import names
+from sse_pg.db.publisher import Draft
+from sse_pg.http import publish_body
+from sse_pg.http.problem import Problem
 
 PUBLISH = "/api/events/publish"
 JSON = "application/json"
@@ -393,10 +394,10 @@ async def test_names_come_through_as_they_are(client: Client) -> None:
 @pytest.mark.parametrize(
     ("constraint", "column", "fault"),
     [
-        ("events_channel", "channel", fields.channel_fault),
-        ("subscriptions_channel", "channel", fields.channel_fault),
-        ("events_event_type", "event_type", fields.event_type_fault),
-        ("subscriptions_user_id_check", "user_id", fields.user_fault),
+        ("events_channel", "channel", names.channel_fault),
+        ("subscriptions_channel", "channel", names.channel_fault),
+        ("events_event_type", "event_type", names.event_type_fault),
+        ("subscriptions_user_id_check", "user_id", names.user_fault),
     ],
 )
 def test_the_table_has_the_same_rule(db: psycopg.Connection, constraint: str, column: str, fault: Any) -> None:
@@ -751,7 +752,7 @@ async def test_a_key_that_is_held_keeps_nobody_else_waiting(
 async def test_a_key_that_stays_held_is_refused_and_not_published(
     client: Client, database_url: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_pg.publisher.KEY_PATIENCE", 0.0)
+    monkeypatch.setattr("sse_pg.db.publisher.KEY_PATIENCE", 0.0)
     with psycopg.connect(database_url) as other:
         other.execute("SELECT sse_pg.publish('a', 'message', '1', 'held')")
         status, body, response = await client.request("POST", PUBLISH, json=_with_key("held"))

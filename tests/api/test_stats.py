@@ -7,7 +7,7 @@ from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
 
-from sse_pg.api_stats import CHANNELS
+from sse_pg.api.stats import CHANNELS
 
 
 async def test_an_empty_bus(client: Client) -> None:
@@ -64,8 +64,8 @@ async def test_every_server_shows_its_position(launch: Launcher, db: psycopg.Con
             if [server["position"] for server in body["servers"]] == [1, 1]:
                 break
     assert {server["id"] for server in body["servers"]} == {
-        first.bus.presence.server_id,
-        second.bus.presence.server_id,
+        first.bus.registry.server_id,
+        second.bus.registry.server_id,
     }
 
 

@@ -641,19 +641,19 @@ async def test_a_silent_stream_gets_heartbeats(launch: Launcher) -> None:
 
 
 async def test_heartbeats_come_only_on_silence(launch: Launcher) -> None:
-    """The pulse, told the time: a write puts the next heartbeat off by a whole interval."""
+    """The heartbeat, told the time: a write puts the next heartbeat off by a whole interval."""
     server = await launch(heartbeat=1000.0, position_refresh=80000.0)
     async with Client(server.url) as client, client.stream("a") as reader:
         (stream,) = server.bus.hub.streams
         await eventually(lambda: stream.live)
-        pulse, began = server.bus.pulse, stream.written_at
+        heartbeat, began = server.bus.heartbeat, stream.written_at
         before = stream.sent_bytes
-        pulse._touch(stream, began + 999)
+        heartbeat._touch(stream, began + 999)
         assert stream.sent_bytes == before
         stream.written_at = began + 999  # as an event would
-        pulse._touch(stream, began + 1998)
+        heartbeat._touch(stream, began + 1998)
         assert stream.sent_bytes == before
-        pulse._touch(stream, began + 1999)
+        heartbeat._touch(stream, began + 1999)
         assert stream.sent_bytes > before
         assert (await reader.block()).comment
 

@@ -11,7 +11,7 @@ from support.process import CHECKOUT
 from support.server import Launcher
 from support.tokens import SECRET, bearer, token
 
-from sse_pg.migrate import migrate
+from sse_pg.db.migrate import migrate
 
 PAGE = (CHECKOUT / "docs" / "authorize.md").read_text(encoding="utf-8")
 EXAMPLE, MOVED = re.findall(r"^```sql\n(.*?)^```$", PAGE, re.M | re.S)

@@ -6,7 +6,7 @@ import pytest
 from support.process import one_line, process, run
 from support.tokens import SECRET
 
-from sse_pg import exposure
+from sse_pg.auth import exposure
 from sse_pg.config import Settings
 from sse_pg.errors import SettingError
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_pg.identity import OPEN, Patterns
+from sse_pg.auth.identity import OPEN, Patterns
 
 SOME = st.text("ab.*[?\\", max_size=8)
 

@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import get_default_algorithms
 from support.tokens import PRIVATE, SECRET, pem, token
 
-from sse_pg import tokens
+from sse_pg.auth import tokens
+from sse_pg.auth.identity import Identity
+from sse_pg.auth.tokens import Verifier, mint
 from sse_pg.config import Settings
 from sse_pg.errors import KeysUnavailable, SettingError, TokenRefused
-from sse_pg.identity import Identity
-from sse_pg.tokens import Verifier, mint
 
 
 def verifier(**settings: Any) -> Verifier:

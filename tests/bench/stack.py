@@ -17,8 +17,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import sse_pg
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from sse_pg.migrate import migrate
 
 HERE = Path(__file__).parent
 NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")

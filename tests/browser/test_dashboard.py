@@ -14,7 +14,7 @@ from support.server import Launcher
 
 from browser.gate import Gate
 from browser.watch import Watch
-from sse_pg.tokens import mint
+from sse_pg.auth.tokens import mint
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=20000)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sse_pg.client.parser import Block, Parser
 from sse_pg.errors import ClientError
-from sse_pg.sse_parser import Block, Parser
 
 
 def reference(stream: bytes) -> tuple[list[Block], int]:

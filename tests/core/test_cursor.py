@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sse_pg.cursor import MAX_ID, MAX_TEXT, START, Cursor
+from sse_pg.core.cursor import MAX_ID, MAX_TEXT, START, Cursor
+from sse_pg.core.ranges import Ranges
 from sse_pg.errors import CursorError
-from sse_pg.ranges import Ranges
 
 TOP = 24
 WORLD = range(1, TOP + 8)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from support.log_model import EPOCH, FOREVER, QUIET, WAIT, Log
 
-from sse_pg.cursor import Cursor
-from sse_pg.event import Event
-from sse_pg.frontier import Frontier
-from sse_pg.ranges import NONE, Ranges
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.event import Event
+from sse_pg.core.frontier import Frontier
+from sse_pg.core.ranges import NONE, Ranges
 
 
 class Schedule(RuleBasedStateMachine):

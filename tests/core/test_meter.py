@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sse_pg.cursor import Cursor
-from sse_pg.event import EPOCH, Event
-from sse_pg.meter import BOUNDS, CHANNELS, RATE_OVER, SECONDS, Meter
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.event import EPOCH, Event
+from sse_pg.core.meter import BOUNDS, CHANNELS, RATE_OVER, SECONDS, Meter
 
 
 def batch(*events: tuple[str, float]) -> list[tuple[Event, Cursor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sse_pg.metric import METRICS, Numbers, added_up, kept
+from sse_pg.core.metrics import METRICS, Numbers, added_up, kept
 
 
 def test_labels_are_bounded() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_pg.ranges import NONE, Ranges
+from sse_pg.core.ranges import NONE, Ranges
 
 TOP = 30
 IDS = st.integers(-2, TOP + 2)

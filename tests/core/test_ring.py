@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.log_model import EPOCH, Log
 
-from sse_pg.cursor import START, Cursor
-from sse_pg.event import Event
-from sse_pg.frontier import Frontier
-from sse_pg.ring import Entry, Ring
+from sse_pg.core.cursor import START, Cursor
+from sse_pg.core.event import Event
+from sse_pg.core.frontier import Frontier
+from sse_pg.core.ring import Entry, Ring
 
 ALL = ("a", "b")
 

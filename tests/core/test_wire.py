@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.event_source import Dispatched, browser
 
-from sse_pg import wire
-from sse_pg.cursor import Cursor
-from sse_pg.event import Event
-from sse_pg.ranges import Ranges
+from sse_pg.core import wire
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.event import Event
+from sse_pg.core.ranges import Ranges
 
 WHEN = (datetime(2024, 5, 6, 7, 8, 9, 123456) - datetime(2000, 1, 1)) // timedelta(microseconds=1)
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1, max_size=40)

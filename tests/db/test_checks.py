@@ -7,7 +7,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from sse_pg import fields
+from sse_pg.core import names
 
 CHECK = psycopg.errors.CheckViolation
 POINTS = [number for number in range(1, 0x110000) if not 0xD800 <= number <= 0xDFFF]
@@ -34,11 +34,11 @@ def condition(db: psycopg.Connection, table: str, column: str) -> str:
 @pytest.mark.parametrize(
     ("table", "column", "fault", "refused"),
     [
-        ("sse_pg.events", "channel", fields.channel_fault, 80),
-        ("sse_pg.subscriptions", "channel", fields.channel_fault, 80),
-        ("sse_pg.events", "event_type", fields.event_type_fault, 2),
-        ("sse_pg.subscriptions", "user_id", fields.user_fault, 32),
-        ("sse_pg.idempotency_keys", "key", fields.key_fault, 0),
+        ("sse_pg.events", "channel", names.channel_fault, 80),
+        ("sse_pg.subscriptions", "channel", names.channel_fault, 80),
+        ("sse_pg.events", "event_type", names.event_type_fault, 2),
+        ("sse_pg.subscriptions", "user_id", names.user_fault, 32),
+        ("sse_pg.idempotency_keys", "key", names.key_fault, 0),
     ],
 )
 def test_each_character(
@@ -56,7 +56,7 @@ def test_each_character(
 
 @pytest.mark.parametrize("bad", ["", "a b", " a", "a ", "a,b", "*", "a*", "a\tb", "a\nb", "a\x01", "\u3000", "x" * 256])
 def test_bad_channels(db: psycopg.Connection, bad: str) -> None:
-    assert fields.channel_fault(bad)
+    assert names.channel_fault(bad)
     with pytest.raises(CHECK, match="events_channel"):
         insert(db, channel=bad)
     with pytest.raises(CHECK, match="subscriptions_channel"):
@@ -67,34 +67,34 @@ def test_bad_channels(db: psycopg.Connection, bad: str) -> None:
 
 @pytest.mark.parametrize("bad", ["", "a\nb", "a\rb", "\n", "\r", "sse-pg.hello", "sse-pg.", "x" * 256])
 def test_bad_event_types(db: psycopg.Connection, bad: str) -> None:
-    assert fields.event_type_fault(bad)
+    assert names.event_type_fault(bad)
     with pytest.raises(CHECK, match="events_event_type"):
         insert(db, event_type=bad)
 
 
 @pytest.mark.parametrize("good", ["a", "x" * 255, "\U0001f600" * 255, "a.b:c/d-e_f#g?h", "ä", "\u200b", "日本"])
 def test_good_names(db: psycopg.Connection, good: str) -> None:
-    assert fields.channel_fault(good) is fields.event_type_fault(good) is fields.user_fault(good) is None
+    assert names.channel_fault(good) is names.event_type_fault(good) is names.user_fault(good) is None
     insert(db, channel=good, event_type=good)
     assert db.execute("SELECT sse_pg.subscribe(%s, %s)", [good, good]).fetchone() == (True,)
 
 
 @pytest.mark.parametrize("good", ["sse-pg", "SSE-PG.x", "x sse-pg.", " a ", "a b\tc,*"])
 def test_event_types_are_freer(db: psycopg.Connection, good: str) -> None:
-    assert fields.event_type_fault(good) is None
+    assert names.event_type_fault(good) is None
     insert(db, event_type=good)
 
 
 @pytest.mark.parametrize("bad", ["", "a\nb", "\x7f", "x" * 256])
 def test_bad_users(db: psycopg.Connection, bad: str) -> None:
-    assert fields.user_fault(bad)
+    assert names.user_fault(bad)
     with pytest.raises(CHECK, match="subscriptions_user_id"):
         db.execute("SELECT sse_pg.subscribe(%s, 'a')", [bad])
 
 
 @pytest.mark.parametrize("bad", ["", "x" * 256])
 def test_bad_keys(db: psycopg.Connection, bad: str) -> None:
-    assert fields.key_fault(bad)
+    assert names.key_fault(bad)
     with pytest.raises(CHECK, match="idempotency_keys"):
         db.execute("SELECT sse_pg.publish('a', 't', '1', %s)", [bad])
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from sse_pg.cursor import Cursor
-from sse_pg.ranges import NONE, Ranges
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.ranges import NONE, Ranges
 
 MOST_LOCKS = 11
 """The window of the first write and four more, of two locks each, and the one that says that the last stays open."""

@@ -15,8 +15,8 @@ from support.process import CHECKOUT
 from support.server import Launcher
 from support.waiting import eventually
 
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from sse_pg.migrate import migrate
 
 #: Seconds: a minute until the job, and the time that a busy machine needs for it.
 TIMEOUT_S = 150

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sse_pg.cursor import MAX_TEXT, Cursor
-from sse_pg.ranges import Ranges
+from sse_pg.core.cursor import MAX_TEXT, Cursor
+from sse_pg.core.ranges import Ranges
 
 SIZES = st.integers(1, 3) | st.integers(1, 10**5)
 

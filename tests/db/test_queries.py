@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sse_pg import queries
+from sse_pg.db import queries
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from support.server import Launcher
 from support.waiting import TIMEOUT_S, eventually
 
 from sse_pg.config import Settings
-from sse_pg.database import make_pool
-from sse_pg.maintenance import Maintenance
-from sse_pg.queries import query
+from sse_pg.db.connection import make_pool
+from sse_pg.db.maintenance import Maintenance
+from sse_pg.db.queries import query
 
 FILL = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(1, %s) g"
 MANY = 1000
@@ -515,7 +515,7 @@ async def test_streams_that_replay_miss_nothing_silently(
 async def test_a_server_keeps_the_log_in_shape(
     launch: Launcher, db: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "sse_pg.maintenance")
+    caplog.set_level(logging.INFO, "sse_pg.db.maintenance")
     servers = [await launch(maintenance=0.05, partition_size=100, keep_events=200, safety_read=0.05) for _ in range(2)]
     async with Client(servers[0].url) as client:
         for n in range(10):

@@ -16,10 +16,10 @@ from support.process import CHECKOUT, one_line, process, run
 from support.server import Launcher
 from support.waiting import eventually
 
-from sse_pg import queries
+from sse_pg.db import queries
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres
 from sse_pg.errors import MigrationError
-from sse_pg.migrate import migrate
 
 DENIED = psycopg.errors.InsufficientPrivilege
 ROLES = CHECKOUT / "sql" / "roles.sql"

@@ -18,10 +18,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from support.process import CHECKOUT
 
-from sse_pg import queries
+from sse_pg.db import queries
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
 from sse_pg.errors import MigrationError
-from sse_pg.migrate import migrate
 
 
 def pg_dump(major: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from sse_pg.queries import query
+from sse_pg.db.queries import query
 
 
 def register(conn: psycopg.Connection, name: str) -> int:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_pg import store as store_module
-from sse_pg.database import make_pool
-from sse_pg.queries import query
-from sse_pg.ranges import Ranges
-from sse_pg.store import Store
+from sse_pg.core.ranges import Ranges
+from sse_pg.db import store as store_module
+from sse_pg.db.connection import make_pool
+from sse_pg.db.queries import query
+from sse_pg.db.store import Store
 
 SPANS = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 60)).map(lambda p: (p[0], p[0] + p[1])), max_size=8)
 

@@ -13,8 +13,9 @@ from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
 
-from sse_pg import queries, wire
-from sse_pg.cursor import Cursor
+from sse_pg.core import wire
+from sse_pg.core.cursor import Cursor
+from sse_pg.db import queries
 
 NAMES = {text: name for name, text in queries.statements().items()}
 BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(1, %s) g"

@@ -17,17 +17,18 @@ from support.log_model import EPOCH, FOREVER, QUIET, WAIT, Log
 from support.streams import Block, parse_block
 from support.waiting import eventually
 
-import sse_pg.hub
-from sse_pg import wire
-from sse_pg.cursor import START, Cursor
-from sse_pg.event import Event
-from sse_pg.frontier import Frontier
-from sse_pg.hub import Hub
-from sse_pg.ranges import Ranges
-from sse_pg.replay import Replay
-from sse_pg.ring import Entry, Ring
-from sse_pg.store import Page
-from sse_pg.stream import Stream
+import sse_pg.delivery.hub
+from sse_pg.core import wire
+from sse_pg.core.cursor import START, Cursor
+from sse_pg.core.event import Event
+from sse_pg.core.frontier import Frontier
+from sse_pg.core.ranges import Ranges
+from sse_pg.core.ring import Entry, Ring
+from sse_pg.db.store import Page, Store
+from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.hub import Hub
+from sse_pg.delivery.replay import Replay
+from sse_pg.delivery.stream import Stream
 
 LIMIT = 1000
 
@@ -155,7 +156,7 @@ async def test_a_slow_client_is_cut_off_and_the_others_are_not(hub: Hub) -> None
     assert slow.reason is None
     transport.unread = LIMIT + 1
     deliver(hub, event(12))
-    assert slow.reason == "slow"
+    assert slow.reason is EndReason.SLOW
     assert transport.ids() == ["11"]
     deliver(hub, event(13))
     assert other.ids() == ["11", "12", "13"]
@@ -172,17 +173,17 @@ async def test_an_ended_stream_is_left_alone(hub: Hub) -> None:
     stream.connection_lost(None)
     deliver(hub, event(11))
     assert transport.writes == []
-    assert stream.reason == "the client went"
+    assert stream.reason is EndReason.CLIENT
     await asyncio.sleep(0)
     assert stream not in hub.streams
 
 
 async def test_an_answer_ends_in_order_unless_the_stream_failed(hub: Hub) -> None:
     (whole, one), (plain, two), (failed, three) = live(hub, "a", chunked=True), live(hub, "a"), live(hub, "a")
-    whole.end("the server stops")
+    whole.end(EndReason.DRAIN)
     whole.end("later")
-    plain.end("the server stops")
-    failed.end("an error")
+    plain.end(EndReason.DRAIN)
+    failed.end(EndReason.ERROR)
     assert not one.closing, "whoever ends it may be going through the streams"
     await asyncio.sleep(0)
     assert one.writes == [b"0\r\n\r\n"]
@@ -191,7 +192,7 @@ async def test_an_answer_ends_in_order_unless_the_stream_failed(hub: Hub) -> Non
     assert two.writes == []
     assert two.closing
     assert three.aborted
-    assert whole.reason == "the server stops"
+    assert whole.reason is EndReason.DRAIN
     assert not hub.streams
 
 
@@ -311,7 +312,7 @@ async def test_ahead_in_a_gap(hub: Hub) -> None:
 
 
 async def test_more_than_should_be_buffered_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse_pg.hub, "AT_ONCE", 100)
+    monkeypatch.setattr(sse_pg.delivery.hub, "AT_ONCE", 100)
     deliver(hub, *[event(number, payload='"' + "x" * 90 + '"') for number in range(11, 15)])
     stream, transport = opened(hub, "a", at=Cursor(10))
     steps = []
@@ -377,11 +378,11 @@ def test_a_cursor_of_a_log_that_was_lost_is_certain_up_to_what_was_settled(hub: 
 
 
 async def test_who_does_not_read_the_end_is_cut_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse_pg.stream.LINGER", 0.01)
+    monkeypatch.setattr("sse_pg.delivery.stream.LINGER", 0.01)
     (reads, one), (deaf, two) = live(hub, "a"), live(hub, "a")
     two.unread = 1
-    reads.end("the server stops")
-    deaf.end("the server stops")
+    reads.end(EndReason.DRAIN)
+    deaf.end(EndReason.DRAIN)
     await eventually(lambda: two.aborted)
     assert not one.aborted
 
@@ -399,7 +400,7 @@ async def test_drained_waits_for_the_client(hub: Hub) -> None:
     stream.task = asyncio.ensure_future(stream.drained())
     waiting = stream.task
     await asyncio.sleep(0)
-    stream.end("over")
+    stream.end(EndReason.CLIENT)
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(waiting, 10)
     assert not transport.aborted
@@ -408,13 +409,13 @@ async def test_drained_waits_for_the_client(hub: Hub) -> None:
 # ------------------------------------------------------------------ two servers, one log
 
 
-class Table:
-    """The store of a server, as far as a replay asks it."""
+class Table(Store):
+    """The store of a server, as far as a replay asks it: its pages are those of a log in memory."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
 
-    async def page(self, channels: Sequence[str], wanted: Ranges, limit: int) -> Page:
+    async def page(self, channels: Sequence[str], wanted: Ranges, limit: int, **_: object) -> Page:
         ids = [n for n in sorted(self.log.committed) if n in wanted and self.log.channel_of[n] in channels]
         events = [self.log.committed[number] for number in ids[:limit]]
         return Page(events, 0, len(events) == limit)
@@ -609,7 +610,7 @@ def schedules(ring: int, options: settings) -> None:
 
 @pytest.mark.parametrize("ring", [0, 3, 1000])
 def test_no_event_is_lost_or_doubled_between_two_servers(ring: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse_pg.hub, "AT_ONCE", 60)
+    monkeypatch.setattr(sse_pg.delivery.hub, "AT_ONCE", 60)
     schedules(ring, SCHEDULES)
 
 

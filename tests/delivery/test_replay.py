@@ -14,9 +14,9 @@ from support.server import Launcher, Server
 from support.streams import StreamReader
 from support.waiting import eventually
 
-from sse_pg.cursor import Cursor
-from sse_pg.replay import KEPT
-from sse_pg.store import Store
+from sse_pg.core.cursor import Cursor
+from sse_pg.db.store import Store
+from sse_pg.delivery.replay import KEPT
 
 BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(1, %s) g"
 #: Reads of the log by streams that wait for the lock of crowd_later().

@@ -21,7 +21,7 @@ import pytest
 from aiohttp import test_utils, web
 from support.process import CHECKOUT, free_port
 
-from sse_pg import exposure
+from sse_pg.auth import exposure
 from sse_pg.config import Settings
 from sse_pg.errors import SettingError
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.process import CHECKOUT
 from support.server import Launcher
 
-from sse_pg.metric import METRICS
+from sse_pg.core.metrics import METRICS
 
 RULES = CHECKOUT / "docker" / "alerts.yml"
 DASHBOARD = CHECKOUT / "docker" / "grafana-dashboard.json"

@@ -105,11 +105,11 @@ def test_the_wheel_has_all_that_is_needed_at_run_time(wheel: Path) -> None:
     wanted = {
         "sse_pg/py.typed",
         "sse_pg/static/sse-pg.js",
-        "sse_pg/openapi.json",
-        "sse_pg/embedded_guard.py",
+        "sse_pg/static/openapi.json",
+        "sse_pg/embedded/guard.py",
         "sse_pg/sql/schema.sql",
     }
-    wanted |= {f"sse_pg/{file.name}" for file in (CHECKOUT / "sse_pg").iterdir() if file.is_file()}
+    wanted |= {f"sse_pg/{file.relative_to(CHECKOUT / 'sse_pg')}" for file in (CHECKOUT / "sse_pg").rglob("*.py")}
     wanted |= {f"sse_pg/static/{file.name}" for file in (CHECKOUT / "sse_pg" / "static").iterdir()}
     wanted |= {f"sse_pg/sql/{file.relative_to(CHECKOUT / 'sql')}" for file in (CHECKOUT / "sql").rglob("*.sql")}
     assert any(name.startswith("sse_pg/sql/migrations/") for name in wanted)

@@ -16,8 +16,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.doctor import mend, one, report
 from support.waiting import wait_for
 
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from sse_pg.migrate import migrate
 
 SIZE = "max_notify_queue_pages"
 

@@ -17,8 +17,10 @@ from support.doctor import found, mend, one, report
 from support.process import CHECKOUT
 from support.server import Launcher
 
-from sse_pg import check_server
-from sse_pg.look import looking
+from sse_pg.config import Settings
+from sse_pg.doctor.examination import Examination
+from sse_pg.doctor.examine import server as check_server
+from sse_pg.doctor.session import read_only_session
 
 ROLES = CHECKOUT / "sql" / "roles.sql"
 INSERT = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(n) FROM generate_series(1, %s) n"
@@ -30,7 +32,7 @@ async def test_nothing_is_wrong_but_what_the_test_cluster_does_without(launch: L
     assert {(f.name, f.state) for f in findings if f.state != "ok"} <= {("durability", "warning"), ("files", "warning")}
     assert "fsync" in next(f.found for f in findings if f.name == "durability")
     assert "1 up" in next(f.found for f in findings if f.name == "servers")
-    assert server.bus.presence.server_id is not None
+    assert server.bus.registry.server_id is not None
 
 
 async def test_a_look_changes_nothing(database_url: str, db: psycopg.Connection) -> None:
@@ -38,10 +40,10 @@ async def test_a_look_changes_nothing(database_url: str, db: psycopg.Connection)
     before = dump(db)
     await report(database_url)
     assert dump(db) == before
-    async with looking(database_url) as look:
+    async with read_only_session(database_url) as session:
         for query in ("subscribe", "server_delete"):
             with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-                await look.rows(query, ("1", "a") if query == "subscribe" else (1,))
+                await session.rows(query, ("1", "a") if query == "subscribe" else (1,))
 
 
 def dump(db: psycopg.Connection) -> list[object]:
@@ -352,11 +354,12 @@ def test_versions(major: int, state: str) -> None:
 
 @pytest.mark.parametrize(("shift", "says"), [(-3600.0, "behind"), (3600.0, "ahead of")])
 async def test_a_wrong_clock(database_url: str, shift: float, says: str) -> None:
-    async with looking(database_url) as look:
-        (finding,) = await check_server.clock(look, lambda: time.time() + shift)
+    async with read_only_session(database_url) as session:
+        exam = Examination(session, Settings(), 60.0)
+        (finding,) = await check_server.clock(exam, lambda: time.time() + shift)
         assert (finding.state, says in finding.found) == ("warning", True)
         assert "3600.0" in finding.found
-        (finding,) = await check_server.clock(look)
+        (finding,) = await check_server.clock(exam)
         assert finding.state == "ok"
 
 
@@ -385,13 +388,12 @@ async def test_settings_at_odds(database_url: str) -> None:
 def test_every_finding_is_explained() -> None:
     """docs/doctor.md has a line for each name that a check gives."""
     named = set()
-    for path in (CHECKOUT / "sse_pg").glob("*.py"):
-        if path.stem == "doctor" or path.stem.startswith("check_"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("ok", "warning", "error", "judge"):
-                    name = node.args[0]
-                    if isinstance(name, ast.Constant):  # else it is the name of a check, which has its own
-                        named.add(name.value)
+    for path in (CHECKOUT / "sse_pg" / "doctor").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("ok", "warning", "error", "judge"):
+                name = node.args[0]
+                if isinstance(name, ast.Constant):  # else it is the name of a check, which has its own
+                    named.add(name.value)
     explained = re.findall(r"^- \*\*(\w+)\*\*: ", (CHECKOUT / "docs" / "doctor.md").read_text(encoding="utf-8"), re.M)
     assert len(explained) == len(set(explained))
     assert set(explained) == named

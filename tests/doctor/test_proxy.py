@@ -18,8 +18,8 @@ from support.process import SSE_PG, environment, free_port
 from support.server import Launcher
 from support.waiting import wait_for
 
-from sse_pg.check_proxy import proxy
-from sse_pg.finding import Finding
+from sse_pg.doctor.finding import Finding
+from sse_pg.doctor.proxy import proxy
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install nginx)")

@@ -20,9 +20,10 @@ import psycopg
 import pytest
 from support.process import CHECKOUT
 
-from sse_pg import embedded_binaries, embedded_log
 from sse_pg.embedded import Binaries, EmbeddedPostgres, default_data_dir, find_binaries, running
-from sse_pg.embedded_child import Child
+from sse_pg.embedded import binaries as embedded_binaries
+from sse_pg.embedded import log as embedded_log
+from sse_pg.embedded.child import Child
 from sse_pg.errors import EmbeddedError
 
 ROOT = os.geteuid() == 0

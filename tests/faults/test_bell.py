@@ -17,10 +17,10 @@ from support.server import Launcher
 from support.waiting import TIMEOUT_S
 
 from faults.helpers import connection, following, insert
-from sse_pg import tail as tail_module
-from sse_pg.bell import Bell
-from sse_pg.database import ADAPTERS
-from sse_pg.queries import query
+from sse_pg.db.connection import ADAPTERS
+from sse_pg.db.queries import query
+from sse_pg.delivery import tail as tail_module
+from sse_pg.delivery.bell import Bell
 
 #: Seconds; far beyond the patience of a test, so a wake-up that is lost fails it.
 NEVER = 60.0

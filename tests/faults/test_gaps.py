@@ -12,7 +12,7 @@ from support.streams import StreamReader
 from support.waiting import eventually
 
 from faults.helpers import following
-from sse_pg.cursor import Cursor
+from sse_pg.core.cursor import Cursor
 
 BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(%s::int, %s::int) g"
 

@@ -20,9 +20,9 @@ from support.waiting import eventually
 from torture.proxy import Proxy
 
 from faults.helpers import Follower, as_in_table, connection, following, insert, running
-from sse_pg import stream as stream_module
-from sse_pg.cursor import Cursor
-from sse_pg.ranges import Ranges
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.ranges import Ranges
+from sse_pg.delivery import stream as stream_module
 
 BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(%s::int, %s::int) g"
 

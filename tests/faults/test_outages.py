@@ -23,8 +23,8 @@ from support.waiting import TIMEOUT_S, eventually
 
 from faults.helpers import Poster, as_in_table, connection, following, insert, running, table
 from faults.launcher import QuietLauncher
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from sse_pg.migrate import migrate
 
 OPTIONS = {"max_connections": "50", "full_page_writes": "off", "synchronous_commit": "on", "fsync": "off"}
 

@@ -192,7 +192,7 @@ async def test_a_frozen_client_is_cut_off_and_costs_nobody_anything(
     launch: Launcher, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = await launch()
-    caplog.set_level("INFO", "sse_pg.api_stream")
+    caplog.set_level("INFO", "sse_pg.api.stream")
     others = [Follower(server.url) for _ in range(3)]
     async with running(*(other.run() for other in others)), connection(database_url) as conn:
         for other in others:
@@ -222,7 +222,7 @@ async def test_a_frozen_client_is_cut_off_and_costs_nobody_anything(
 
 async def test_a_client_that_is_gone_without_a_word(launch: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its network is gone: nothing comes back, not even a reset. The heartbeats find out."""
-    monkeypatch.setattr("sse_pg.takeover.UNACKNOWLEDGED_MS", 1000)
+    monkeypatch.setattr("sse_pg.http.takeover.UNACKNOWLEDGED_MS", 1000)
     server = await launch(heartbeat=0.2)
     with _network() as (address, inside, link):
         await web.TCPSite(server.runner, address, 0).start()

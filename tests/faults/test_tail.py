@@ -13,8 +13,8 @@ from support.server import Launcher
 from support.waiting import eventually
 
 from faults.helpers import Follower, as_in_table, connection, following, insert, running, table
-from sse_pg.cursor import Cursor
-from sse_pg.ranges import NONE, Ranges
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.ranges import NONE, Ranges
 
 
 async def test_a_transaction_that_stays_open(launch: Launcher, database_url: str) -> None:

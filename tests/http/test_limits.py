@@ -14,10 +14,10 @@ from support.client import Client
 from support.server import Launcher
 from support.waiting import TIMEOUT_S, eventually
 
-from sse_pg import connections
 from sse_pg.errors import SettingError
-from sse_pg.limits import Proxies, PublishRate, StreamLimits
-from sse_pg.problem import Problem
+from sse_pg.http import connections
+from sse_pg.http.limits import Proxies, PublishRate, StreamLimits
+from sse_pg.http.problem import Problem
 
 # ---- whose request it is
 

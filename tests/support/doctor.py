@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 
 from sse_pg.config import Settings
-from sse_pg.doctor import examine
-from sse_pg.finding import Finding
+from sse_pg.doctor.examine import examine
+from sse_pg.doctor.finding import Finding
 
 
 async def report(url: str, *, old: float = 60.0, **settings: Any) -> list[Finding]:

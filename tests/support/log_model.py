@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck
 
-from sse_pg.cursor import Cursor
-from sse_pg.event import Event
-from sse_pg.ranges import Ranges
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.event import Event
+from sse_pg.core.ranges import Ranges
 
 EPOCH = 0
 FOREVER = 2**62

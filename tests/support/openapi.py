@@ -1,4 +1,4 @@
-"""Holds responses against sse_pg/openapi.json: nothing goes out that the description does not name."""
+"""Holds responses against sse_pg/static/openapi.json: nothing goes out that the description does not name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOWHERE = "#/components/schemas/Problem"
 @cache
 def document() -> dict[str, Any]:
     """The description as it is shipped."""
-    return json.loads((Path(sse_pg.__file__).parent / "openapi.json").read_text("utf-8"))
+    return json.loads((Path(sse_pg.__file__).parent / "static" / "openapi.json").read_text("utf-8"))
 
 
 def check(method: str, path: str, status: int, content_type: str, body: Any) -> None:

@@ -11,7 +11,7 @@ from aiohttp import web
 from sse_pg.app import BUS, create_app
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
-from sse_pg.connections import Site
+from sse_pg.http.connections import Site
 from sse_pg.server import drain as end
 from support.waiting import TIMEOUT_S
 

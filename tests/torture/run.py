@@ -15,8 +15,8 @@ from random import Random
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from sse_pg.migrate import migrate
 from torture.checker import Report, check, table
 from torture.faults import Faults, ServerProcess, free_ports
 from torture.proxy import Proxy

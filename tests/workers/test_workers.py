@@ -25,12 +25,12 @@ from support.client import Client
 from support.process import CHECKOUT, SSE_PG, Process, environment, left_behind, one_line, process, run
 from support.waiting import TIMEOUT_S, wait_for
 
-import sse_pg.workers
+import sse_pg.workers.supervisor
 from sse_pg.client import Event, subscribe
 from sse_pg.config import Settings
 from sse_pg.errors import SettingError
-from sse_pg.shared_port import SharedPort
-from sse_pg.workers import Workers
+from sse_pg.workers.port import SharedPort
+from sse_pg.workers.supervisor import Workers
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
@@ -67,7 +67,7 @@ def children(pid: int) -> list[int]:
     for each in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = (each / "stat").read_text().rpartition(")")[2].split()[1]
-            if int(parent) == pid and b"sse_pg.worker" in (each / "cmdline").read_bytes().split(b"\0"):
+            if int(parent) == pid and b"sse_pg.workers.child" in (each / "cmdline").read_bytes().split(b"\0"):
                 found.append(int(each.name))
     return found
 
@@ -311,8 +311,8 @@ async def test_nobody_outlives_a_killed_parent(data: Path) -> None:
 
 
 async def test_a_worker_that_does_not_end_is_killed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse_pg.workers, "LAST_REQUESTS", 0.0)
-    monkeypatch.setattr(sse_pg.workers, "GRACE", 0.5)
+    monkeypatch.setattr(sse_pg.workers.supervisor, "LAST_REQUESTS", 0.0)
+    monkeypatch.setattr(sse_pg.workers.supervisor, "GRACE", 0.5)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     settings = Settings(host="127.0.0.1", port=0, workers=2, drain=0.0, database_url=database_url)
     urls: list[str] = []
@@ -373,7 +373,8 @@ def stumbling(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A file while which exists every new worker ends with code 3, and the PYTHONPATH that brings it about."""
     flag = tmp_path / "stumble"
     (tmp_path / "sitecustomize.py").write_text(
-        f"import os, sys\nif 'sse_pg.worker' in sys.orig_argv and os.path.exists({str(flag)!r}):\n    os._exit(3)\n"
+        "import os, sys\n"
+        f"if 'sse_pg.workers.child' in sys.orig_argv and os.path.exists({str(flag)!r}):\n    os._exit(3)\n"
     )
     yield flag, f"{tmp_path}{os.pathsep}{CHECKOUT}"
 

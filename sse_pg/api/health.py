@@ -1,0 +1,54 @@
+"""Whether the process lives, whether it can serve, and who else does."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from sse_pg.bus import Bus
+from sse_pg.core.event import timestamp
+from sse_pg.http.problem import json_response, unavailable
+
+
+class HealthApi:
+    """Health checks and active connections."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this module."""
+        return [
+            web.get("/healthz", self.live),
+            web.get("/readyz", self.ready),
+            web.get("/api/events/active-connections", self.active_connections),
+        ]
+
+    async def live(self, _request: web.Request) -> web.Response:
+        """200 as long as the process answers."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        """200 when requests can be served: database reachable, LISTEN up, not draining."""
+        reason = self._bus.why_not_ready()
+        if reason is not None:
+            raise unavailable(f"Not ready: {reason}.")
+        await self._bus.store.ping()
+        return json_response({"status": "ready"})
+
+    async def active_connections(self, request: web.Request) -> web.Response:
+        """Count the open streams of every server on this database; this server's own count is of this moment."""
+        self._bus.access.require_observer(await self._bus.access.identify(request))
+        own = self._bus.registry.server_id
+        servers = [
+            {
+                "id": number,
+                "name": name,
+                "pid": pid,
+                "version": version,
+                "startedAt": timestamp(started),
+                "activeConnections": len(self._bus.hub.streams) if number == own else count,
+            }
+            for number, name, pid, version, started, count in await self._bus.store.servers()
+        ]
+        total = sum(int(str(server["activeConnections"])) for server in servers)
+        return json_response({"activeConnections": total, "servers": servers})

@@ -1,0 +1,88 @@
+"""GET /api/events/history: the stored events, a page at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from sse_pg.bus import Bus
+from sse_pg.core import names
+from sse_pg.core.cursor import START, Cursor
+from sse_pg.core.event import event_json
+from sse_pg.http.problem import FieldError, invalid, json_response
+from sse_pg.http.query import collect, query_channels, query_choice, query_cursor, query_integer
+
+
+class HistoryApi:
+    """Paginated history."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this module."""
+        return [web.get("/api/events/history", self.history)]
+
+    async def history(self, request: web.Request) -> web.Response:
+        """Return a page. An ascending walk ends at a cursor that opens a stream with nothing lost between."""
+        identity = await self._bus.access.identify(request)
+        query = request.query
+        channels = query_channels(query, "channel", self._bus.settings.max_channels)
+        if not channels:
+            raise invalid([FieldError("channel", "this parameter is needed")])
+        event_type = query.get("eventType")
+        if event_type is not None:
+            collect({"eventType": (names.event_type_fault, event_type)})
+        limit = query_integer(query, "limit", 50, 1, 1000)
+        after, before = query_cursor(query, "after"), query_cursor(query, "before")
+        order = query_choice(query, "order", ("asc", "desc"))
+        await self._bus.access.require(identity, identity.user, "subscribe", channels, "channel")
+        walk = self._ascending if order == "asc" else self._descending
+        body = await walk(channels, after, before, limit, event_type)
+        headers = {}
+        if body["hasMore"]:
+            step = "after" if order == "asc" else "before"
+            headers["Link"] = f'<{request.rel_url.update_query({step: body["nextCursor"]})}>; rel="next"'
+        return json_response(body, headers=headers)
+
+    async def _ascending(
+        self,
+        channels: list[str],
+        after: Cursor | None,
+        before: Cursor | None,
+        limit: int,
+        event_type: str | None,
+    ) -> dict[str, Any]:
+        cursor = after or START
+        # First the position, then the rows: what is visible at the position is among the rows.
+        position = await self._bus.store.position()
+        if before is not None:
+            position = position.clip(max(0, before.high - 1))
+        step = await self._bus.store.step(channels, cursor, position, limit, event_type=event_type)
+        body: dict[str, Any] = {
+            "events": [event_json(event) for event in step.events],
+            "nextCursor": step.cursor.text,
+            "hasMore": step.more,
+        }
+        if after is not None and after != START and after.missing_up_to(step.purged_to):
+            body["gap"] = {"reason": "expired", "after": after.text, "before": str(step.purged_to)}
+        return body
+
+    async def _descending(
+        self,
+        channels: list[str],
+        after: Cursor | None,
+        before: Cursor | None,
+        limit: int,
+        event_type: str | None,
+    ) -> dict[str, Any]:
+        top = before.high - 1 if before is not None else await self._bus.store.last_id()
+        wanted = (after or START).missing_up_to(top)
+        page = await self._bus.store.page(channels, wanted, limit + 1, event_type=event_type, descending=True)
+        rows = page.events[:limit]
+        return {
+            "events": [event_json(event) for event in rows],
+            "nextCursor": str(rows[-1].id) if page.full else None,
+            "hasMore": page.full,
+        }

@@ -1,0 +1,130 @@
+"""GET /api/events/stats: the bus at a glance, for the dashboard and for whoever asks with curl."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from aiohttp import web
+
+from sse_pg.bus import Bus
+from sse_pg.core.event import EPOCH, timestamp
+from sse_pg.core.meter import SECONDS, Second
+from sse_pg.http.problem import json_response
+from sse_pg.http.query import query_integer
+
+#: Channels in an answer, the most recently active ones.
+CHANNELS = 100
+#: Seconds for which the database's part of an answer serves everybody who asks.
+KEPT = 0.5
+
+
+class StatsApi:
+    """What this server knows of itself, and what the database knows of all."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._asking = asyncio.Lock()
+        self._asked_at = float("-inf")
+        self._found: tuple[tuple[Any, ...], list[tuple[Any, ...]]] | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this module."""
+        return [web.get("/api/events/stats", self.stats)]
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """Return the numbers of this moment, and of the last seconds one by one."""
+        self._bus.access.require_observer(await self._bus.access.identify(request))
+        seconds = query_integer(request.query, "seconds", 60, 0, SECONDS)
+        (version, newest, oldest, purged_to, settled_to, partitions, publishers), servers = await self._ask()
+        bus, settings, now = self._bus, self._bus.settings, time.time()
+        body = {
+            "time": timestamp(round((now - EPOCH) * 1_000_000)),
+            "database": {"version": version},
+            "log": {
+                "newestId": newest,
+                "oldestId": oldest,
+                "purgedTo": purged_to,
+                "settledTo": settled_to,
+                "partitions": partitions,
+                "partitionSize": settings.partition_size,
+                "keepEvents": settings.keep_events,
+                "keepHours": settings.keep_hours,
+            },
+            "publishersInFlight": publishers,
+            "openGaps": len(bus.tail.open),
+            "server": self._server(newest),
+            "servers": [self._of(row, newest) for row in servers],
+            "totals": {"events": bus.hub.meter.events, "deliveries": bus.hub.meter.deliveries},
+            "recent": [_second(second) for second in bus.hub.meter.recent if second.at >= now - seconds],
+            "channels": self._channels(now),
+        }
+        return json_response(body)
+
+    async def _ask(self) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
+        async with self._asking:
+            if self._found is None or time.monotonic() - self._asked_at > KEPT:
+                self._found = await self._bus.store.stats(), await self._bus.store.servers_state()
+                self._asked_at = time.monotonic()
+            return self._found
+
+    def _server(self, newest: int) -> dict[str, object]:
+        """Return what the server that answers knows of itself at this moment."""
+        bus = self._bus
+        read_at = bus.tail.read_at
+        return {
+            "id": bus.registry.server_id,
+            "position": bus.hub.position.text,
+            "lag": max(0, newest - bus.hub.position.high),
+            "secondsSinceRead": None if read_at is None else round(time.monotonic() - read_at, 3),
+            "ringEvents": len(bus.hub.ring),
+            "notReady": bus.why_not_ready(),
+        }
+
+    def _of(self, row: tuple[Any, ...], newest: int) -> dict[str, object]:
+        number, name, pid, version, started, active, position, asleep, awake = row
+        if number == self._bus.registry.server_id:
+            active, position = len(self._bus.hub.streams), self._bus.hub.position.high
+        return {
+            "id": number,
+            "name": name,
+            "pid": pid,
+            "version": version,
+            "startedAt": timestamp(started),
+            "activeConnections": active,
+            "position": position,
+            "lag": max(0, newest - position),
+            # For a moment, while it goes from one to the other, a server shows both; publishers ring then.
+            "bell": "asleep" if asleep else "awake" if awake else "silent",
+        }
+
+    def _channels(self, now: float) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = []
+        for name, channel in reversed(self._bus.hub.meter.channels.items()):
+            if len(found) == CHANNELS:
+                break
+            found.append(
+                {
+                    "channel": name,
+                    "rate": round(channel.rate(now), 3),
+                    "events": channel.events,
+                    "last": {
+                        "id": channel.last.id,
+                        "eventType": channel.last.event_type,
+                        "createdAt": timestamp(channel.last.created_at),
+                    },
+                }
+            )
+        return found
+
+
+def _second(second: Second) -> dict[str, object]:
+    p50, p99 = second.delay(0.5), second.delay(0.99)
+    return {
+        "at": second.at,
+        "events": second.events,
+        "deliveries": second.deliveries,
+        "delayP50Ms": None if p50 is None else round(p50 * 1000, 2),
+        "delayP99Ms": None if p99 is None else round(p99 * 1000, 2),
+    }

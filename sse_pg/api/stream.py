@@ -1,0 +1,255 @@
+"""GET /api/events/stream: Server-Sent Events, from a cursor or from now on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from random import random
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from sse_pg import logs
+from sse_pg.bus import Bus
+from sse_pg.core import wire
+from sse_pg.core.cursor import START, Cursor
+from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.stream import Stream
+from sse_pg.errors import BusUnavailable, ClientGone, CursorError
+from sse_pg.http.problem import FieldError, Problem, invalid, unavailable
+from sse_pg.http.query import query_channels, query_flag, query_user
+from sse_pg.http.takeover import OpenAnswer, take_over
+
+log = logging.getLogger(__name__)
+
+HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+#: Seconds that a stream without a cursor waits for the tail before it opens.
+READ_UP = 1.0
+#: Channels of a stream that a log line names.
+SHOWN = 5
+
+
+class StreamApi:
+    """Opening streams and seeing them to their end."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._on_end = self._ended  # one object for all streams
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this module."""
+        return [web.get("/api/events/stream", self.stream, allow_head=False)]
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a stream, which goes on when this has returned: until the client goes or the server ends it."""
+        bus = self._bus
+        identity = await bus.access.identify(request)
+        user = query_user(request.query)
+        stream = await self._admit(request, user, bus.access.user(identity, user))
+        response = OpenAnswer(headers=HEADERS)
+        response.force_close()
+        bus.limits.streams.take(stream.user, stream.remote)
+        try:
+            if stream.follows is not None:
+                await bus.followers.follow(stream, stream.follows, identity.subscribe)
+            else:
+                bus.authorizer.watch(stream)
+                await bus.access.require(identity, stream.user, "subscribe", stream.channels, "channels")
+            await response.prepare(request)
+            take_over(request, stream)
+        except BaseException:
+            self._release(stream)
+            raise
+        stream.open(bus.hub.add(stream))
+        if identity.expires is not None:
+            stream.expiry = asyncio.get_running_loop().call_later(
+                max(0.0, identity.expires - time.time()), stream.end, EndReason.EXPIRED
+            )
+        log.info("stream opened: %s", _whom(stream), extra=logs.fields(**_about(stream)))
+        if bus.draining:  # it was asked for before, and is not among those that are ended one by one
+            stream.end(EndReason.DRAIN)
+        if stream.reason is None:  # a rule may have ended it while its head went out
+            stream.task = asyncio.create_task(self._bring_up(stream, _asked_for(request)))
+        return response
+
+    def _release(self, stream: Stream) -> None:
+        """Give back what a stream has taken."""
+        self._bus.limits.streams.give_back(stream.user, stream.remote)
+        self._bus.authorizer.unwatch(stream)
+        if stream.follows is not None:
+            self._bus.followers.leave(stream, stream.follows)
+
+    def _ended(self, stream: Stream) -> None:
+        """Forget a stream that has ended."""
+        reason = stream.reason
+        assert reason is not None
+        self._bus.hub.leave(stream, reason)
+        self._release(stream)
+        seconds = time.monotonic() - stream.opened_at
+        log.info(
+            "stream closed: %s, %s, %.1f s, %d events and %d replayed, %d bytes",
+            _whom(stream), reason.words, seconds, stream.events, stream.replayed, stream.sent_bytes,
+            extra=logs.fields(
+                **_about(stream),
+                reason=reason.value,
+                seconds=round(seconds, 3),
+                events=stream.events,
+                replayed=stream.replayed,
+                bytes=stream.sent_bytes,
+            ),
+        )  # fmt: skip
+
+    async def _admit(self, request: web.Request, user: str | None, asked_about: str | None) -> Stream:
+        """Return the stream that is asked for, not yet open; raises the problem that says why there is none.
+
+        ``asked_about`` is whom the access rules are asked about.
+        """
+        bus = self._bus
+        channels = query_channels(request.query, "channels", bus.settings.max_channels)
+        envelope = query_flag(request.query, "envelope")
+        if user is None and not channels:
+            raise invalid([FieldError("channels", "name channels, or a userId, or both")])
+        await self._require_ready(request)
+        if len(bus.hub.streams) >= bus.settings.max_streams:
+            raise unavailable(f"This server has its {bus.settings.max_streams} streams.", limit="streams")
+        if user is not None and channels:
+            await self._require_subscribed(user, channels)
+        if request.transport is None:
+            raise ClientGone
+        return Stream(
+            request.transport,
+            self._on_end,
+            channels=frozenset(channels),
+            cursor=START,
+            envelope=envelope,
+            chunked=request.version >= HttpVersion11,
+            buffer_limit=bus.settings.stream_buffer,
+            now=time.monotonic(),
+            user=asked_about,
+            follows=user if not channels else None,
+            remote=bus.limits.proxies.client(request),
+        )
+
+    async def _require_ready(self, request: web.Request) -> None:
+        """Wait a moment for the LISTEN connection; turn the client away where it does not come, or the server stops.
+
+        An EventSource never comes back after an answer other than 200, and comes back after a lost connection. So who
+        asks for an event stream by name has its connection dropped; anybody else is told 503.
+        """
+        bus = self._bus
+        if not bus.draining and not bus.tail.listening.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(bus.settings.pool_timeout):
+                    await bus.tail.listening.wait()
+        reason = bus.why_not_ready()
+        if reason is None:
+            return
+        if "text/event-stream" in request.headers.get("Accept", "") and request.transport is not None:
+            bus.turned_away["not_ready"] += 1
+            request.transport.abort()
+            raise ClientGone
+        raise unavailable(f"Not ready: {reason}.", limit="not_ready")
+
+    async def _require_subscribed(self, user: str, channels: list[str]) -> None:
+        subscribed = {name for name, _ in await self._bus.store.subscriptions(user)}
+        missing = [name for name in channels if name not in subscribed]
+        if missing:
+            raise Problem(
+                403,
+                f"User {user} is not subscribed to {', '.join(missing)}.",
+                errors=[FieldError("channels", name) for name in missing],
+            )
+
+    async def _bring_up(self, stream: Stream, asked: str | None) -> None:
+        """Greet a stream and make it live; where the database is away, wait with the stream open."""
+        greeted = False
+        try:
+            while True:
+                try:
+                    if not greeted:
+                        cursor, lost = await self._start_of(asked)
+                        self._greet(stream, cursor or self._bus.hub.position, asked if lost else None)
+                        greeted = True
+                    await self._bus.replay.catch_up(stream)
+                    return
+                except BusUnavailable as error:
+                    log.warning("a stream waits for the database: %s", error)
+                    await asyncio.sleep(0.2 + 0.6 * random())  # noqa: S311 - jitter
+                    await self._bus.tail.listening.wait()
+        except Exception:
+            # The head is out: a problem document would land in the middle of the blocks.
+            log.exception("a stream failed: %s", _whom(stream))
+            stream.end(EndReason.ERROR)
+        finally:
+            stream.task = None
+
+    async def _start_of(self, asked: str | None) -> tuple[Cursor | None, bool]:
+        """Return where a stream begins (None: now), and whether what was asked for is of no log, or of a lost one."""
+        counts, kind = self._bus.cursors, "none"
+        try:
+            if asked is not None:
+                cursor, lost = await self._bus.replay.judge(Cursor.parse(asked))
+                counts["lost" if lost else "known"] += 1
+                return cursor, lost
+        except CursorError:
+            kind = "malformed"
+        counts[kind] += 1
+        # Let the tail read what is committed, so that "from now on" leaves it out. It may be behind: not for long.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_UP):
+                await self._bus.tail.fresh()
+        return None, asked is not None
+
+    def _greet(self, stream: Stream, cursor: Cursor, lost: str | None) -> None:
+        """Send the first block, and say so where the cursor that the client asked for means nothing here.
+
+        In one write: a client that drops between the two would take the hello's position for its own.
+        """
+        retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
+        stream.cursor = cursor
+        stream.greeted = True
+        greeting = wire.hello(cursor, retry_ms)
+        if lost is not None:
+            self._bus.hub.gap_notices["unknown"] += 1
+            greeting += wire.gap("unknown", _printable(lost), cursor)
+        stream.tell(greeting, cursor, time.monotonic())
+
+
+def _asked_for(request: web.Request) -> str | None:
+    """Return the cursor a client came with. The header is newer than the URL: browsers repeat the URL as it was."""
+    for text in (
+        request.headers.get("Last-Event-ID"),
+        request.query.get("lastEventId"),
+        request.query.get("last_event_id"),
+    ):
+        if text:
+            return text
+    return None
+
+
+def _printable(asked: str) -> str:
+    """Return what can be told of a text that is no cursor; a header may hold bytes that are not UTF-8."""
+    return asked[:128].encode(errors="replace").decode()
+
+
+def _about(stream: Stream) -> dict[str, object]:
+    """Return what both log lines of a stream have; its number is of this process."""
+    return {
+        "stream": stream.number,
+        "remote": stream.remote,
+        "user": stream.user,
+        "channels": sorted(stream.channels)[:SHOWN],
+        "channel_count": len(stream.channels),
+    }
+
+
+def _whom(stream: Stream) -> str:
+    names = sorted(stream.channels)
+    shown = ",".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return f"{stream.remote} user={stream.user!r} channels={shown!r}"

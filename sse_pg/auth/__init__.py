@@ -1,0 +1,1 @@
+"""Who may do what: tokens, keys, the access rule, revocations."""

@@ -1,0 +1,209 @@
+"""Tokens: JSON Web Tokens that say who somebody is and what they may do; checking them, and making them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import jwt
+import msgspec
+
+from sse_pg.auth.identity import Identity, Patterns
+from sse_pg.auth.jwks import Jwks
+from sse_pg.auth.keys import Key, KeyFiles, secret_key
+from sse_pg.config import Settings
+from sse_pg.core.names import user_fault
+from sse_pg.errors import SettingError, TokenRefused
+
+#: Characters of a token.
+LONGEST = 16384
+#: Verified tokens that are remembered, so that each request does not cost a signature.
+REMEMBERED = 10000
+#: Seconds between looks at the key files.
+LOOK_AGAIN = 1.0
+
+
+class Rights(msgspec.Struct, rename="camel"):
+    """The claim ``sse_pg``: patterns of channels, and of users that its bearer may act for."""
+
+    publish: list[str] = []
+    subscribe: list[str] = []
+    act_for: list[str] = []
+    observe: bool = False
+
+
+class Verifier:
+    """Tells the identity of a token."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Read the keys that the settings name. Raises SettingError where they cannot be used."""
+        self._audience = settings.token_audience
+        self._issuer = settings.token_issuer
+        self._leeway = settings.token_leeway
+        self._secret = _setting_secret(settings)
+        self._files = KeyFiles(settings.token_secret_file, settings.token_public_key_files)
+        self._looked_at = time.monotonic()
+        self._jwks = (
+            Jwks(settings.token_jwks_url, refresh=settings.token_jwks_refresh, pause=settings.token_jwks_pause)
+            if settings.token_jwks_url
+            else None
+        )
+        self._known: OrderedDict[bytes, Identity] = OrderedDict()
+        self._known_with: list[Key] | None = None
+
+    async def close(self) -> None:
+        """Let go of what is under way."""
+        if self._jwks is not None:
+            await self._jwks.close()
+
+    async def verify(self, token: str) -> Identity:
+        """Return the identity of a token.
+
+        Raises TokenRefused with the reason, and KeysUnavailable when nobody can say now.
+        """
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_AGAIN:
+            self._looked_at = now
+            if self._files.refresh():
+                self._known.clear()
+        if self._jwks is not None:
+            await self._jwks.current()
+            if self._known_with is not self._jwks.keys:
+                self._known.clear()
+                self._known_with = self._jwks.keys
+        # Not the token itself: memory that shows up in a dump should hold as few of them as can be.
+        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+        identity = self._known.get(digest)
+        if identity is not None:
+            if identity.expires is not None and identity.expires <= time.time():
+                del self._known[digest]
+                raise TokenRefused("the token has expired")
+            return identity
+        identity = await self._check(token)
+        while len(self._known) >= REMEMBERED:
+            self._known.popitem(last=False)
+        self._known[digest] = identity
+        return identity
+
+    async def _check(self, token: str) -> Identity:
+        if len(token) > LONGEST:
+            raise TokenRefused(f"a token has at most {LONGEST} characters")
+        try:
+            header = jwt.get_unverified_header(token)
+        except (jwt.PyJWTError, ValueError, RecursionError):  # the last: older ones of PyJWT let it through
+            raise TokenRefused("it is not a JSON Web Token") from None
+        if "crit" in header:
+            raise TokenRefused("the token demands an extension that is not known here")
+        try:
+            return self._identity(self._claims(token, header))
+        except TokenRefused:
+            # A key that the set does not have yet? Another token with a wrong signature does not get us here: `pause`.
+            if self._jwks is None or self._suits(header, self._jwks.keys) or not await self._jwks.again():
+                raise
+        return self._identity(self._claims(token, header))
+
+    def _keys(self) -> list[Key]:
+        return [*self._secret, *self._files.keys, *(self._jwks.keys if self._jwks is not None else [])]
+
+    def _suits(self, header: dict[str, Any], keys: Sequence[Key]) -> list[Key]:
+        """Return the keys that may have signed a token with such a header."""
+        kid = header.get("kid")
+        return [
+            key
+            for key in keys
+            if header.get("alg") in key.algorithms and (kid is None or key.kid is None or kid == key.kid)
+        ]
+
+    def _claims(self, token: str, header: dict[str, Any]) -> dict[str, Any]:
+        for key in self._suits(header, self._keys()):
+            try:
+                claims: dict[str, Any] = jwt.decode(
+                    token,
+                    key.material,
+                    algorithms=list(key.algorithms),
+                    audience=self._audience,
+                    issuer=self._issuer,
+                    leeway=self._leeway,
+                    # When a token was issued is said for the record, and clocks differ.
+                    options={"require": ["exp", "sub"], "verify_iat": False},
+                )
+            except jwt.InvalidSignatureError:
+                continue
+            except jwt.ExpiredSignatureError:
+                raise TokenRefused("the token has expired") from None
+            except jwt.ImmatureSignatureError:
+                raise TokenRefused("the token is not valid yet") from None
+            except jwt.InvalidAudienceError:
+                raise TokenRefused("the token is not for this audience") from None
+            except jwt.InvalidIssuerError:
+                raise TokenRefused("the token is not from this issuer") from None
+            except jwt.MissingRequiredClaimError as error:
+                raise TokenRefused(f"the token has no claim {error.claim}") from None
+            except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
+                raise TokenRefused("the token cannot be read") from None
+            return claims
+        raise TokenRefused("no key here verifies the token's signature")
+
+    def _identity(self, claims: dict[str, Any]) -> Identity:
+        user = claims["sub"]
+        if not isinstance(user, str) or user_fault(user):
+            raise TokenRefused("the claim sub is no user id")
+        try:
+            rights = msgspec.convert(claims.get("sse_pg", {}), Rights)
+        except msgspec.ValidationError as error:
+            raise TokenRefused(f"the claim sse_pg cannot be read: {error}") from None
+        try:
+            expires = float(claims["exp"]) + self._leeway
+        except OverflowError:
+            raise TokenRefused("the claim exp is too large") from None
+        return Identity(
+            user,
+            Patterns(rights.publish),
+            Patterns(rights.subscribe),
+            Patterns(rights.act_for),
+            rights.observe,
+            expires,
+        )
+
+
+def mint(
+    settings: Settings,
+    user: str,
+    ttl: float,
+    *,
+    publish: Sequence[str] = (),
+    subscribe: Sequence[str] = (),
+    act_for: Sequence[str] = (),
+    observe: bool = False,
+) -> str:
+    """Return a token for the configured secret, good for ``ttl`` seconds.
+
+    Raises SettingError when no secret is configured, and ValueError for a user id that none can be.
+    """
+    if fault := user_fault(user):
+        raise ValueError(fault)
+    keys = _setting_secret(settings) or KeyFiles(settings.token_secret_file, ()).keys
+    if not keys:
+        raise SettingError(
+            "set SSE_PG_TOKEN_SECRET or SSE_PG_TOKEN_SECRET_FILE: a token is made with the secret that the server "
+            "checks it with; a public key makes none"
+        )
+    now = int(time.time())
+    rights: dict[str, Any] = {"publish": list(publish), "subscribe": list(subscribe)}
+    if act_for:
+        rights["actFor"] = list(act_for)
+    if observe:
+        rights["observe"] = True
+    claims: dict[str, Any] = {"sub": user, "iat": now, "exp": now + int(ttl), "sse_pg": rights}
+    if settings.token_audience:
+        claims["aud"] = settings.token_audience
+    if settings.token_issuer:
+        claims["iss"] = settings.token_issuer
+    return jwt.encode(claims, keys[0].material, algorithm="HS256")
+
+
+def _setting_secret(settings: Settings) -> list[Key]:
+    return [secret_key(settings.token_secret)] if settings.token_secret else []

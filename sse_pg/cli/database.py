@@ -1,0 +1,66 @@
+"""The database of a command, the one that is named or else the embedded one, and the connections to it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import click
+import psycopg
+
+from sse_pg import embedded, logs
+from sse_pg.cli import signals
+from sse_pg.config import Settings, has_database
+from sse_pg.db.connection import Pool, make_pool, summary
+from sse_pg.errors import BusUnavailable, EmbeddedError
+
+
+@contextlib.contextmanager
+def started(settings: Settings) -> Iterator[Settings]:
+    """Give settings with a database in them; an embedded one runs as long as the block."""
+    if has_database(settings, os.environ):
+        yield settings
+        return
+    directory = settings.data_dir or embedded.default_data_dir()
+    binaries = embedded.find_binaries(settings.postgres_bin)
+    postgres = embedded.EmbeddedPostgres(directory, binaries=binaries)
+    signals.be_patient()
+    try:
+        postgres.start()
+        click.echo(f"PostgreSQL {binaries.major} ({binaries.origin}) with its data in {directory}")
+        click.echo(f"reach it with: {postgres.psql}")
+        yield dataclasses.replace(settings, database_url=postgres.url)
+    finally:
+        signals.hold()
+        postgres.stop()
+
+
+def running(settings: Settings) -> Settings:
+    """Give settings with a database that runs already."""
+    if has_database(settings, os.environ):
+        return settings
+    directory = settings.data_dir or embedded.default_data_dir()
+    url = embedded.running(directory)
+    if url is None:
+        raise EmbeddedError(
+            f"no server is running on {directory}: start one with `sse-pg serve`, or set DATABASE_URL to your database"
+        )
+    return dataclasses.replace(settings, database_url=url)
+
+
+@contextlib.asynccontextmanager
+async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
+    """Give a pool. Raises BusUnavailable that says why, where the database cannot be reached; a pool only times out."""
+    logs.configure("error", "text")
+    try:
+        conn = await psycopg.AsyncConnection.connect(settings.database_url or "", connect_timeout=10)
+    except psycopg.OperationalError as error:
+        raise BusUnavailable(
+            f"the database cannot be reached: {summary(error)}; see that it is up, and that DATABASE_URL leads to it"
+        ) from error
+    await conn.close()
+    pooled = settings.listen_database_url is not None
+    async with make_pool(settings.database_url, size, settings.pool_timeout, pooled=pooled) as pool:
+        yield pool

@@ -1,0 +1,127 @@
+"""``sse-pg publish``: one event, or one for each line of standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import click
+import msgspec
+
+from sse_pg.cli.database import open_pool
+from sse_pg.cli.lines import Lines
+from sse_pg.cli.progress import progress
+from sse_pg.cli.signals import Asked
+from sse_pg.config import Settings
+from sse_pg.core import names
+from sse_pg.db.publisher import Draft, Published, Publisher
+from sse_pg.errors import BusUnavailable, EventRefused, OutcomeUnknown
+
+
+@dataclass(frozen=True)
+class Template:
+    """What the lines of one call have in common."""
+
+    channel: str
+    event_type: str
+    text: bool
+    max_payload: int
+
+    def check(self) -> None:
+        """Raise EventRefused where no event of this call can be published."""
+        for fault in (names.channel_fault(self.channel), names.event_type_fault(self.event_type)):
+            if fault:
+                raise EventRefused(fault)
+
+    def draft(self, line: bytes, key: str | None = None) -> Draft:
+        """Make a draft of one payload. Raises EventRefused where it is not JSON, and ``text`` does not allow that."""
+        if len(line) > self.max_payload:
+            raise EventRefused(f"the payload has {len(line)} bytes; at most {self.max_payload} are allowed")
+        try:
+            payload = line.decode()
+            msgspec.json.decode(line)
+        except UnicodeDecodeError:
+            if not self.text:
+                raise EventRefused("the payload is not UTF-8; --text publishes it with replacements") from None
+            payload = _as_string(line.decode(errors="replace"))
+        except (msgspec.DecodeError, RecursionError) as error:
+            if not self.text:
+                raise EventRefused(f"the payload is not JSON: {error}; --text publishes it as a string") from None
+            payload = _as_string(payload)
+        return Draft(self.channel, self.event_type, payload, key)
+
+
+def _as_string(text: str) -> str:
+    # NUL has no place in a text of PostgreSQL; what a terminal shows for it goes instead.
+    return msgspec.json.encode(text.replace("\0", "\u2400")).decode()
+
+
+@asynccontextmanager
+async def _publisher(settings: Settings) -> AsyncIterator[Publisher]:
+    async with open_pool(settings, 2) as pool:
+        publisher = Publisher(pool)
+        try:
+            yield publisher
+        finally:
+            await publisher.close()
+
+
+async def publish_one(settings: Settings, template: Template, payload: str, key: str | None) -> None:
+    """Publish one event and print its id."""
+    template.check()
+    draft = template.draft(payload.encode(errors="surrogateescape"), key)
+    async with _publisher(settings) as publisher:
+        _print(await publisher.publish([draft]))
+
+
+async def publish_lines(settings: Settings, template: Template, descriptor: int) -> None:
+    """Publish each line of a file as it comes; print the ids. Blank lines are passed over.
+
+    What stands before a line that is refused is published; the error names the line. A signal ends the run between
+    two transactions.
+    """
+    template.check()
+    lines = Lines(descriptor, settings.max_payload)
+    count = 0
+    async with _publisher(settings) as publisher:
+        asked = Asked(lines.stop)
+        typed = os.isatty(descriptor)
+        if typed:
+            click.echo("sse-pg: each line is an event; Ctrl-D ends", err=True)
+        with progress(lines.total_bytes(), typed=typed) as advance:
+            async for batch in lines.batches():
+                drafts, refused = _drafts(template, batch)
+                try:
+                    if drafts:
+                        count += _print(await publisher.publish(drafts))
+                except EventRefused as error:
+                    index = error.index or 0
+                    if index:
+                        count += _print(await publisher.publish(drafts[:index]))
+                    refused = EventRefused(f"line {batch[index][0]}: {error}")
+                except BusUnavailable as error:
+                    kind = OutcomeUnknown if isinstance(error, OutcomeUnknown) else BusUnavailable
+                    raise kind(f"at line {batch[0][0]}, after {count} events: {error}") from error
+                advance(count, lines.bytes_read)
+                if refused is not None:
+                    raise EventRefused(f"{refused} (events published before it: {count})")
+    asked.check()
+
+
+def _drafts(template: Template, batch: Sequence[tuple[int, bytes]]) -> tuple[list[Draft], EventRefused | None]:
+    drafts = []
+    for number, line in batch:
+        try:
+            drafts.append(template.draft(line))
+        except EventRefused as error:
+            return drafts, EventRefused(f"line {number}: {error}")
+    return drafts, None
+
+
+def _print(published: Sequence[Published]) -> int:
+    sys.stdout.write("".join(f"{number}\n" for number, _ in published))
+    sys.stdout.flush()
+    return len(published)

@@ -1,0 +1,69 @@
+"""``sse-pg tail``: follows channels of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+import msgspec
+
+from sse_pg import client
+from sse_pg.core.cursor import Cursor
+from sse_pg.errors import ClientError, CursorError
+
+
+class _Line(msgspec.Struct):
+    """What is printed of an event."""
+
+    id: str
+    event: str
+    data: msgspec.Raw
+
+
+async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str | None) -> None:
+    """Print a JSON line for each event, until SIGINT or SIGTERM. Gaps and reconnects are told on standard error.
+
+    Raises ClientError where the server refuses, CursorError and UsageError for what no server is asked with.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise click.UsageError(f"--url {url!r}: a URL begins with http:// or https://")
+    try:
+        Cursor.parse(cursor or "0")
+    except CursorError as error:
+        raise CursorError(f"--from: {error}") from None
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    subscription = client.subscribe(
+        url,
+        list(channels),
+        cursor=cursor,
+        headers={"Authorization": f"Bearer {token}"} if token else None,
+        on_gap=_gap,
+        on_reconnect=_reconnect,
+    )
+    with contextlib.suppress(asyncio.CancelledError):
+        try:
+            async with subscription as events:
+                async for event in events:
+                    line = _Line(event.id, event.type, msgspec.Raw(event.data.encode()))
+                    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+                    sys.stdout.flush()
+        except ClientError as error:
+            if error.status == 401:
+                raise ClientError(f"{error} tail shows the token in SSE_PG_TOKEN; sse-pg token makes one.") from None
+            raise
+
+
+def _gap(gap: client.Gap) -> None:
+    click.echo(f"sse-pg: events after {gap.after} and before {gap.before} are lost ({gap.reason})", err=True)
+
+
+def _reconnect(lost: client.Reconnect) -> None:
+    click.echo(f"sse-pg: {lost.reason}; next attempt in {lost.delay:.1f} s", err=True)

@@ -1,0 +1,78 @@
+"""One event, published over HTTP; again and again where that cannot double it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from sse_pg.client.backoff import Backoff
+from sse_pg.client.events import Published
+from sse_pg.client.responses import BAD_URL, LOST, endpoint, is_temporary, problem_of, reason_of, wait_asked
+from sse_pg.errors import BusUnavailable, ClientError, OutcomeUnknown
+
+
+async def publish(
+    url: str,
+    channel: str,
+    payload: Any,
+    *,
+    event_type: str = "message",
+    idempotency_key: str | None = None,
+    session: aiohttp.ClientSession | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 30.0,
+    attempts: int = 5,
+    backoff: Backoff | None = None,
+) -> Published:
+    """Publish one event; ``payload`` is anything msgspec encodes as JSON (msgspec.Raw passes JSON text on).
+
+    With an idempotency key, a lost connection and a busy server are tried again, ``attempts`` times in all: the
+    event is published once however often it arrives. ``timeout`` is seconds for each attempt, and the longest
+    Retry-After that is waited for.
+
+    Raises ClientError when the server refuses, BusUnavailable when it cannot be reached (nothing was published),
+    OutcomeUnknown when the connection is lost and the event may or may not be published.
+    """
+    target = endpoint(url, "publish")
+    key = {} if idempotency_key is None else {"idempotencyKey": idempotency_key}
+    body = msgspec.json.encode({"channel": channel, "eventType": event_type, "payload": payload, **key})
+    send_headers = {"Content-Type": "application/json", **(headers or {})}
+    backoff = backoff or Backoff(base=0.2, cap=5.0)
+    left = attempts if idempotency_key is not None else 1
+    async with contextlib.AsyncExitStack() as stack:
+        if session is None:
+            session = await stack.enter_async_context(aiohttp.ClientSession())
+        while True:
+            left -= 1
+            wait = 0.0
+            failure: Exception
+            try:
+                async with session.post(
+                    target, data=body, headers=send_headers, timeout=aiohttp.ClientTimeout(total=timeout)
+                ) as response:
+                    if response.status in {200, 201}:
+                        return msgspec.json.decode(await response.read(), type=Published)
+                    failure = ClientError(await problem_of(response), status=response.status)
+                    if not is_temporary(response.status):
+                        raise failure
+                    wait = wait_asked(response)
+            except msgspec.DecodeError as error:
+                raise ClientError(f"{target} gives an answer that cannot be read: {error}") from error
+            except BAD_URL as error:
+                raise ClientError(f"{target} cannot be used: {reason_of(error)}") from error
+            except aiohttp.ClientConnectorError as error:
+                failure = BusUnavailable(f"nothing was published, {target} is away: {reason_of(error)}")
+                failure.__cause__ = error
+            except LOST as error:
+                failure = OutcomeUnknown(
+                    f"it is unknown whether the event is published, {target} went away: {reason_of(error)}"
+                )
+                failure.__cause__ = error
+            if left <= 0 or wait > timeout:
+                raise failure
+            await asyncio.sleep(backoff.next_delay(wait))

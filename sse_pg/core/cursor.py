@@ -1,0 +1,131 @@
+"""The cursor: what a reader has been offered, in at most 128 bytes.
+
+Ids commit out of order, so "everything up to 1042" is not enough: 1040 may still be in flight. A cursor is
+``(high, gaps)``: every id up to ``high`` was offered, except those in ``gaps``. Printed, it is the plain integer
+``1042`` while there are no gaps, which is nearly always. With gaps it goes on after ``~``, from the top down: how
+many ids to skip since the gap above (or since ``high``) and, where the gap is longer than one id, its length::
+
+    1042~2,4-3      high 1042; 1040 is missing, and 1033 to 1035
+
+Every byte is a digit or one of ``~ , -``: a browser may send such a Last-Event-ID across origins, up to 128 bytes
+(the CORS-safelisted request-header rules of the Fetch standard).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from sse_pg.core.ranges import NONE, Ranges
+from sse_pg.errors import CursorError
+
+MAX_TEXT = 128
+MAX_ID = 2**63 - 1
+_FORM = re.compile(r"[0-9]{1,19}(?:~[0-9]{1,19}(?:-[0-9]{1,19})?(?:,[0-9]{1,19}(?:-[0-9]{1,19})?)*)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Everything up to ``high`` except ``gaps``, all of which lie below ``high``."""
+
+    high: int
+    gaps: Ranges = NONE
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read what a client sent. A plain integer means everything up to it.
+
+        Raises CursorError, with a reason for people, for anything that ``str`` of a cursor cannot have printed.
+        """
+        if len(text) > MAX_TEXT or not _FORM.fullmatch(text):
+            raise CursorError(f"not a cursor: {text[:40]!r}")
+        head, _, tail = text.partition("~")
+        high = int(head)
+        if high > MAX_ID:
+            raise CursorError(f"beyond any id: {text[:40]!r}")
+        spans: list[tuple[int, int]] = []
+        above = high
+        for part in tail.split(",") if tail else ():
+            skip, _, length = part.partition("-")
+            last = above - int(skip)
+            first = last - int(length or 1) + 1
+            if int(skip) < 1 or first > last or first < 1:
+                raise CursorError(f"gaps that cannot be: {text[:40]!r}")
+            spans.append((first, last))
+            above = first - 1
+        return cls(high, Ranges(spans))
+
+    @cached_property
+    def text(self) -> str:
+        """The printed form. Where the gaps do not fit, high goes below the first that does not.
+
+        A reader that comes back with the lowered cursor may be offered events again, and misses none.
+        """
+        high, spans = self.high, self.gaps.spans
+        while True:
+            if len(spans) <= MAX_TEXT // 2:  # a gap takes two bytes at least
+                printed = _print(high, spans)
+                if len(printed) <= MAX_TEXT:
+                    return printed
+            high, spans = spans[-1][0] - 1, spans[:-1]
+
+    def __str__(self) -> str:
+        return self.text
+
+    def offered(self, number: int) -> bool:
+        """Tell whether the reader was offered this id."""
+        return number <= self.high and number not in self.gaps
+
+    def missing_up_to(self, number: int) -> Ranges:
+        """Return the ids at or below ``number`` that were not offered."""
+        if number <= self.high:
+            return self.gaps.up_to(number)
+        return self.gaps.and_span(self.high + 1, number)
+
+    def missing(self, other: Cursor) -> Ranges:
+        """Return the ids that ``other`` was offered and this one was not."""
+        return self.missing_up_to(other.high) - other.gaps
+
+    def covers(self, other: Cursor) -> bool:
+        """Tell whether everything that ``other`` was offered was offered here too."""
+        if other.high <= self.high and not self.gaps:
+            return True
+        return self.missing_up_to(other.high).within(other.gaps)
+
+    def clip(self, number: int) -> Cursor:
+        """Return the cursor of a reader that was offered the part up to ``number`` only."""
+        if number >= self.high:
+            return self
+        return _trimmed(number, self.gaps.up_to(number))
+
+    def __or__(self, other: Cursor) -> Cursor:
+        """Return the cursor of a reader that was offered what either was."""
+        high = max(self.high, other.high)
+        if not self.gaps and not other.gaps:
+            return Cursor(high)
+        return Cursor(high, self.missing_up_to(high) & other.missing_up_to(high))
+
+    def __and__(self, other: Cursor) -> Cursor:
+        """Return the cursor of a reader that was offered what both were."""
+        high = min(self.high, other.high)
+        return _trimmed(high, self.gaps.up_to(high) | other.gaps.up_to(high))
+
+
+def _trimmed(high: int, gaps: Ranges) -> Cursor:
+    """Return a cursor whose high may lie in the last gap; then it ends below that gap."""
+    if high in gaps:
+        return Cursor(gaps.spans[-1][0] - 1, gaps.up_to(gaps.spans[-1][0] - 1))
+    return Cursor(high, gaps)
+
+
+def _print(high: int, spans: tuple[tuple[int, int], ...]) -> str:
+    parts: list[str] = []
+    above = high
+    for first, last in reversed(spans):
+        parts.append(f"{above - last}" if first == last else f"{above - last}-{last - first + 1}")
+        above = first - 1
+    return f"{high}~{','.join(parts)}" if parts else str(high)
+
+
+START = Cursor(0)

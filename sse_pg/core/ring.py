@@ -1,0 +1,92 @@
+"""Recent events in memory, so that a crowd that reconnects at once is served without the database."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+
+from sse_pg.core import wire
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.event import Event
+
+
+class Entry:
+    """An event that was handed on, the position after it, and its wire forms, each made once."""
+
+    __slots__ = ("_envelope", "_plain", "cursor", "event", "size", "turn")
+
+    def __init__(self, event: Event, cursor: Cursor, turn: int) -> None:
+        self.event = event
+        self.cursor = cursor
+        self.turn = turn
+        self.size = 2 * len(event.payload) + 400  # the text, its frame, and the objects around them
+        self._plain: bytes | None = None
+        self._envelope: bytes | None = None
+
+    def frame(self, envelope: bool) -> bytes:
+        """Return the block of the event."""
+        if envelope:
+            if self._envelope is None:
+                self._envelope = wire.frame(self.event, self.cursor, envelope=True)
+            return self._envelope
+        if self._plain is None:
+            self._plain = wire.frame(self.event, self.cursor)
+        return self._plain
+
+
+class Ring:
+    """The last events, bounded by count and by bytes, in the order in which they were handed on."""
+
+    def __init__(self, max_events: int, max_bytes: int, base: Cursor) -> None:
+        self.base = base
+        """The position before the oldest entry: who was offered it can be brought up to date from here."""
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._turn = 0
+        self._all: deque[Entry] = deque()
+        self._by_channel: dict[str, deque[Entry]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, event: Event, cursor: Cursor) -> Entry:
+        """Keep an event that is being handed on."""
+        self._turn += 1
+        entry = Entry(event, cursor, self._turn)
+        self._all.append(entry)
+        self._by_channel.setdefault(event.channel, deque()).append(entry)
+        self._bytes += entry.size
+        while len(self._all) > self._max_events or (self._bytes > self._max_bytes and self._all):
+            self._evict()
+        return entry
+
+    def _evict(self) -> None:
+        oldest = self._all.popleft()
+        self._bytes -= oldest.size
+        self.base = oldest.cursor
+        kept = self._by_channel[oldest.event.channel]
+        kept.popleft()
+        if not kept:
+            del self._by_channel[oldest.event.channel]
+
+    def since(self, cursor: Cursor, channels: Collection[str]) -> list[Entry] | None:
+        """Return what a reader at ``cursor`` has missed in these channels, or None where the ring begins too late.
+
+        The work is proportional to what was missed, not to the size of the ring.
+        """
+        if not cursor.covers(self.base):
+            return None
+        missed: list[Entry] = []
+        for channel in channels:
+            for entry in reversed(self._by_channel.get(channel, ())):
+                if not cursor.offered(entry.event.id):
+                    missed.append(entry)
+                elif cursor.covers(entry.cursor):
+                    break  # and so was everything handed on before it
+        missed.sort(key=_turn)
+        return missed
+
+
+def _turn(entry: Entry) -> int:
+    return entry.turn

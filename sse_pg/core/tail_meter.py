@@ -1,0 +1,50 @@
+"""What a tail counts: bells, reads, connections, and how long it slept. No clock: the tail says what time it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+from sse_pg.core.ranges import Ranges
+
+State = Literal["asleep", "awake", "down"]
+
+
+class TailMeter:
+    """The counts of one tail; times are seconds of one monotonic clock."""
+
+    def __init__(self, now: float) -> None:
+        self.bells = 0
+        self.reads = 0
+        self.connections = 0
+        self.failures = 0
+        self.safety_reads: Counter[bool] = Counter()
+        """Reads without a bell, by whether they found something."""
+        self.last_id = 0
+        """The last id drawn, as far as the tail has asked."""
+        self.queue_usage = 0.0
+        """How full PostgreSQL's queue of notifications is, from 0 to 1."""
+        self.state: State = "down"
+        self._seconds: dict[State, float] = {"asleep": 0.0, "awake": 0.0, "down": 0.0}
+        self._since = now
+        self._oldest: tuple[int, float] | None = None
+
+    def turn(self, state: State, now: float) -> None:
+        """Take note that the tail is in another state from now on."""
+        self._seconds[self.state] += now - self._since
+        self.state, self._since = state, now
+
+    def seconds(self, now: float) -> dict[State, float]:
+        """Return the time spent in each state so far."""
+        return {**self._seconds, self.state: self._seconds[self.state] + now - self._since}
+
+    def missing(self, missing: Ranges, now: float) -> None:
+        """Take note of the ids that are missing after a read."""
+        if not missing:
+            self._oldest = None
+        elif self._oldest is None or self._oldest[0] != missing.spans[0][0]:
+            self._oldest = (missing.spans[0][0], now)
+
+    def oldest(self, now: float) -> float:
+        """Return for how long the lowest missing id has been missing; 0 where none is."""
+        return now - self._oldest[1] if self._oldest is not None else 0.0

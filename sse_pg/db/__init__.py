@@ -1,0 +1,1 @@
+"""The database: connections, statements, and what stands between them and the rest."""

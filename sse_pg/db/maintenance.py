@@ -1,0 +1,154 @@
+"""Makes partitions ahead of the ids, and purges what is beyond the limits.
+
+The SQL functions exclude each other by an advisory lock, so one server at a time does the work; the others find
+nothing left to do. Nothing here ends the server: an error is logged, and the next round tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from random import random
+from typing import Any
+
+import psycopg
+
+from sse_pg.config import Settings
+from sse_pg.db.connection import Pool, reading, summary
+from sse_pg.db.queries import query
+from sse_pg.errors import BusUnavailable
+
+log = logging.getLogger(__name__)
+
+#: Partitions beyond the one that is being filled.
+AHEAD = 4
+#: Seconds between rounds when the sequence is about to outrun the partitions.
+HURRY = 1.0
+#: Rounds in a row that end because others hold the table, after which that is a warning.
+PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What one purge took away."""
+
+    partitions: int = 0
+    events: int = 0
+    """Ids of the partitions: at most so many events."""
+    bytes: int = 0
+    keys: int = 0
+    purged_to: int = 0
+    state: str = "done"
+    """``done``; ``busy``: something may be left, since others hold the table, have not read it, or purge too."""
+
+    def and_then(self, later: Purged) -> Purged:
+        """Return both together."""
+        return Purged(
+            self.partitions + later.partitions,
+            self.events + later.events,
+            self.bytes + later.bytes,
+            self.keys + later.keys,
+            later.purged_to,
+            later.state,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.partitions} partitions with up to {self.events} events ({self.bytes / 2**20:.1f} MiB), "
+            f"now up to id {self.purged_to}, and {self.keys} idempotency keys"
+        )
+
+
+class Maintenance:
+    """The upkeep of the log, by the settings."""
+
+    def __init__(self, pool: Pool, settings: Settings) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._busy = 0
+        self._last: tuple[float, int] | None = None
+        self.rounds: Counter[str] = Counter()
+        """How many were done, busy, or failed."""
+        self.succeeded_at = 0.0
+        """Unix time of the end of the last round that did not fail."""
+        self.made = 0
+        """Partitions."""
+        self.purged = Purged()
+        """Of all rounds together."""
+
+    async def run(self) -> None:
+        """Keep the log in shape until cancelled."""
+        while True:
+            pause = self._settings.maintenance
+            try:
+                await self.make_partitions()
+                self._report(await self.purge(self._settings.keep_events, self._settings.keep_hours))
+                pause = await self._pause()
+                self.succeeded_at = time.time()
+            except (BusUnavailable, psycopg.Error) as error:
+                self.rounds["failed"] += 1
+                log.warning("maintenance failed, the next round tries again: %s", summary(error))
+            # Several servers do not come at the same moment.
+            await asyncio.sleep(pause * (0.75 + random() / 2))  # noqa: S311 - not a secret
+
+    async def make_partitions(self) -> int | None:
+        """Make what is missing; return how many that were, or None where others hold the table."""
+        made = 0
+        params = {"ahead": AHEAD, "size": self._settings.partition_size}
+        while True:
+            (now,) = await self._row("make_partitions", params)
+            if now is None:
+                return None
+            if now == 0:
+                return made
+            made += now
+            self.made += now
+            log.info("made %d partitions", now)
+
+    async def purge(self, keep_events: int, keep_hours: float) -> Purged:
+        """Purge until nothing is left to be or somebody is in the way; 0 is no limit."""
+        params = {
+            "keep_events": keep_events or None,
+            "keep": timedelta(hours=keep_hours) if keep_hours else None,
+            "keep_keys": timedelta(hours=self._settings.keep_keys_hours) if self._settings.keep_keys_hours else None,
+        }
+        total = Purged()
+        while True:
+            got = Purged(*await self._row("purge", params))
+            total, self.purged = total.and_then(got), self.purged.and_then(got)
+            if got.state != "more":
+                return total
+
+    def _report(self, purged: Purged) -> None:
+        self.rounds[purged.state] += 1
+        if purged.partitions or purged.keys:
+            log.info("purged %s", purged)
+        self._busy = self._busy + 1 if purged.state == "busy" else 0
+        if self._busy and self._busy % PATIENCE == 0:
+            log.warning(
+                "in %d rounds not all could be purged: a transaction holds sse_pg.events for long, or a server has not "
+                "read what is to go",
+                self._busy,
+            )
+
+    async def _pause(self) -> float:
+        """Return the seconds to the next round: as set, less when ids would run out of partitions before that."""
+        last, room = await self._row("partition_room")
+        now, before = time.monotonic(), self._last
+        self._last = (now, last)
+        if room == 0:
+            return min(HURRY, self._settings.maintenance)
+        if before is None or last <= before[1]:
+            return self._settings.maintenance
+        lasts: float = room / ((last - before[1]) / max(now - before[0], 0.001))
+        return min(self._settings.maintenance, max(HURRY, lasts / 4))
+
+    async def _row(self, name: str, params: Any = None) -> tuple[Any, ...]:
+        async with reading(self._pool) as conn:
+            row = await (await conn.execute(query(name), params)).fetchone()
+        assert row is not None
+        return row

@@ -1,0 +1,80 @@
+"""The server registry: this server's row in the database, and the lock that shows it is up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+
+from sse_pg.db.connection import Connection, summary
+from sse_pg.db.queries import query
+from sse_pg.db.store import Store
+from sse_pg.errors import BusUnavailable
+from sse_pg.version import VERSION
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks at the number of streams.
+INTERVAL_S = 0.25
+#: Seconds between updates if only the position has moved.
+POSITION_INTERVAL_S = 2.0
+
+
+class Registry:
+    """Shows the number of streams and the position to the other servers, at most four times a second."""
+
+    def __init__(
+        self, store: Store, name: str, pid: int, *, streams: Callable[[], int], position: Callable[[], int]
+    ) -> None:
+        """``streams`` returns how many streams are open, ``position`` the id up to which events were delivered."""
+        self._store = store
+        self._streams = streams
+        self._position = position
+        self._name = name
+        self._pid = pid
+        self.server_id: int | None = None
+
+    async def register(self, conn: Connection) -> None:
+        """Take a row and its lock on the LISTEN connection; the lock goes with the connection."""
+        await conn.execute(query("servers_sweep"))
+        if self.server_id is not None:
+            # After a minute without the lock another server may have swept the row away.
+            cursor = await conn.execute(query("server_update"), (self._streams(), self._position(), self.server_id))
+            if cursor.rowcount == 0:
+                self.server_id = None
+        if self.server_id is None:
+            cursor = await conn.execute(query("server_insert"), (self._name, self._pid, VERSION))
+            row = await cursor.fetchone()
+            assert row is not None
+            self.server_id = row[0]
+        await conn.execute(query("server_lock"), (self.server_id,))
+
+    async def run(self) -> None:
+        """Keep the count in the row up to date, until cancelled."""
+        shown: tuple[int | None, int] = (None, 0)
+        shown_position, shown_at = 0, 0.0
+        while True:
+            now, position = (self.server_id, self._streams()), self._position()
+            moved = position != shown_position and time.monotonic() - shown_at >= POSITION_INTERVAL_S
+            if (now != shown or moved) and self.server_id is not None:
+                try:
+                    await self._store.update_server(self.server_id, now[1], position)
+                    shown, shown_position, shown_at = now, position, time.monotonic()
+                except BusUnavailable as error:
+                    log.debug("the count of streams could not be written: %s", summary(error))
+            await asyncio.sleep(INTERVAL_S)
+
+    async def unregister(self) -> None:
+        """Take the row away, when the server stops in good order."""
+        if self.server_id is not None:
+            try:
+                await self._store.remove_server(self.server_id)
+            except BusUnavailable as error:
+                log.debug("the server's row stays until it is swept: %s", summary(error))
+
+
+def server_identity(name: str | None) -> tuple[str, int]:
+    """Return the name and the process id under which a server shows itself."""
+    return name or os.uname().nodename, os.getpid()

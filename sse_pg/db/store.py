@@ -1,0 +1,214 @@
+"""The statements that requests make: one method each, on a connection of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.event import Event
+from sse_pg.core.ranges import Ranges
+from sse_pg.db.connection import Pool, is_away, reading, summary
+from sse_pg.db.queries import query
+from sse_pg.errors import RuleFailed
+
+#: Ids in the first window of a page, and how much wider each next one is.
+WINDOW = 1_000_000
+WIDER = 16
+
+
+@dataclass(frozen=True)
+class Page:
+    """Events of one read, and up to which id the log was purged at that moment."""
+
+    events: list[Event]
+    purged_to: int
+    full: bool
+    """Whether the limit cut the read off."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of an ascending walk through the log."""
+
+    events: list[Event]
+    cursor: Cursor
+    """The cursor after the step: it covers the events and everything before them."""
+    more: bool
+    """Whether events are left below the position that the step was made at."""
+    purged_to: int
+    """Up to which id the log was purged when the events were read."""
+
+
+class Store:
+    """Reads and writes the schema sse_pg. Moments are microseconds since 2000 (event.timestamp).
+
+    Every method raises BusUnavailable when the database is away.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    async def page(
+        self,
+        channels: Sequence[str],
+        wanted: Ranges,
+        limit: int,
+        *,
+        event_type: str | None = None,
+        descending: bool = False,
+    ) -> Page:
+        """Return up to ``limit`` stored events of the channels within a set of ids.
+
+        Read in windows from the near end on: one is enough where the channels are busy, and it touches a partition or
+        two, of however many there are.
+        """
+        events: list[Event] = []
+        async with reading(self.pool) as conn:
+            for window in _windows(wanted, descending=descending):
+                params = {
+                    "channels": list(channels),
+                    "first": [first for first, _ in window],
+                    "last": [last for _, last in window],
+                    "least": window.spans[0][0] if window else 1,
+                    "most": window.spans[-1][1] if window else 0,
+                    "limit": limit - len(events),
+                    "event_type": event_type,
+                }
+                # One round trip. The setting ends with the transaction: a pooler may give the session to others.
+                async with conn.pipeline(), conn.transaction():
+                    await conn.execute(query("plan_once"))
+                    name = "page_desc" if descending else "page"
+                    cursor = await conn.execute(query(name), params, prepare=True, binary=True)
+                    rows = await cursor.fetchall()
+                # The last window's purged_to holds for those before it, too: it never goes back.
+                purged_to = rows[0][0]
+                events += [Event(*row[1:]) for row in rows if row[1] is not None]
+                if len(events) == limit:
+                    break
+        return Page(events, purged_to, len(events) == limit)
+
+    async def step(
+        self,
+        channels: Sequence[str],
+        cursor: Cursor,
+        position: Cursor,
+        limit: int,
+        *,
+        event_type: str | None = None,
+    ) -> Step:
+        """Return up to ``limit`` events that ``cursor`` lacks and ``position`` has, ascending.
+
+        The position must have been read before this call: what is visible at it is then among the rows. Rows that it
+        does not cover are left for the next step.
+        """
+        page = await self.page(channels, cursor.missing_up_to(position.high), limit + 1, event_type=event_type)
+        rows, more = page.events[:limit], page.full
+        return Step(
+            [event for event in rows if position.offered(event.id)],
+            cursor | (position.clip(rows[-1].id) if more else position),
+            more,
+            page.purged_to,
+        )
+
+    async def position(self) -> Cursor:
+        """Return where a reader stands that has read all that is visible now."""
+        ((high, first, last),) = await self._rows("visible_position")
+        position = Cursor(high, Ranges(zip(first, last, strict=True)))
+        return position & position  # a cursor ends with an id that was offered, not with a gap
+
+    async def last_id(self) -> int:
+        """Return the last id that was drawn."""
+        ((last,),) = await self._rows("last_id")
+        return int(last)
+
+    async def subscribe(self, user_id: str, channel: str) -> bool:
+        """Subscribe a user to a channel; True when that is new."""
+        return bool((await self._rows("subscribe", (user_id, channel)))[0][0])
+
+    async def unsubscribe(self, user_id: str, channel: str) -> bool:
+        """End a subscription; True when there was one."""
+        return bool((await self._rows("unsubscribe", (user_id, channel)))[0][0])
+
+    async def subscriptions(self, user_id: str) -> list[tuple[str, int]]:
+        """Return a user's channels, in order, each with the moment of its subscription."""
+        return [(row[0], row[1]) for row in await self._rows("subscriptions_of", (user_id,))]
+
+    async def subscriptions_of(self, users: Sequence[str]) -> dict[str, frozenset[str]]:
+        """Return the channels of each of these users; users without any are left out."""
+        return {row[0]: frozenset(row[1]) for row in await self._rows("subscriptions_of_many", (list(users),))}
+
+    async def authorize_is_shipped(self) -> bool:
+        """Tell whether sse_pg.authorize() allows everything, as shipped."""
+        return bool((await self._rows("authorize_shipped"))[0][0])
+
+    async def authorize(self, questions: Sequence[tuple[str | None, str, str]], timeout: float) -> list[bool]:
+        """Return sse_pg.authorize()'s answer to each (user, action, channel); ``timeout`` in seconds for all of them.
+
+        Raises RuleFailed when the function fails or takes longer.
+        """
+        users, actions, channels = map(list, zip(*questions, strict=True))
+        async with reading(self.pool) as conn:
+            try:
+                async with conn.transaction():
+                    await conn.execute(query("authorize_timeout"), (f"{max(1, round(timeout * 1000))}ms",))
+                    cursor = await conn.execute(
+                        query("authorize"), {"users": users, "actions": actions, "channels": channels}
+                    )
+                    return [bool(row[0]) for row in await cursor.fetchall()]
+            except psycopg.errors.QueryCanceled as error:
+                raise RuleFailed(f"it takes longer than {timeout:g} s", late=True) from error
+            except psycopg.Error as error:
+                if is_away(error):
+                    raise
+                raise RuleFailed(summary(error), late=False) from error
+
+    async def servers(self) -> list[tuple[int, str, int, str, int, int]]:
+        """Return (id, name, pid, version, started, active connections) of each server that is up."""
+        return [tuple(row) for row in await self._rows("servers_live")]
+
+    async def stats(self) -> tuple[Any, ...]:
+        """Return (version, newest id, oldest id, purged to, settled to, partitions, publishers in flight)."""
+        return (await self._rows("stats"))[0]
+
+    async def servers_state(self) -> list[tuple[Any, ...]]:
+        """Return what ``servers`` does, and (position, asleep, awake) of each."""
+        return await self._rows("servers_state")
+
+    async def update_server(self, server_id: int, active: int, position: int) -> None:
+        """Note how many streams a server has, and up to which id it has read."""
+        async with reading(self.pool) as conn:
+            await conn.execute(query("server_update"), (active, position, server_id))
+
+    async def remove_server(self, server_id: int) -> None:
+        """Forget a server."""
+        async with reading(self.pool) as conn:
+            await conn.execute(query("server_delete"), (server_id,))
+
+    async def ping(self) -> None:
+        """Make a round trip."""
+        await self._rows("last_id")
+
+    async def _rows(self, name: str, params: Any = None) -> list[tuple[Any, ...]]:
+        async with reading(self.pool) as conn:
+            cursor = await conn.execute(query(name), params, binary=True)
+            return await cursor.fetchall()
+
+
+def _windows(wanted: Ranges, *, descending: bool) -> Iterator[Ranges]:
+    """Cut a set of ids into parts, from the near end on, each wider than the one before; an empty set is one part."""
+    width = WINDOW
+    while wanted and wanted.spans[-1][1] - wanted.spans[0][0] >= width:
+        if descending:
+            edge = wanted.spans[-1][1] - width
+            yield wanted.above(edge)
+            wanted = wanted.up_to(edge)
+        else:
+            edge = wanted.spans[0][0] + width - 1
+            yield wanted.up_to(edge)
+            wanted = wanted.above(edge)
+        width *= WIDER
+    yield wanted

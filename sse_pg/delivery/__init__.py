@@ -1,0 +1,1 @@
+"""From the log to the streams: the tail, the hub, replay, heartbeats."""

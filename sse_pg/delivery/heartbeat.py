@@ -1,0 +1,39 @@
+"""Heartbeats on silent streams, and a new position on quiet ones now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from sse_pg.core import wire
+from sse_pg.delivery.hub import Hub
+from sse_pg.delivery.stream import Stream
+
+#: Streams looked at before other tasks get their turn.
+STREAMS_PER_STEP = 500
+
+
+class Heartbeat:
+    """Looks at every stream several times in each heartbeat interval."""
+
+    def __init__(self, hub: Hub, heartbeat: float, position_refresh: float) -> None:
+        self._hub = hub
+        self._heartbeat = heartbeat
+        self._refresh = position_refresh
+
+    async def run(self) -> None:
+        """Keep quiet streams alive, until cancelled."""
+        pause = min(1.0, self._heartbeat / 4, self._refresh / 4)
+        while True:
+            await asyncio.sleep(pause)
+            for count, stream in enumerate(list(self._hub.streams), 1):
+                self._touch(stream, time.monotonic())
+                if count % STREAMS_PER_STEP == 0:
+                    await asyncio.sleep(0)
+
+    def _touch(self, stream: Stream, now: float) -> None:
+        position = self._hub.position
+        if stream.live and now - stream.told_at >= self._refresh and stream.told != position:
+            stream.tell(wire.position(position), position, now)
+        elif now - stream.written_at >= self._heartbeat:
+            stream.write(wire.HEARTBEAT, now)

@@ -1,0 +1,1 @@
+"""``sse-pg doctor``: checks of a database, of the ways to it, and of the settings."""

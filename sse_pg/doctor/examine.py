@@ -1,0 +1,90 @@
+"""Looks at a database, the ways to it and the settings, and says what is wrong. It changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from sse_pg.config import Settings
+from sse_pg.db.connection import is_away, summary
+from sse_pg.doctor import listen, log, schema, server
+from sse_pg.doctor import settings as settings_checks
+from sse_pg.doctor.examination import Examination
+from sse_pg.doctor.finding import Finding, error, unchecked
+from sse_pg.doctor.session import read_only_session
+
+#: Seconds after which a transaction that has published is called old.
+OLD_S = 60.0
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A check, and the names of those without which it cannot be made."""
+
+    name: str
+    run: Callable[[Examination], Awaitable[list[Finding]]]
+    needs_schema: bool = False
+    needs_primary: bool = False
+
+
+async def examine(settings: Settings, *, old: float = OLD_S) -> AsyncIterator[Finding]:
+    """Yield a finding for each thing looked at, as they come. ``old`` in seconds, see log.publishers().
+
+    What cannot be asked, for want of rights, is a finding too; no database error ends this.
+    """
+    for finding in (
+        *settings_checks.settings_checks(settings, os.environ),
+        settings_checks.access(settings),
+        settings_checks.files(settings),
+    ):
+        yield finding
+    try:
+        async with read_only_session(settings.database_url) as session:
+            exam = Examination(session, settings, old)
+            bad: set[str] = set()
+            for check in _CHECKS:
+                if (check.needs_schema and "schema" in bad) or (check.needs_primary and "primary" in bad):
+                    continue
+                for finding in await _run(check, exam):
+                    if finding.state == "error":
+                        bad.add(finding.name)
+                    yield finding
+    except (psycopg.Error, OSError) as problem:
+        yield error(
+            "database", f"cannot be reached: {summary(problem)}", "see that it is up, and that DATABASE_URL leads to it"
+        )
+
+
+async def _run(check: _Check, exam: Examination) -> list[Finding]:
+    try:
+        return await check.run(exam)
+    except psycopg.errors.InsufficientPrivilege as problem:
+        return [unchecked(check.name, f"could not be looked at: {summary(problem)}", "see rights")]
+    except psycopg.Error as problem:
+        if is_away(problem) and exam.session.conn.closed:
+            raise
+        return [error(check.name, f"could not be looked at: {summary(problem)}", "see what PostgreSQL logs about it")]
+
+
+#: In the order of the report: what the rest stands on comes first.
+_CHECKS = (
+    _Check("server", server.server),
+    _Check("connections", server.connections),
+    _Check("clock", server.clock),
+    _Check("listen", listen.listening, needs_primary=True),
+    _Check("requests", listen.requests),
+    _Check("schema", schema.schema),
+    _Check("rights", schema.rights, needs_schema=True),
+    _Check("sequence", schema.sequence, needs_schema=True),
+    _Check("triggers", schema.triggers, needs_schema=True),
+    _Check("identity", schema.identity, needs_schema=True),
+    _Check("payload", settings_checks.payload, needs_schema=True),
+    _Check("publishers", log.publishers, needs_schema=True),
+    _Check("queue", log.queue),
+    _Check("retention", log.retention, needs_schema=True),
+    _Check("ring", log.ring, needs_schema=True),
+    _Check("servers", log.servers, needs_schema=True),
+)

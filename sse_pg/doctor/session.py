@@ -1,0 +1,51 @@
+"""The doctor's read-only session: every query is a READ ONLY transaction of its own.
+
+Nothing is set for the session and nothing is prepared: where a transaction pooler gives the backend to somebody else,
+nothing of ours is on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg.rows import namedtuple_row
+
+from sse_pg.db.connection import ANSWER, Connection, answering
+from sse_pg.db.queries import query
+
+
+class ReadOnlySession:
+    """Runs queries by their names in ``sql/queries``."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+
+    async def rows(self, name: str, params: Any = None) -> list[Any]:
+        """Return the rows of a query, as named tuples."""
+        with answering(self.conn, ANSWER):
+            async with self.conn.transaction():
+                await self.conn.execute(query("doctor_begin"))
+                cursor = self.conn.cursor(row_factory=namedtuple_row)
+                await cursor.execute(query(name), params)
+                return await cursor.fetchall() if cursor.description else []
+
+    async def row(self, name: str, params: Any = None) -> Any:
+        """Return the first row of a query, None where it has none."""
+        found = await self.rows(name, params)
+        return found[0] if found else None
+
+
+@asynccontextmanager
+async def read_only_session(url: str | None) -> AsyncIterator[ReadOnlySession]:
+    """Open a session. Raises psycopg's errors if that fails."""
+    conn = await psycopg.AsyncConnection[tuple[Any, ...]].connect(
+        url or "", application_name="sse-pg doctor", connect_timeout=5, prepare_threshold=None
+    )
+    try:
+        await conn.set_read_only(True)
+        yield ReadOnlySession(conn)
+    finally:
+        await conn.close()

@@ -1,0 +1,1 @@
+"""What every HTTP request goes through: problems, limits, access, parameters, bodies."""

@@ -1,0 +1,79 @@
+"""Query parameters: each reader returns a checked value or raises the problem that names the parameter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from multidict import MultiMapping
+
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.names import channel_fault, user_fault
+from sse_pg.errors import CursorError
+from sse_pg.http.problem import FieldError, invalid
+
+
+def collect(checks: Mapping[str, tuple[Callable[[str], str | None], str]]) -> None:
+    """Check several fields at once; raises the problem that names all that are wrong."""
+    errors = [FieldError(field, fault) for field, (rule, value) in checks.items() if (fault := rule(value))]
+    if errors:
+        raise invalid(errors)
+
+
+def query_channels(query: MultiMapping[str], name: str, most: int, *, field: str | None = None) -> list[str]:
+    """Return the channels of a query parameter: separated by commas, or the parameter several times."""
+    names = [part for text in query.getall(name, []) for part in text.split(",")]
+    if names == [""]:
+        names = []
+    unique = list(dict.fromkeys(names))
+    for part in unique:
+        if fault := channel_fault(part):
+            raise invalid([FieldError(field or name, f"{part[:40]!r}: {fault}")])
+    if len(unique) > most:
+        raise invalid([FieldError(field or name, f"at most {most} channels")])
+    return unique
+
+
+def query_user(query: MultiMapping[str]) -> str | None:
+    """Return the userId of a query, or None."""
+    user = query.get("userId")
+    if user is not None:
+        collect({"userId": (user_fault, user)})
+    return user
+
+
+def query_cursor(query: MultiMapping[str], name: str) -> Cursor | None:
+    """Return a cursor or an id from a query, or None."""
+    text = query.get(name)
+    if not text:
+        return None
+    try:
+        return Cursor.parse(text)
+    except CursorError as error:
+        raise invalid([FieldError(name, str(error))]) from None
+
+
+def query_flag(query: MultiMapping[str], name: str) -> bool:
+    """Return a truth value from a query; absent is false."""
+    text = query.get(name, "false")
+    if text not in ("true", "false", "1", "0"):
+        raise invalid([FieldError(name, "true or false")])
+    return text in ("true", "1")
+
+
+def query_integer(query: MultiMapping[str], name: str, default: int, low: int, high: int) -> int:
+    """Return a whole number between bounds from a query."""
+    text = query.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch("[0-9]{1,9}", text, re.ASCII) or not low <= int(text) <= high:
+        raise invalid([FieldError(name, f"a whole number from {low} to {high}")])
+    return int(text)
+
+
+def query_choice(query: MultiMapping[str], name: str, choices: tuple[str, ...]) -> str:
+    """Return one of several words from a query; the first is the default."""
+    text = query.get(name, choices[0])
+    if text not in choices:
+        raise invalid([FieldError(name, " or ".join(choices))])
+    return text
