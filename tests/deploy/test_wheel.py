@@ -126,7 +126,16 @@ def test_the_sdist_is_the_checkout(place: Path, venv: Path, outside: dict[str, s
     )
     shutil.copytree(CHECKOUT, source, ignore=foreign)
     wanted = {str(file.relative_to(source)) for name in WHOLE for file in (source / name).rglob("*") if file.is_file()}
-    wanted |= {"CHANGELOG.md", "LICENSE", "README.md", "compose.yaml", "pyproject.toml", "ruff.toml", "setup.cfg"}
+    wanted |= {
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "README.md",
+        "compose.yaml",
+        "pyproject.toml",
+        "ruff.toml",
+        "setup.cfg",
+    }
     (source / "tests" / "__pycache__").mkdir()
     (source / "tests" / "__pycache__" / "conftest.cpython-313.pyc").touch()
     (source / ".env").write_text("SSE_PG_TOKEN_SECRET=of-this-machine\n")

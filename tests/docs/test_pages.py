@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from support import openapi
 from support.pages import Page, Reader, all_pages, syntax_errors
 from support.process import CHECKOUT, SSE_PG, process
 from support.waiting import wait_for
@@ -82,7 +82,7 @@ def test_the_index_has_every_page() -> None:
 
 def test_the_endpoints_are_those_of_the_program() -> None:
     """The table of http.md has every path that openapi.json describes, and no other."""
-    described = set(json.loads((CHECKOUT / "sse_pg" / "openapi.json").read_text())["paths"])
+    described = set(openapi.document()["paths"])
     rows = re.findall(r"^\| (`(?:GET|POST|DELETE) .*?) \|", Page("docs/http.md").text, re.M)
     listed = {path for row in rows for path in re.findall(r"[` ](/[^`?, ]*)", row)}
     assert listed == described - {"/static/{name}"}

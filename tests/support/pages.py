@@ -196,6 +196,6 @@ def syntax_errors(block: str) -> str:
 
 def all_pages() -> Iterator[str]:
     """Every page of the checkout that is for readers, as a path relative to it."""
-    yield from ("README.md", "CHANGELOG.md")
+    yield from ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
     for path in sorted((CHECKOUT / "docs").rglob("*.md")):
         yield str(path.relative_to(CHECKOUT))
