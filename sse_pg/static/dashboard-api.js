@@ -3,15 +3,15 @@
 let token
 let asking
 
-/** An answer other than 2xx; `status` is that of HTTP. */
+/** A response other than 2xx; `status` is the HTTP status. */
 export class Refused extends Error {
   constructor (status, problem) {
-    super(problem?.detail ?? `The server answered ${status}.`)
+    super(problem?.detail ?? `The server responded with status ${status}.`)
     this.status = status
   }
 }
 
-/** Ask for JSON; asks the user for a token where the server wants one. */
+/** Request JSON. If the server requires a token, ask the user for one. */
 export async function request (path, { method = 'GET', body, exact = false } = {}) {
   for (;;) {
     const used = token
@@ -19,7 +19,7 @@ export async function request (path, { method = 'GET', body, exact = false } = {
     if (body !== undefined) headers['Content-Type'] = 'application/json'
     if (used) headers.Authorization = `Bearer ${used}`
     const response = await fetch(address(path), { method, body, headers, cache: 'no-store' }).catch(() => {
-      throw new Error(`The server does not answer${method === 'GET' ? '.' : '; whether this was done is not known.'}`)
+      throw new Error(`The server does not respond${method === 'GET' ? '.' : '; it is not known whether this was done.'}`)
     })
     const answer = await response.text().then((text) => exact ? parseExactly(text) : JSON.parse(text)).catch(() => undefined)
     if (response.ok) return answer
@@ -28,7 +28,7 @@ export async function request (path, { method = 'GET', body, exact = false } = {
   }
 }
 
-/** JSON; numbers that a double cannot hold stay as they were written, where the browser can do that. */
+/** Parse JSON. Numbers that a double cannot hold stay as they were written, if the browser supports that. */
 function parseExactly (text) {
   return JSON.parse(text, (_, value, context) =>
     typeof value === 'number' && context?.source !== undefined && String(value) !== context.source && JSON.rawJSON
@@ -40,12 +40,12 @@ export function address (path) {
   return new URL(path, document.baseURI)
 }
 
-/** For the stream, which asks before each connection; without one the browser sends the cookie. */
+/** For the stream, which calls this before each connection. Without a token the browser sends the cookie. */
 export function currentToken () {
   return token
 }
 
-/** Ask the user for a token until the server takes one. It goes into a cookie that no script can read, too. */
+/** Ask the user for a token until the server accepts one. It is also stored in a cookie that scripts cannot read. */
 export function askForToken (why = '') {
   asking ??= ask(why).finally(() => { asking = undefined })
   return asking
@@ -60,7 +60,7 @@ async function ask (why) {
       token = typed
       return
     }
-    why = (await response?.json().catch(() => undefined))?.detail ?? 'The server does not answer.'
+    why = (await response?.json().catch(() => undefined))?.detail ?? 'The server does not respond.'
   }
 }
 
@@ -72,14 +72,14 @@ function entered (why) {
   dialog.showModal()
   return new Promise((resolve) => {
     dialog.addEventListener('close', function end () {
-      if (!field.value.trim()) return dialog.showModal() // without one, there is nothing to see here
+      if (!field.value.trim()) return dialog.showModal() // without a token there is nothing to show
       dialog.removeEventListener('close', end)
       resolve(field.value.trim())
     })
   })
 }
 
-/** Forget the token, here and in the cookie. */
+/** Forget the token, in memory and in the cookie. */
 export async function leave () {
   await fetch(address('api/events/session'), { method: 'DELETE' })
   location.reload()

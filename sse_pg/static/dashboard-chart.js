@@ -4,7 +4,7 @@ const SPAN = 300
 const NAMESPACE = document.getElementById('c-events').namespaceURI
 const LEFT = 42
 
-/** The seconds that are known, by Unix time; `cuts` are moments at which the connection was lost. */
+/** The known seconds, by Unix time; `cuts` are the times at which the connection was lost. */
 export class Charts {
   seconds = new Map()
   cuts = []
@@ -72,7 +72,7 @@ function draw (svg, end, cuts, grid, scale, series) {
     let before
     for (const [at, value] of points) {
       const here = `${x(at).toFixed(1)} ${y(value).toFixed(1)}`
-      // Seconds without events have no delay; a line over a long silence would pretend one.
+      // Seconds without events have no delay; a line across a long silence would suggest one.
       if (before === undefined || (dots && at - before > 5)) path += `M${here}h.01`
       else path += `L${here}`
       before = at

@@ -1,4 +1,4 @@
-// The live feed: one stream of the chosen channels, its rows, and what happens to the connection.
+// The live feed: one stream of the chosen channels, its rows, and the state of the connection.
 
 import { StreamError, listen } from '../sse-pg.js'
 import { address, askForToken, currentToken, request } from './dashboard-api.js'
@@ -24,7 +24,7 @@ export class Feed {
   #lostAt
   #replay
 
-  /** Follow these channels from here on; those that stay go on where they are. */
+  /** Follow these channels from now on. Channels that were followed before continue where they are. */
   follow (channels) {
     this.channels = [...new Set(channels)]
     this.onChannels(this.channels)
@@ -57,7 +57,7 @@ export class Feed {
     this.#stream?.close()
     this.#replay = this.#lostAt = undefined
     this.#say()
-    if (!this.channels.length) return this.onState('waiting', 'no channel is followed')
+    if (!this.channels.length) return this.onState('waiting', 'not following any channel')
     this.onState('waiting', 'connecting')
     const mine = this.#stream = listen(address('api/events/stream'), {
       channels: this.channels,
@@ -74,7 +74,7 @@ export class Feed {
       if (error instanceof StreamError && error.status === 401) {
         await askForToken(error.message)
         if (mine === this.#stream) this.#open()
-      } else this.#mark(`The stream ended: ${error.message}${error.status === 403 ? ' Take it out above to go on.' : ''}`, 'bad')
+      } else this.#mark(`The stream ended: ${error.message}${error.status === 403 ? ' Remove the channel above to continue.' : ''}`, 'bad')
     })
   }
 
@@ -87,9 +87,9 @@ export class Feed {
     const row = this.#mark('', 'good')
     const replay = this.#replay = { row, seconds, rows: [], count: 0, upTo: undefined }
     this.#tellReplay()
-    // What was there when the connection came back is replay; what is newer is live.
+    // Events that existed when the connection came back are replayed; newer ones are live.
     request('api/events/stats?seconds=0').then(({ log, server }) => {
-      // The position is of this moment; the newest id may be half a second old.
+      // The position is current; the newest id may be half a second old.
       replay.upTo = Math.max(log.newestId, Number.parseInt(server.position))
       for (const [row, number] of replay.rows) if (number > replay.upTo) row.classList.remove('replayed')
       replay.rows = replay.rows.filter(([, number]) => number <= replay.upTo)
@@ -101,20 +101,20 @@ export class Feed {
 
   #tellReplay (replay = this.#replay) {
     const { count } = replay
-    replay.row.firstChild.textContent = `Connected again after ${replay.seconds} s; ${count} ${count === 1 ? 'event' : 'events'} replayed.`
+    replay.row.firstChild.textContent = `Reconnected after ${replay.seconds} s; ${count} ${count === 1 ? 'event' : 'events'} replayed.`
   }
 
   #lost ({ error, pause }) {
     if (this.#lostAt === undefined) {
       this.#lostAt = performance.now()
-      this.#mark(`Connection lost: ${error.message}. Coming back by itself.`, 'bad')
+      this.#mark(`Connection lost: ${error.message}. Reconnecting automatically.`, 'bad')
       this.onLost()
     }
     this.onState('lost', `connection lost, next attempt in ${(pause / 1000).toFixed(1)} s`)
   }
 
   #gap ({ reason, after, before }) {
-    this.#mark(`Gap (${reason}): what lies between ${after} and ${before} can no longer be delivered.`, 'bad')
+    this.#mark(`Gap (${reason}): the events between ${after} and ${before} can no longer be delivered.`, 'bad')
   }
 
   #event ({ id, data, text }) {
@@ -149,7 +149,7 @@ export class Feed {
   #drawSoon () {
     if (this.#drawing) return
     this.#drawing = true
-    // A hidden page draws no frames; its rows wait, bounded.
+    // A hidden page draws no frames; its rows wait in a list of bounded length.
     requestAnimationFrame(() => {
       this.#drawing = false
       if (!this.paused) {
@@ -171,8 +171,8 @@ export class Feed {
     const rows = [...this.#list.children].filter((row) => !row.hidden)
     this.#empty.hidden = rows.length > 0
     this.#empty.textContent = !this.channels.length
-      ? 'No channel is followed yet. Add one above, or pick one from the list of channels.'
-      : this.#filter ? 'Nothing here matches the filter.' : `Waiting for events on ${this.channels.join(', ')}.`
+      ? 'You are not following any channel yet. Add one above, or choose one from the list of channels.'
+      : this.#filter ? 'No event matches the filter.' : `Waiting for events on ${this.channels.join(', ')}.`
     this.onCount?.(this.paused ? this.waiting : 0)
   }
 }

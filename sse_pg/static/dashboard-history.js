@@ -1,4 +1,4 @@
-// Search in the stored events, a page at a time.
+// Searches the stored events, page by page.
 
 import { request } from './dashboard-api.js'
 import { eventRow } from './rows.js'
@@ -9,7 +9,7 @@ export class History {
   #found = document.getElementById('found')
   #previous = document.getElementById('previous')
   #next = document.getElementById('next')
-  /** The parameters of the pages up to the one that is shown, and of the next. */
+  /** The parameters of the pages up to the current one, and those of the next page. */
   #trail = []
   #following
   #asked = 0
@@ -23,7 +23,7 @@ export class History {
     this.#previous.addEventListener('click', () => this.#show(this.#trail.slice(0, -1)))
   }
 
-  /** When the tab is opened: the channels of the feed, and their first page. */
+  /** When the tab opens: fill in the channels of the feed and show their first page. */
   suggest (channels) {
     const field = this.#form.elements.channel
     if (!field.value) field.value = channels.join(',')
@@ -45,8 +45,8 @@ export class History {
       this.#trail = trail
       this.#list.replaceChildren(...page.events.map((event) => eventRow({ ...event, json: JSON.stringify(event.payload) })))
       const count = page.events.length
-      this.#say(`Page ${trail.length}: ${count} ${count === 1 ? 'event' : 'events'}${page.hasMore ? ', more to come' : ', the last page'}.` +
-        (page.gap ? ` Events up to ${page.gap.before} are purged.` : ''))
+      this.#say(`Page ${trail.length}: ${count} ${count === 1 ? 'event' : 'events'}${page.hasMore ? ', more follow' : ', last page'}.` +
+        (page.gap ? ` Events up to ${page.gap.before} have been purged.` : ''))
       this.#following = new URLSearchParams(parameters)
       if (page.hasMore) this.#following.set(parameters.get('order') === 'asc' ? 'after' : 'before', page.nextCursor)
       this.#next.disabled = !page.hasMore

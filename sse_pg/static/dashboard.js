@@ -1,4 +1,4 @@
-// The dashboard: what the numbers say, and what the controls do.
+// The dashboard: shows the statistics and handles the controls.
 
 import { Refused, leave, request } from './dashboard-api.js'
 import { Charts, short } from './dashboard-chart.js'
@@ -15,7 +15,7 @@ const history = new History()
 let answering
 let offset = 0 // of the server's clock, in seconds
 let chosen = false
-let observes = true // whether the token lets us see the numbers
+let observes = true // whether the token allows us to read the statistics
 
 // ---------------------------------------------------------------- numbers
 
@@ -36,7 +36,7 @@ async function look () {
   }
   $('charts').hidden = !observes
   if (observes) draw()
-  else put('database', 'The numbers of this page need a token made with --observe.')
+  else put('database', 'To see the statistics you need a token made with --observe.')
   setTimeout(look, !observes ? 60000 : document.hidden ? 5000 : 1000)
 }
 
@@ -49,7 +49,7 @@ function draw () {
   const { rate, p50, p99 } = charts.lately(now())
   put('v-rate', short(rate))
   put('v-delay', p50 === undefined ? '–' : milliseconds(p50))
-  put('v-delay-note', p99 === undefined ? 'no event in 10 s' : `p50; p99 ${milliseconds(p99)}`)
+  put('v-delay-note', p99 === undefined ? 'no events in 10 s' : `p50; p99 ${milliseconds(p99)}`)
 }
 
 function show ({ log, server, servers, publishersInFlight, openGaps, channels, database }) {
@@ -60,12 +60,12 @@ function show ({ log, server, servers, publishersInFlight, openGaps, channels, d
   put('v-lag-note', server.notReady ?? (server.secondsSinceRead === null ? 'ids' : `ids; read ${server.secondsSinceRead.toFixed(1)} s ago`))
   const own = servers.find(({ id }) => id === server.id)
   put('v-bell', own?.bell ?? '–')
-  put('v-bell-note', own?.bell === 'awake' ? 'this server polls' : own?.bell === 'asleep' ? 'publishers ring' : '')
+  put('v-bell-note', own?.bell === 'awake' ? 'this server polls' : own?.bell === 'asleep' ? 'publishers wake it' : '')
   put('v-flight', publishersInFlight.toLocaleString('en'))
-  put('v-gaps', openGaps ? `${openGaps} open ${openGaps === 1 ? 'gap' : 'gaps'}` : 'no open gap', openGaps > 0)
+  put('v-gaps', openGaps ? `${openGaps} open ${openGaps === 1 ? 'gap' : 'gaps'}` : 'no open gaps', openGaps > 0)
   put('v-ids', log.oldestId === null ? 'nothing' : `${log.oldestId.toLocaleString('en')} – ${log.newestId.toLocaleString('en')}`)
   const limits = [log.keepEvents ? `keeps ${short(log.keepEvents)} events` : '', log.keepHours ? `${log.keepHours} h` : ''].filter(Boolean)
-  put('v-retention', [limits.join(', ') || 'keeps everything', `${log.partitions} partitions`, log.purgedTo ? `purged to ${log.purgedTo.toLocaleString('en')}` : ''].filter(Boolean).join(' · '))
+  put('v-retention', [limits.join(', ') || 'keeps everything', `${log.partitions} partitions`, log.purgedTo ? `purged up to ${log.purgedTo.toLocaleString('en')}` : ''].filter(Boolean).join(' · '))
   put('database', `PostgreSQL ${database.version}`)
   rows($('t-servers').tBodies[0], servers, ({ id }) => id, (row, each) => {
     cells(row, [`${each.name} · ${each.pid}${each.id === server.id ? ' (this)' : ''}`, each.activeConnections.toLocaleString('en'), each.position.toLocaleString('en'), each.lag.toLocaleString('en'), each.bell], [, 'n', 'n', 'n'])
@@ -96,7 +96,7 @@ function show ({ log, server, servers, publishersInFlight, openGaps, channels, d
   }
 }
 
-/** Bring the rows of a table up to date in place, so that focus and selection stay. */
+/** Update the rows of a table in place, so that focus and selection are kept. */
 function rows (body, items, keyOf, fill) {
   const there = new Map([...body.rows].map((row) => [row.key, row]))
   items.forEach((item, place) => {
@@ -225,7 +225,7 @@ $('publish').addEventListener('submit', async (event) => {
     say(`The payload is not JSON: ${error.message}`, 'bad')
     return payload.focus()
   }
-  // The payload goes in as it was typed: its numbers may be longer than a double holds.
+  // The payload is sent as typed, because its numbers may have more digits than a double can hold.
   const body = `{"channel":${JSON.stringify(channel.value)},"eventType":${JSON.stringify(eventType.value)},"payload":${payload.value}}`
   button.disabled = true
   try {
@@ -253,8 +253,8 @@ $('leave').addEventListener('click', leave)
 window.addEventListener('hashchange', fromAddress)
 window.addEventListener('resize', () => { if (observes) draw() })
 
-feed.onState('waiting', 'no channel is followed')
-// First, so that nothing is asked for before there is a token, where one is needed.
+feed.onState('waiting', 'not following any channel')
+// This comes first, so that no other request is made before there is a token, if one is required.
 const who = await request('api/events/session').catch(() => undefined)
 if (who && !who.open) {
   $('leave').hidden = false

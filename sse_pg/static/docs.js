@@ -1,4 +1,4 @@
-// /docs: the description at openapi.json as a page. It shows what this description uses, not all that OpenAPI has.
+// /docs: the description at openapi.json as a page. It supports only those parts of OpenAPI that this description uses.
 
 import { element } from './rows.js'
 import './theme.js'
@@ -16,7 +16,7 @@ function nameOf (node) {
   return node?.$ref?.split('/').at(-1)
 }
 
-/** Paragraphs, lists and code of Markdown: as much as the description has. */
+/** Paragraphs, lists and code of Markdown, which is all that the description uses. */
 function prose (text = '') {
   return text.split('\n\n').map((paragraph) => {
     const lines = paragraph.split('\n')
@@ -48,7 +48,7 @@ function examplesOf (media) {
   return Object.values(media.examples ?? {}).map(({ summary, value }) => [summary ?? '', value])
 }
 
-/** What a value may be, in a few words. */
+/** A short description of the values that a schema allows. */
 function kind (schema) {
   const name = nameOf(schema)
   if (name) return name
@@ -86,7 +86,7 @@ function properties (schema) {
   const choices = found?.oneOf ?? found?.anyOf
   if (choices) return properties(choices.find((each) => resolve(each).properties))
   if (!found?.properties) return []
-  return [table(['field', 'kind', ''], Object.entries(found.properties).map(([name, each]) => [
+  return [table(['field', 'type', ''], Object.entries(found.properties).map(([name, each]) => [
     element('code', '', name + (found.required?.includes(name) ? '' : '?')), kind(each), prose(each.description ?? resolve(each)?.description)]))]
 }
 
@@ -94,7 +94,7 @@ function quoted (text) {
   return `'${text.replaceAll("'", `'\\''`)}'`
 }
 
-/** A curl command that can be pasted. */
+/** A curl command to copy and paste. */
 function curl (path, method, operation) {
   const parameters = (operation.parameters ?? []).map(resolve)
   const given = parameters.filter((each) => each.example !== undefined && (each.required || each.in === 'query'))
@@ -129,13 +129,13 @@ function article (path, method, operation) {
   made.append(inline(element('p'), operation.summary ?? ''), ...prose(operation.description))
   const parameters = (operation.parameters ?? []).map(resolve)
   if (parameters.length) {
-    made.append(element('h3', '', 'Parameters'), table(['name', 'kind', ''], parameters.map((each) => [
-      element('code', '', each.name), `${each.in}${each.required ? ', needed' : ''}: ${kind(each.schema)}`, prose(each.description ?? resolve(each.schema)?.description)])))
+    made.append(element('h3', '', 'Parameters'), table(['name', 'type', ''], parameters.map((each) => [
+      element('code', '', each.name), `${each.in}${each.required ? ', required' : ''}: ${kind(each.schema)}`, prose(each.description ?? resolve(each.schema)?.description)])))
   }
   const body = resolve(operation.requestBody)
-  if (body) made.append(element('h3', '', 'Body'), ...prose(body.description), ...bodies(body.content))
+  if (body) made.append(element('h3', '', 'Request body'), ...prose(body.description), ...bodies(body.content))
   made.append(element('h3', '', 'With curl'), code(curl(path, method, operation)))
-  made.append(element('h3', '', 'Answers'))
+  made.append(element('h3', '', 'Responses'))
   for (const [status, answer] of Object.entries(operation.responses)) {
     const { description: text, content, headers } = resolve(answer)
     const details = made.appendChild(element('details'))
@@ -168,5 +168,5 @@ for (const tag of description.tags) {
     document.getElementById('endpoints').append(article(path, method, operation))
   }
 }
-// The browser looked for the place before it was there.
+// The browser looked for this element before it existed.
 document.getElementById(location.hash.slice(1))?.scrollIntoView()

@@ -1,4 +1,4 @@
-// Events as rows that open. Everything is put in as text: payloads come from anybody.
+// Events as rows that can be opened. Everything is inserted as text, because payloads may come from anybody.
 
 const SHORT = 300
 const WHOLE = 200000
@@ -20,7 +20,7 @@ export function eventRow ({ id, channel, eventType, createdAt, json }) {
     if (!details.open || details.children.length > 1) return
     const whole = details.appendChild(element('div', 'whole'))
     const text = pretty(json)
-    whole.append(element('pre', '', text.length > WHOLE ? `${text.slice(0, WHOLE)}\n… ${text.length - WHOLE} characters more` : text))
+    whole.append(element('pre', '', text.length > WHOLE ? `${text.slice(0, WHOLE)}\n… ${text.length - WHOLE} more characters` : text))
     const copy = whole.appendChild(element('button', '', 'Copy'))
     copy.type = 'button'
     copy.addEventListener('click', async () => {
@@ -51,7 +51,7 @@ export function element (name, className = '', text) {
   return made
 }
 
-/** JSON with line breaks. The tokens stay as they are: parsing would change numbers that a double cannot hold. */
+/** JSON with line breaks. The tokens are kept unchanged: parsing would alter numbers that a double cannot hold. */
 export function pretty (json) {
   let depth = 0
   const parts = []

@@ -1,14 +1,14 @@
 /** An event of a stream. With `envelope`, `type` is "message" and `data` the whole event. */
 export interface StreamEvent<T = unknown> {
-  /** The cursor behind this event, opaque: hand it back as it came. */
+  /** The cursor after this event. It is opaque: send it back unchanged. */
   id: string
   type: string
   data: T
-  /** The data as it came, for numbers that a double cannot hold. */
+  /** The data as received, for numbers that a double cannot hold. */
   text: string
 }
 
-/** What can no longer be delivered lies between the cursors `after` and `before`. */
+/** The events between the cursors `after` and `before` can no longer be delivered. */
 export interface Gap {
   reason: 'expired' | 'unknown'
   after: string
@@ -20,37 +20,37 @@ export interface StreamOptions {
   userId?: string | number
   /** Each event as `{id, channel, eventType, payload, createdAt}`. */
   envelope?: boolean
-  /** The cursor to begin at: "0" is all that is retained. Without it, and without a stored one: from now on. */
+  /** The cursor to start at; "0" means everything that is retained. Without it and without a stored cursor, the stream starts now. */
   from?: string
   /** A bearer token, or a function that returns one; it is called for each connection, and again after a 401. */
   token?: string | (() => string | undefined | Promise<string | undefined>)
   headers?: HeadersInit
   credentials?: RequestCredentials
-  /** Where in `storage` the cursor is kept, so that the next page goes on where this one was left. */
+  /** The key in `storage` under which the cursor is saved, so that the next page continues where this one stopped. */
   key?: string
-  /** sessionStorage unless given. */
+  /** The default is sessionStorage. */
   storage?: Pick<Storage, 'getItem' | 'setItem'>
   signal?: AbortSignal
-  /** Milliseconds without a byte after which the connection is made anew; 45000, three heartbeats. */
+  /** Milliseconds without any data after which it reconnects; the default is 45000, three heartbeats. */
   silence?: number
-  /** A stream is open at the cursor `id`; `resumed` is the one that was asked for, "" when it began anew. */
+  /** A stream is open at the cursor `id`; `resumed` is the requested cursor, or "" if the stream starts now. */
   onOpen?: (opened: { id: string, resumed: string }) => void
-  /** A connection is lost; the next is made after `pause` milliseconds. */
+  /** The connection was lost; the next attempt is after `pause` milliseconds. */
   onLost?: (lost: { error: Error, pause: number }) => void
   onGap?: (gap: Gap) => void
   fetch?: typeof fetch
 }
 
-/** An answer that is no stream. It is thrown where there is no use in coming back, else told to `onLost`. */
+/** A response that is not a stream. It is thrown if reconnecting is pointless; otherwise it is passed to `onLost`. */
 export class StreamError extends Error {
   readonly status: number
   readonly problem?: { type: string, title: string, status: number, detail: string, errors?: Array<{ field: string, detail: string }> }
 }
 
-/** Follow a stream, over any number of connections, until the signal aborts or the loop is left. */
+/** Follow a stream, over any number of connections, until the signal aborts or the loop ends. */
 export function subscribe<T = unknown> (url: string | URL, options?: StreamOptions): AsyncGenerator<StreamEvent<T>, void, void>
 
-/** The same with a function for each event. */
+/** The same with a callback for each event. */
 export function listen<T = unknown> (
   url: string | URL,
   options: StreamOptions,

@@ -1,25 +1,25 @@
 // Reads the streams of an sse-pg server with fetch. What it does and when: docs/clients.md. Types: sse-pg.d.ts.
 
-/** An answer that is no stream. `status` is that of HTTP, `problem` the problem document. */
+/** A response that is not a stream. `status` is the HTTP status, `problem` the problem document. */
 export class StreamError extends Error {
   name = 'StreamError'
 }
 
-/** Follow a stream until the signal aborts or the loop is left: `for await (const event of subscribe(url, options))`. */
+/** Follow a stream until the signal aborts or the loop ends: `for await (const event of subscribe(url, options))`. */
 export async function * subscribe (url, options = {}) {
   const { key, signal, silence = 45000, onOpen, onLost, onGap } = options
   const storage = key === undefined ? undefined : options.storage ?? globalThis.sessionStorage
   let cursor = storage?.getItem(key) ?? options.from ?? ''
   let retry = 2000
   let pause = 0
-  let failures = 0 // in a row, of connections that brought nothing
-  let refused = false // the last token
+  let failures = 0 // number of consecutive connections that received nothing
+  let refused = false // whether the last token was refused
 
   while (!signal?.aborted) {
     const attempt = new AbortController()
     signal?.addEventListener('abort', () => attempt.abort(), { signal: attempt.signal })
     const timed = (promise) => {
-      const timer = setTimeout(() => attempt.abort(new Error(`nothing came for ${silence / 1000} s`)), silence)
+      const timer = setTimeout(() => attempt.abort(new Error(`no data for ${silence / 1000} s`)), silence)
       return promise.finally(() => clearTimeout(timer))
     }
     try {
@@ -33,7 +33,7 @@ export async function * subscribe (url, options = {}) {
         if (type === 'sse-pg.hello') onOpen?.({ id, resumed: cursor })
         else if (type === 'sse-pg.gap') onGap?.(JSON.parse(text))
         else if (text && !type.startsWith('sse-pg.')) yield { id, type, data: JSON.parse(text), text }
-        // Only now: who leaves the page while an event is being handled gets that event again.
+        // Only now: if the page is closed while it handles an event, it gets that event again.
         cursor = id
         if (cursor) storage?.setItem(key, cursor)
       }
@@ -54,7 +54,7 @@ export async function * subscribe (url, options = {}) {
   }
 }
 
-/** The same with a function for each event. Returns `close()` and `done`, a promise that rejects with a StreamError. */
+/** The same with a callback for each event. Returns `close()` and `done`, a promise that rejects with a StreamError. */
 export function listen (url, options, onEvent) {
   const own = new AbortController()
   const close = () => own.abort()
@@ -81,13 +81,13 @@ async function open (url, options, cursor, signal) {
   const type = response.headers.get('Content-Type') ?? ''
   if (response.status === 200 && type.startsWith('text/event-stream')) return response
   const problem = type.includes('json') ? await response.json().catch(() => undefined) : undefined
-  const message = problem?.detail ?? `no event stream but ${type || 'nothing'} (${response.status}) at ${target}`
+  const message = problem?.detail ?? `expected an event stream, got ${type || 'no content type'} (${response.status}) at ${target}`
   const after = response.headers.get('Retry-After') // seconds, or a date
   const retryAfter = after * 1000 || Date.parse(after) - Date.now() || 0
   throw Object.assign(new StreamError(message), { status: response.status, problem, retryAfter })
 }
 
-/** The blocks of a body, each as an object of its fields. */
+/** The blocks of a body, each as an object with its fields. */
 async function * blocks (reader, timed) {
   const decoder = new TextDecoder()
   let text = ''

@@ -1,4 +1,4 @@
-// Light, dark, or as the system is; the choice is remembered.
+// Light, dark, or the same as the system; the choice is remembered.
 
 const NAMES = ['auto', 'light', 'dark']
 const button = document.getElementById('theme')
@@ -7,7 +7,7 @@ function show (name) {
   if (name === 'auto') delete document.documentElement.dataset.theme
   else document.documentElement.dataset.theme = name
   button.textContent = `Theme: ${name}`
-  button.ariaLabel = `Theme: ${name === 'auto' ? 'as the system' : name}`
+  button.ariaLabel = `Theme: ${name === 'auto' ? 'same as the system' : name}`
   return name
 }
 

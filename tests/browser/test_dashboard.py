@@ -87,7 +87,7 @@ async def test_pause_and_filter(page: Page, client: Client) -> None:
     await expect(page.locator("#feed li")).to_have_count(4)
     await expect(page.locator("#feed li:visible")).to_have_count(2)
     await page.locator("#filter").fill("nothing has this")
-    await expect(page.locator("#empty")).to_have_text("Nothing here matches the filter.")
+    await expect(page.locator("#empty")).to_have_text("No event matches the filter.")
     await page.locator("#filter").fill("")
     await expect(page.locator("#feed li:visible")).to_have_count(4)
     await page.locator("#clear").click()
@@ -134,7 +134,7 @@ async def test_a_publish_without_an_answer_is_told(page: Page, watch: Watch, lau
         await gate.cut()
         await page.locator("#publish button").click()
         await expect(page.locator("#published")).to_have_text(
-            "The server does not answer; whether this was done is not known."
+            "The server does not respond; it is not known whether this was done."
         )
 
 
@@ -146,12 +146,12 @@ async def test_history_in_pages(page: Page, client: Client) -> None:
     await expect(page.locator("#tab-history")).to_be_focused()
     await expect(page.locator("#search [name=channel]")).to_have_value("a")
     shown = page.locator("#pages li .type")
-    await expect(page.locator("#found")).to_have_text("Page 1: 25 events, more to come.")
+    await expect(page.locator("#found")).to_have_text("Page 1: 25 events, more follow.")
     assert await shown.all_inner_texts() == [f"T{n}" for n in range(59, 34, -1)]
     await page.locator("#next").click()
-    await expect(page.locator("#found")).to_have_text("Page 2: 25 events, more to come.")
+    await expect(page.locator("#found")).to_have_text("Page 2: 25 events, more follow.")
     await page.locator("#next").click()
-    await expect(page.locator("#found")).to_have_text("Page 3: 10 events, the last page.")
+    await expect(page.locator("#found")).to_have_text("Page 3: 10 events, last page.")
     assert await shown.all_inner_texts() == [f"T{n}" for n in range(9, -1, -1)]
     await expect(page.locator("#next")).to_be_disabled()
     await page.locator("#previous").click()
@@ -160,7 +160,7 @@ async def test_history_in_pages(page: Page, client: Client) -> None:
     await page.locator("#search [name=order]").select_option("asc")
     await page.locator("#search [name=eventType]").fill("T7")
     await page.locator("#search button").click()
-    await expect(page.locator("#found")).to_have_text("Page 1: 1 event, the last page.")
+    await expect(page.locator("#found")).to_have_text("Page 1: 1 event, last page.")
     assert await shown.all_inner_texts() == ["T7"]
 
 
@@ -193,7 +193,7 @@ async def test_a_lost_server_and_what_was_replayed(
 
 async def test_channels_are_followed_and_left(page: Page, client: Client) -> None:
     await page.goto(client.url)
-    await expect(page.locator("#empty")).to_contain_text("No channel is followed yet")
+    await expect(page.locator("#empty")).to_contain_text("You are not following any channel yet")
     await client.publish("first", {})
     await expect(page.locator("#chips .chip")).to_have_count(1)  # what is active is followed, until something is chosen
     await page.locator("#channels").fill("second, third")
@@ -305,7 +305,7 @@ async def test_a_token_that_may_not_see_the_numbers(page: Page, watch: Watch, la
     await page.locator("#publish button").click()
     await expect(page.locator("#feed li")).to_have_count(1)
     await page.goto(f"{server.url}/#channels=a,b")
-    await expect(page.locator("#feed li")).to_contain_text(["Take it out above to go on."])
+    await expect(page.locator("#feed li")).to_contain_text(["Remove the channel above to continue."])
     await page.locator("#chips button").last.click()
     await expect(page.locator("#state")).to_have_attribute("data-is", "live")
     assert len(asked) <= 3

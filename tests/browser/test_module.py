@@ -110,7 +110,7 @@ async def test_an_answer_that_is_no_stream_ends_it(page: Page, client: Client) -
         }"""
     )
     assert ended[0] == 200
-    assert "no event stream but text/html" in ended[1]
+    assert "expected an event stream, got text/html" in ended[1]
 
 
 class Tokens:
@@ -170,7 +170,7 @@ async def test_tokens_line_ends_and_silence(page: Page, watch: Watch, client: Cl
         )
         assert got["got"] == [["7", "message", [1, 2]], ["8", "T", "ö"]] * 2
         assert tokens.came == ["Bearer bad", "Bearer good", "Bearer good"]
-        assert got["lost"][1] == "nothing came for 0.3 s"
+        assert got["lost"][1] == "no data for 0.3 s"
         refused = await page.evaluate(
             """async () => {
               const { subscribe } = await import('/sse-pg.js')
