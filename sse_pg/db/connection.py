@@ -29,7 +29,7 @@ class Pool(psycopg_pool.AsyncConnectionPool[Connection]):
 
 
 #: Seconds without an answer to a request's statement after which its connection is taken for dead.
-ANSWER = 30.0
+RESPONSE_DEADLINE_S = 30.0
 
 _APPLICATION = "sse-pg"
 #: In binary answers a moment is what PostgreSQL sends: the microseconds since 2000, UTC. Making datetimes of them takes
@@ -48,7 +48,7 @@ _KEEPALIVE: dict[str, Any] = {
 #: SQLSTATE classes that say that the server, not the statement, is at fault: connection (08), resources (53: disk,
 #: memory, connections), operator intervention (57), system error (58).
 #: 25006: it only reads, as a primary does that was demoted.
-_AWAY = ("08", "53", "57", "58", "25006")
+_UNAVAILABLE = ("08", "53", "57", "58", "25006")
 
 
 def make_pool(url: str | None, size: int, timeout: float, *, pooled: bool = False) -> Pool:
@@ -98,7 +98,7 @@ async def lend(pool: Pool) -> AsyncIterator[Connection]:
     """
     conn = await pool.getconn()
     for _ in range(pool.max_size):
-        if await _is_there(conn):
+        if await _is_alive(conn):
             break
         await conn.close()
         await pool.putconn(conn)
@@ -111,7 +111,7 @@ async def lend(pool: Pool) -> AsyncIterator[Connection]:
         pool.lent_seconds += time.monotonic() - since
 
 
-async def _is_there(conn: Connection) -> bool:
+async def _is_alive(conn: Connection) -> bool:
     """Find out, without a round trip in the usual case, whether a pooled connection is still there.
 
     An idle connection with something to read has been told that it is over (or has a notice): ask.
@@ -126,19 +126,19 @@ async def _is_there(conn: Connection) -> bool:
     return not conn.closed
 
 
-def is_away(error: BaseException) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """Tell whether an error means that the database cannot serve now."""
     if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.PoolClosed | psycopg_pool.TooManyRequests):
         return True
     if not isinstance(error, psycopg.Error):
         return False
     if error.sqlstate is not None:
-        return error.sqlstate.startswith(_AWAY)
+        return error.sqlstate.startswith(_UNAVAILABLE)
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
 
 
 @contextlib.contextmanager
-def answering(conn: Connection, seconds: float) -> Iterator[None]:
+def deadline(conn: Connection, seconds: float) -> Iterator[None]:
     """Cut a connection that does not answer in time; the statement then fails with an OperationalError.
 
     Cancelling the task instead would make psycopg ask the server to cancel, over a network that may be as dead.
@@ -163,14 +163,14 @@ def answering(conn: Connection, seconds: float) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def reading(pool: Pool) -> AsyncIterator[Connection]:
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
     """Lend a connection for reading; raises BusUnavailable when the database is away."""
     try:
         async with lend(pool) as conn:
-            with answering(conn, ANSWER):
+            with deadline(conn, RESPONSE_DEADLINE_S):
                 yield conn
     except psycopg.Error as error:
-        if is_away(error):
+        if is_unavailable(error):
             raise BusUnavailable(summary(error)) from error
         raise
 

@@ -18,18 +18,18 @@ from typing import Any
 import psycopg
 
 from sse_pg.config import Settings
-from sse_pg.db.connection import Pool, reading, summary
+from sse_pg.db.connection import Pool, connection, summary
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable
 
 log = logging.getLogger(__name__)
 
 #: Partitions beyond the one that is being filled.
-AHEAD = 4
+PARTITIONS_AHEAD = 4
 #: Seconds between rounds when the sequence is about to outrun the partitions.
-HURRY = 1.0
+HURRIED_PAUSE_S = 1.0
 #: Rounds in a row that end because others hold the table, after which that is a warning.
-PATIENCE = 10
+BUSY_ROUNDS_BEFORE_WARNING = 10
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Maintenance:
     async def make_partitions(self) -> int | None:
         """Make what is missing; return how many that were, or None where others hold the table."""
         made = 0
-        params = {"ahead": AHEAD, "size": self._settings.partition_size}
+        params = {"ahead": PARTITIONS_AHEAD, "size": self._settings.partition_size}
         while True:
             (now,) = await self._row("make_partitions", params)
             if now is None:
@@ -128,7 +128,7 @@ class Maintenance:
         if purged.partitions or purged.keys:
             log.info("purged %s", purged)
         self._busy = self._busy + 1 if purged.state == "busy" else 0
-        if self._busy and self._busy % PATIENCE == 0:
+        if self._busy and self._busy % BUSY_ROUNDS_BEFORE_WARNING == 0:
             log.warning(
                 "in %d rounds not all could be purged: a transaction holds sse_pg.events for long, or a server has not "
                 "read what is to go",
@@ -141,14 +141,14 @@ class Maintenance:
         now, before = time.monotonic(), self._last
         self._last = (now, last)
         if room == 0:
-            return min(HURRY, self._settings.maintenance)
+            return min(HURRIED_PAUSE_S, self._settings.maintenance)
         if before is None or last <= before[1]:
             return self._settings.maintenance
         lasts: float = room / ((last - before[1]) / max(now - before[0], 0.001))
-        return min(self._settings.maintenance, max(HURRY, lasts / 4))
+        return min(self._settings.maintenance, max(HURRIED_PAUSE_S, lasts / 4))
 
     async def _row(self, name: str, params: Any = None) -> tuple[Any, ...]:
-        async with reading(self._pool) as conn:
+        async with connection(self._pool) as conn:
             row = await (await conn.execute(query(name), params)).fetchone()
         assert row is not None
         return row

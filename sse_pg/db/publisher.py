@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 import psycopg
 
-from sse_pg.db.connection import ANSWER, Pool, answering, is_away, lend, reading, summary
+from sse_pg.db.connection import RESPONSE_DEADLINE_S, Pool, connection, deadline, is_unavailable, lend, summary
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable, EventRefused, KeyReused, OutcomeUnknown, PayloadTooLarge
 
 #: Events of one shared commit; a single request may be larger.
-SHARED_LIMIT = 1000
+MAX_SHARED_EVENTS = 1000
 #: How long a commit with idempotency keys waits for another transaction that holds one, before its requests are tried
 #: one by one, as PostgreSQL's lock_timeout ...
 KEY_WAIT = "100ms"
@@ -203,7 +203,7 @@ class Publisher:
         try:
             async with lend(self._pool) as conn:
                 sent = True
-                with answering(conn, ANSWER):
+                with deadline(conn, RESPONSE_DEADLINE_S):
                     cursor = await conn.execute(query(name), parameters, binary=True)
                     return await cursor.fetchall()
         except psycopg.Error as error:
@@ -228,7 +228,7 @@ class Publisher:
 
     async def _refuses(self, drafts: Sequence[Draft]) -> bool:
         try:
-            async with reading(self._pool) as conn:
+            async with connection(self._pool) as conn:
                 await conn.execute(query("check_payloads"), ([draft.payload for draft in drafts],))
         except psycopg.Error:
             return True
@@ -239,7 +239,7 @@ def _take(waiting: deque[_Unit]) -> list[_Unit]:
     """Take from a queue what goes into one commit."""
     units = [waiting.popleft()]
     count = len(units[0].drafts)
-    while waiting and count + len(waiting[0].drafts) <= SHARED_LIMIT:
+    while waiting and count + len(waiting[0].drafts) <= MAX_SHARED_EVENTS:
         units.append(waiting.popleft())
         count += len(units[-1].drafts)
     return units
@@ -267,7 +267,7 @@ def _meaning(error: psycopg.Error, sent: bool) -> Exception:
         return _Held(message)
     if state.startswith("40"):
         return _Collided(message)
-    if not is_away(error):
+    if not is_unavailable(error):
         return error
     # An error with a code of its own has rolled the transaction back. A connection that ended while the statement was
     # under way (no code, or the server's own shutdown) says nothing about the commit.

@@ -11,13 +11,13 @@ import psycopg
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
-from sse_pg.db.connection import Pool, is_away, reading, summary
+from sse_pg.db.connection import Pool, connection, is_unavailable, summary
 from sse_pg.db.queries import query
 from sse_pg.errors import RuleFailed
 
 #: Ids in the first window of a page, and how much wider each next one is.
-WINDOW = 1_000_000
-WIDER = 16
+FIRST_WINDOW_IDS = 1_000_000
+WINDOW_GROWTH = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Store:
         two, of however many there are.
         """
         events: list[Event] = []
-        async with reading(self.pool) as conn:
+        async with connection(self.pool) as conn:
             for window in _windows(wanted, descending=descending):
                 params = {
                     "channels": list(channels),
@@ -151,7 +151,7 @@ class Store:
         Raises RuleFailed when the function fails or takes longer.
         """
         users, actions, channels = map(list, zip(*questions, strict=True))
-        async with reading(self.pool) as conn:
+        async with connection(self.pool) as conn:
             try:
                 async with conn.transaction():
                     await conn.execute(query("authorize_timeout"), (f"{max(1, round(timeout * 1000))}ms",))
@@ -162,7 +162,7 @@ class Store:
             except psycopg.errors.QueryCanceled as error:
                 raise RuleFailed(f"it takes longer than {timeout:g} s", late=True) from error
             except psycopg.Error as error:
-                if is_away(error):
+                if is_unavailable(error):
                     raise
                 raise RuleFailed(summary(error), late=False) from error
 
@@ -180,12 +180,12 @@ class Store:
 
     async def update_server(self, server_id: int, active: int, position: int) -> None:
         """Note how many streams a server has, and up to which id it has read."""
-        async with reading(self.pool) as conn:
+        async with connection(self.pool) as conn:
             await conn.execute(query("server_update"), (active, position, server_id))
 
     async def remove_server(self, server_id: int) -> None:
         """Forget a server."""
-        async with reading(self.pool) as conn:
+        async with connection(self.pool) as conn:
             await conn.execute(query("server_delete"), (server_id,))
 
     async def ping(self) -> None:
@@ -193,14 +193,14 @@ class Store:
         await self._rows("last_id")
 
     async def _rows(self, name: str, params: Any = None) -> list[tuple[Any, ...]]:
-        async with reading(self.pool) as conn:
+        async with connection(self.pool) as conn:
             cursor = await conn.execute(query(name), params, binary=True)
             return await cursor.fetchall()
 
 
 def _windows(wanted: Ranges, *, descending: bool) -> Iterator[Ranges]:
     """Cut a set of ids into parts, from the near end on, each wider than the one before; an empty set is one part."""
-    width = WINDOW
+    width = FIRST_WINDOW_IDS
     while wanted and wanted.spans[-1][1] - wanted.spans[0][0] >= width:
         if descending:
             edge = wanted.spans[-1][1] - width
@@ -210,5 +210,5 @@ def _windows(wanted: Ranges, *, descending: bool) -> Iterator[Ranges]:
             edge = wanted.spans[0][0] + width - 1
             yield wanted.up_to(edge)
             wanted = wanted.above(edge)
-        width *= WIDER
+        width *= WINDOW_GROWTH
     yield wanted

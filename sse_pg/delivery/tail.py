@@ -22,7 +22,7 @@ from sse_pg.core.frontier import Frontier, GapCounts
 from sse_pg.core.ranges import Ranges
 from sse_pg.core.tail_meter import TailMeter
 from sse_pg.db import tail_session
-from sse_pg.db.connection import Connection, answering, connect_listener, summary
+from sse_pg.db.connection import Connection, connect_listener, deadline, summary
 from sse_pg.db.tail_session import Publishers
 from sse_pg.delivery.bell import Bell
 from sse_pg.delivery.control_listener import ControlListener
@@ -129,7 +129,7 @@ class Tail:
     async def _start(self, conn: Connection) -> None:
         """LISTEN first, then read: what commits in between is seen by either."""
         conn.add_notify_handler(self._bell.heard)
-        with answering(conn, DEADLINE):
+        with deadline(conn, DEADLINE):
             await tail_session.listen(conn)
             await self._on_connect(conn)
             self.awake = False
@@ -186,7 +186,7 @@ class Tail:
                 unasked = not woken and nap == self._safety_read
             if self._control.epoch_began:
                 # By hand. What this server has read is of this log; cursors that others bring may not be.
-                with answering(conn, DEADLINE):
+                with deadline(conn, DEADLINE):
                     self._hub.epochs = await self._epochs(conn)
             now = time.monotonic()
             settle = self._lay_down is not None or now - last_settled >= self._safety_read
@@ -195,7 +195,7 @@ class Tail:
                 self.meter.safety_reads[found > 0] += 1
             if now - last_settled >= self._safety_read:
                 await self._note_settled(conn)
-                with answering(conn, DEADLINE):
+                with deadline(conn, DEADLINE):
                     self.meter.queue_usage = await tail_session.queue_usage(conn)
                 last_settled = now
             if self.awake:
@@ -228,7 +228,7 @@ class Tail:
 
     async def _wake_up(self, conn: Connection) -> None:
         """Show "awake" before "asleep" goes: a publisher in between sees both and rings."""
-        with answering(conn, DEADLINE):
+        with deadline(conn, DEADLINE):
             await tail_session.wake_up(conn)
         self.awake = True
         self.meter.turn("awake", time.monotonic())
@@ -241,7 +241,7 @@ class Tail:
         A publisher takes its lock before it looks. One that looked before "asleep" was there has a bound of at most
         the last id drawn by now, and is either among the locks, or gone and its rows visible.
         """
-        with answering(conn, DEADLINE):
+        with deadline(conn, DEADLINE):
             await tail_session.fall_asleep(conn, was_awake=True)
             self._lay_down = (await self._publishers(conn)).last
         self.awake = False
@@ -266,7 +266,7 @@ class Tail:
         try:
             while True:
                 in_flight = None
-                with answering(conn, DEADLINE):
+                with deadline(conn, DEADLINE):
                     if settle or frontier.open:
                         in_flight = await self._publishers(conn)
                         if in_flight.last < frontier.seen:  # TRUNCATE ... RESTART IDENTITY, a setval
@@ -299,6 +299,6 @@ class Tail:
         frontier = self._frontier
         assert frontier is not None
         if frontier.seen > self._noted:
-            with answering(conn, DEADLINE):
+            with deadline(conn, DEADLINE):
                 await tail_session.note_settled(conn, frontier.seen, frontier.open)
             self._noted = frontier.seen

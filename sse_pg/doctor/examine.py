@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psycopg
 
 from sse_pg.config import Settings
-from sse_pg.db.connection import is_away, summary
+from sse_pg.db.connection import is_unavailable, summary
 from sse_pg.doctor import listen, log, schema, server
 from sse_pg.doctor import settings as settings_checks
 from sse_pg.doctor.examination import Examination
@@ -64,7 +64,7 @@ async def _run(check: _Check, exam: Examination) -> list[Finding]:
     except psycopg.errors.InsufficientPrivilege as problem:
         return [unchecked(check.name, f"could not be looked at: {summary(problem)}", "see rights")]
     except psycopg.Error as problem:
-        if is_away(problem) and exam.session.conn.closed:
+        if is_unavailable(problem) and exam.session.conn.closed:
             raise
         return [error(check.name, f"could not be looked at: {summary(problem)}", "see what PostgreSQL logs about it")]
 

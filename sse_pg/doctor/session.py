@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from sse_pg.db.connection import ANSWER, Connection, answering
+from sse_pg.db.connection import RESPONSE_DEADLINE_S, Connection, deadline
 from sse_pg.db.queries import query
 
 
@@ -25,7 +25,7 @@ class ReadOnlySession:
 
     async def rows(self, name: str, params: Any = None) -> list[Any]:
         """Return the rows of a query, as named tuples."""
-        with answering(self.conn, ANSWER):
+        with deadline(self.conn, RESPONSE_DEADLINE_S):
             async with self.conn.transaction():
                 await self.conn.execute(query("doctor_begin"))
                 cursor = self.conn.cursor(row_factory=namedtuple_row)

@@ -24,8 +24,8 @@ SPANS = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 60)).map(lambda p
 def test_windows_are_the_whole_in_order(spans: list[tuple[int, int]], descending: bool) -> None:
     wanted = Ranges(spans)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "WINDOW", 7)
-        patch.setattr(store_module, "WIDER", 2)
+        patch.setattr(store_module, "FIRST_WINDOW_IDS", 7)
+        patch.setattr(store_module, "WINDOW_GROWTH", 2)
         windows = list(store_module._windows(wanted, descending=descending))
     ids = [number for window in windows for number in _numbers(window, descending)]
     assert ids == list(_numbers(wanted, descending))
@@ -40,7 +40,7 @@ def _numbers(ranges: Ranges, descending: bool) -> Any:
 async def test_pages_of_small_windows_are_the_same(
     database_url: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "WINDOW", 13)
+    monkeypatch.setattr(store_module, "FIRST_WINDOW_IDS", 13)
     db.execute("SELECT sse_pg.make_partitions(4, 40)")
     db.execute(
         "INSERT INTO sse_pg.events (channel, payload)"
