@@ -99,7 +99,7 @@ def test_the_final_user_is_a_number_and_not_root():
 def test_entrypoint_and_command_are_in_exec_form():
     assert json.loads(last("ENTRYPOINT")) == ["sse-pg"]
     assert json.loads(last("CMD")) == ["serve"]
-    assert last("SCHECKOUTSIGNAL") == "SIGTERM"
+    assert last("STOPSIGNAL") == "SIGTERM"
 
 
 def test_no_secret_and_no_embedded_database_in_the_image():

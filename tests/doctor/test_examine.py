@@ -236,7 +236,8 @@ async def test_a_prepared_transaction_that_published(database_url: str, db: psyc
     assert db.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (0,)
 
 
-async def test_a_publisher_whose_age_is_not_shown(database_url: str, role: str) -> None:
+async def test_a_publisher_whose_age_is_not_shown(database_url: str, db: psycopg.Connection, role: str) -> None:
+    db.execute(sql.SQL("GRANT USAGE ON SCHEMA sse_pg TO {}").format(sql.Identifier(role)))
     with psycopg.connect(database_url) as publisher:
         publisher.execute(INSERT, [1])
         finding = await one("publishers", make_conninfo(database_url, user=role), old=0)
