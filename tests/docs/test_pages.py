@@ -73,6 +73,13 @@ def test_no_page_names_a_machine(page: Page) -> None:
     assert [path for path in named if not path.startswith(_OF_EVERY_MACHINE)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_prose_wraps_at_120(page: Page) -> None:
+    """Tables, headings and images are lines of their own; a word that is longer, as a URL, stays whole."""
+    lines = [line for line in page.prose.split("\n") if not line.startswith(("|", "#", "![", "    "))]
+    assert [line for line in lines if len(line) > 120 and " " in line.strip("-* ")] == []
+
+
 def test_the_index_has_every_page() -> None:
     index = Page("docs/README.md")
     linked = {((CHECKOUT / "docs") / link.partition("#")[0]).resolve() for link in index.links}
