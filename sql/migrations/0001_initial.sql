@@ -561,6 +561,7 @@ CREATE TABLE sse_pg.servers (
     name               text NOT NULL,
     pid                integer NOT NULL,
     version            text NOT NULL,
+    migration          integer NOT NULL,              -- the newest one that its code knows
     started_at         timestamptz NOT NULL DEFAULT now(),
     active_connections integer NOT NULL DEFAULT 0,
     position           bigint NOT NULL DEFAULT 0,     -- up to which id it had read, a few seconds ago

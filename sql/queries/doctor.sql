@@ -46,7 +46,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('table', 'servers', '{}', 'SELECT'),
     ('table', 'servers', '{}', 'DELETE'),
     ('table', 'log', '{settled_to,open_first,open_last}', 'UPDATE'),
-    ('table', 'servers', '{name,pid,version}', 'INSERT'),
+    ('table', 'servers', '{name,pid,version,migration}', 'INSERT'),
     ('table', 'servers', '{active_connections,position,updated_at}', 'UPDATE'),
     ('function', 'publish', '{}', 'EXECUTE'),
     ('function', 'publish_many', '{}', 'EXECUTE'),

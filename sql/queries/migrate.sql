@@ -6,7 +6,15 @@ SELECT pg_advisory_xact_lock(hashtextextended('sse_pg migrate', 0))
 SELECT to_regclass('sse_pg.migrations')
 
 -- name: migration_table
-SELECT number FROM sse_pg.migrations
+SELECT number, name FROM sse_pg.migrations
+
+-- name: migration_step_begin
+-- While a step waits for a table, whoever publishes waits behind it. So it waits only briefly, and is tried again.
+SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0', true)
+
+-- name: migration_older_servers
+-- The servers that are up and whose code does not know this migration.
+SELECT name, pid, version FROM sse_pg.live_servers() WHERE migration < %s
 
 -- name: migration_applied
 INSERT INTO sse_pg.migrations (number, name) VALUES (%s, %s)

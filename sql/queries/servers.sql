@@ -1,5 +1,5 @@
 -- name: server_insert
-INSERT INTO sse_pg.servers (name, pid, version) VALUES (%s, %s, %s) RETURNING id
+INSERT INTO sse_pg.servers (name, pid, version, migration) VALUES (%s, %s, %s, %s) RETURNING id
 
 -- name: server_lock
 SELECT pg_advisory_lock_shared(sse_pg.lock_class('server'), %s)

@@ -109,15 +109,21 @@ async def _serve(settings: Settings, warning: str | None) -> None:
 
 
 @cli.command(short_help="Bring the schema of the database up to date.")
+@click.option(
+    "--post", is_flag=True, help="Also apply the steps that older servers cannot work with; stop those first."
+)
 @_database_url
 @_data_dir
 @_debug
-def migrate(database_url: str | None, data_dir: Path | None) -> None:
-    """Bring the schema of the database up to date; safe to run from many places at once."""
+def migrate(post: bool, database_url: str | None, data_dir: Path | None) -> None:
+    """Bring the schema of the database up to date; safe to run from many places at once.
+
+    Servers of the release before keep working. When the last of them has stopped, finish the upgrade with --post.
+    """
     settings = _settings(database_url=database_url, data_dir=data_dir)
     logs.configure(settings.log_level, "text")
     with databases.started(settings) as ready:
-        applied = apply_migrations(ready.database_url)
+        applied = apply_migrations(ready.database_url, post=post)
     for name in applied:
         click.echo(f"applied migration {name}")
     if not applied:

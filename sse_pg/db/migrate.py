@@ -1,63 +1,121 @@
-"""Brings the schema of a database up to date."""
+"""Brings the schema of a database up to date.
+
+A release that changes the schema has steps of two kinds. Pre steps add; servers of the release before keep working on
+what they make, so they run before the new code is out. Post steps take away what only older servers use, so they run
+when those are gone. All steps form one line: the schema is always the result of the first so many.
+"""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
 
 import psycopg
 
 from sse_pg.db import queries
+from sse_pg.db.queries import Migration, query
 from sse_pg.errors import MigrationError
+from sse_pg.version import OLDEST_POSTGRES
 
-OLDEST = 150000
+#: How long a step waits for a lock before it lets everybody else go first.
+STEP_LOCK_TIMEOUT = "1s"
+#: Seconds between the attempts of a step that did not get its locks, and seconds after which it gives up.
+RETRY_PAUSE_S = 1.0
+STEP_DEADLINE_S = 120.0
 
 
-def migrate(url: str | None) -> list[str]:
-    """Apply the migrations that are missing, all in one transaction; return their names.
+def migrate(url: str | None, *, post: bool = False) -> list[str]:
+    """Apply the steps that are missing, each in a transaction of its own; return their names.
 
-    Safe to run from many places at once: one applies, the others wait for it and find nothing to do. Where nothing is
-    missing it only reads: a role that owns nothing may run it (sql/roles.sql).
+    Without `post` the post steps at the end are left out; one that stands before a missing pre step is applied. No post
+    step is applied while a server that is older than the step is up.
+
+    Safe to run from many places at once: one applies a step, the others wait for it. If nothing is missing it only
+    reads, so a role that owns nothing may run it (sql/roles.sql).
     Raises MigrationError for a database that cannot carry the schema.
     """
+    applied: list[str] = []
     try:
-        with psycopg.connect(url or "", connect_timeout=10) as conn:
-            return _apply(conn)
+        with psycopg.connect(url or "", connect_timeout=10, autocommit=True) as conn:
+            _check_server(conn)
+            while (step := _apply_next(conn, post=post)) is not None:
+                applied.append(str(step))
     except psycopg.OperationalError as error:
         raise MigrationError(f"the database cannot be reached: {str(error).strip()}") from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise MigrationError(
             f"{error.diag.message_primary}: a server's role needs what sql/roles.sql grants to sse_pg_server"
         ) from error
-
-
-def _apply(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
-    if conn.info.server_version < OLDEST:
-        raise MigrationError(f"PostgreSQL 15 or later is needed; this is {conn.info.server_version // 10000}")
-    encoding = conn.info.parameter_status("server_encoding")
-    if encoding != "UTF8":
-        raise MigrationError(f"the database must be encoded in UTF8; this one is {encoding}")
-    conn.execute(queries.query("migration_lock"))
-    known = {row[0] for row in conn.execute(queries.query("migration_table"))} if _has_table(conn) else set()
-    available = queries.migrations()
-    newest = available[-1][0]
-    ahead = [number for number in known if isinstance(number, int) and number > newest]
-    if ahead:
-        raise MigrationError(f"the schema is at version {max(ahead)}, this sse-pg knows up to {newest}: upgrade sse-pg")
-    applied = []
-    for number, name, text in available:
-        if number not in known:
-            full_name = f"{number:04}_{name}"
-            try:
-                conn.execute(text)
-                conn.execute(queries.query("migration_applied"), (number, name))
-            except psycopg.errors.InsufficientPrivilege as error:
-                raise MigrationError(
-                    f"migration {full_name} is missing, and the role {conn.info.user} may not apply it "
-                    f"({error.diag.message_primary}): run sse-pg migrate as the owner of the schema; "
-                    "who makes it first needs CREATE on the database"
-                ) from error
-            applied.append(full_name)
     return applied
 
 
-def _has_table(conn: psycopg.Connection[tuple[object, ...]]) -> bool:
-    row = conn.execute(queries.query("migration_exists")).fetchone()
-    return row is not None and row[0] is not None
+def missing(known: Mapping[int, str], *, post: bool) -> list[Migration]:
+    """Return the steps that are not applied, in order; without `post` up to the last pre step.
+
+    `known` is what the database has: name by number. Raises MigrationError if a newer release has taken something away.
+    """
+    steps = queries.migrations()
+    newest = steps[-1].number
+    if ahead := [number for number, name in known.items() if number > newest and not name.startswith("pre_")]:
+        raise MigrationError(f"the schema is at version {max(ahead)}, this sse-pg knows up to {newest}: upgrade sse-pg")
+    left = [step for step in steps if step.number not in known]
+    while left and left[-1].is_post and not post:
+        left.pop()
+    return left
+
+
+def _check_server(conn: psycopg.Connection[Any]) -> None:
+    major = conn.info.server_version // 10000
+    if major < OLDEST_POSTGRES:
+        raise MigrationError(f"PostgreSQL {OLDEST_POSTGRES} or later is needed; this is {major}")
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise MigrationError(f"the database must be encoded in UTF8; this one is {encoding}")
+
+
+def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | None:
+    """Apply the first step that is missing. Tries again while somebody holds what it needs to lock."""
+    deadline = time.monotonic() + STEP_DEADLINE_S
+    while True:
+        try:
+            with conn.transaction():
+                conn.execute(query("migration_lock"))
+                (exists,) = conn.execute(query("migration_exists")).fetchone() or (None,)
+                known = dict(conn.execute(query("migration_table")).fetchall()) if exists else {}
+                step = next(iter(missing(known, post=post)), None)
+                if step is not None:
+                    _apply(conn, step)
+                return step
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+            if time.monotonic() > deadline:
+                raise MigrationError(
+                    f"a migration did not get the locks that it needs in {STEP_DEADLINE_S:.0f} s "
+                    f"({error.diag.message_primary}) and has changed nothing: end the transactions that have been "
+                    "open for long (sse-pg doctor shows them), then run sse-pg migrate again"
+                ) from error
+            time.sleep(RETRY_PAUSE_S)
+
+
+def _apply(conn: psycopg.Connection[Any], step: Migration) -> None:
+    conn.execute(query("migration_step_begin"), (STEP_LOCK_TIMEOUT,))
+    try:
+        _refuse_older_servers(conn, step)
+        conn.execute(step.text)
+        conn.execute(query("migration_applied"), (step.number, step.name))
+        _refuse_older_servers(conn, step)  # one may have come back meanwhile
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(
+            f"migration {step} is missing, and the role {conn.info.user} may not apply it "
+            f"({error.diag.message_primary}): run sse-pg migrate as the owner of the schema; "
+            "who makes it first needs CREATE on the database"
+        ) from error
+
+
+def _refuse_older_servers(conn: psycopg.Connection[Any], step: Migration) -> None:
+    if not step.is_post:
+        return
+    older = conn.execute(query("migration_older_servers"), (step.number,)).fetchall()
+    if older:
+        names = ", ".join(f"{name} (pid {pid}, sse-pg {version})" for name, pid, version in older)
+        raise MigrationError(f"migration {step} takes away what older servers use; stop these first: {names}")

@@ -7,6 +7,7 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import NamedTuple
 
 
 @cache
@@ -40,11 +41,32 @@ def query(name: str) -> bytes:
     return statements()[name]
 
 
-def migrations() -> list[tuple[int, str, bytes]]:
-    """Return (number, name, text) of each migration, in order."""
+class Migration(NamedTuple):
+    """One step of the schema: ``sql/migrations/<number>_<name>.sql``."""
+
+    number: int
+    name: str
+    text: bytes
+
+    def __str__(self) -> str:
+        return f"{self.number:04}_{self.name}"
+
+    @property
+    def is_post(self) -> bool:
+        """Whether this step takes away what older servers use; the others are safe while those run."""
+        return self.name.startswith("post_")
+
+
+def migrations() -> list[Migration]:
+    """Return the migrations in order. Each but the first says in its name when it may run: ``pre_`` or ``post_``."""
     found = []
-    for entry in (root() / "migrations").iterdir():
-        if entry.name.endswith(".sql"):
-            number, _, name = entry.name.removesuffix(".sql").partition("_")
-            found.append((int(number), name, entry.read_bytes()))
-    return sorted(found)
+    for file in (root() / "migrations").iterdir():
+        if file.name.endswith(".sql"):
+            number, _, name = file.name.removesuffix(".sql").partition("_")
+            if number != "0001" and not re.match(r"(pre|post)_\w", name):
+                raise ValueError(f"{file.name}: a migration is called NNNN_pre_<name>.sql or NNNN_post_<name>.sql")
+            found.append(Migration(int(number), name, file.read_bytes()))
+    found.sort()
+    if [step.number for step in found] != list(range(1, len(found) + 1)):
+        raise ValueError(f"migrations are numbered 1, 2, 3 ...; these are {', '.join(map(str, found))}")
+    return found

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 
 from sse_pg.db.connection import Connection, summary
-from sse_pg.db.queries import query
+from sse_pg.db.migrate import missing
+from sse_pg.db.queries import migrations, query
 from sse_pg.db.store import Store
-from sse_pg.errors import BusUnavailable
+from sse_pg.errors import BusUnavailable, MigrationError
 from sse_pg.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,20 @@ class Registry:
             if cursor.rowcount == 0:
                 self.server_id = None
         if self.server_id is None:
-            cursor = await conn.execute(query("server_insert"), (self._name, self._pid, VERSION))
+            knows = migrations()[-1].number
+            cursor = await conn.execute(query("server_insert"), (self._name, self._pid, VERSION, knows))
             row = await cursor.fetchone()
             assert row is not None
             self.server_id = row[0]
         await conn.execute(query("server_lock"), (self.server_id,))
+        # After the lock: a post step looks for the lock when it is done, so one of the two sees the other.
+        cursor = await conn.execute(query("migration_table"))
+        try:
+            lacking = missing(dict(await cursor.fetchall()), post=False)
+        except MigrationError as error:
+            raise BusUnavailable(str(error)) from error
+        if lacking:
+            raise BusUnavailable(f"migration {lacking[0]} is missing: run sse-pg migrate")
 
     async def run(self) -> None:
         """Keep the count in the row up to date, until cancelled."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from sse_pg.db import queries
+from sse_pg.db.migrate import missing
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, ok, warning
+from sse_pg.errors import MigrationError
 
 #: More missing rights than this are a role that was never granted anything.
 MANY_RIGHTS = 5
@@ -17,24 +19,35 @@ async def schema(exam: Examination) -> list[Finding]:
         return [error("schema", "the schema sse_pg is not there", "run `sse-pg migrate`; the role needs CREATE")]
     if not usage:
         return [ok("schema", "is there")]  # the rights say the rest
-    known = {number for (number,) in await exam.session.rows("migration_table")}
-    available = {number: name for number, name, _ in queries.migrations()}
-    newest = max(available)
-    if known and max(known) > newest:
+    known = {row.number: row.name for row in await exam.session.rows("migration_table")}
+    newest, at = queries.migrations()[-1].number, max(known, default=0)
+    try:
+        needed, pending = missing(known, post=False), missing(known, post=True)
+    except MigrationError:
         return [
             error(
                 "schema",
-                f"is at version {max(known)}; this sse-pg knows up to {newest}",
-                "upgrade sse-pg, on every machine that serves",
+                f"is at version {at}; this sse-pg knows up to {newest}",
+                "upgrade sse-pg on every machine that serves",
             )
         ]
-    missing = [f"{number:04}_{name}" for number, name in sorted(available.items()) if number not in known]
-    if missing:
+    names = ", ".join(map(str, pending))
+    if needed:
+        return [error("schema", f"not applied: {names}", "run `sse-pg migrate` as the owner of the schema sse_pg")]
+    if pending:
+        older = await exam.session.rows("migration_older_servers", (pending[-1].number,))
+        up = ", ".join(f"{row.name} (pid {row.pid}, sse-pg {row.version})" for row in older)
         return [
-            error(
-                "schema", f"not applied: {', '.join(missing)}", "run `sse-pg migrate` as the owner of the schema sse_pg"
+            warning(
+                "schema",
+                f"the upgrade is not finished: {names} is not applied",
+                f"stop the older servers: {up}"
+                if up
+                else "run `sse-pg migrate --post` as the owner of the schema sse_pg",
             )
         ]
+    if at > newest:
+        return [ok("schema", f"is at version {at}; this sse-pg is of version {newest} and can use it")]
     return [ok("schema", f"is at version {newest}")]
 
 

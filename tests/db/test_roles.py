@@ -224,9 +224,9 @@ def test_the_processes_need_no_more(login: Login) -> None:
 
 def test_a_server_says_which_migration_is_missing(login: Login, monkeypatch: pytest.MonkeyPatch) -> None:
     url = login("sse_pg_server")
-    later = [*queries.migrations(), (9, "more", b"CREATE TABLE sse_pg.more ()")]
+    later = [*queries.migrations(), queries.Migration(2, "pre_more", b"CREATE TABLE sse_pg.more ()")]
     monkeypatch.setattr(queries, "migrations", lambda: later)
-    with pytest.raises(MigrationError, match=r"0009_more is missing.*run sse-pg migrate as the owner") as raised:
+    with pytest.raises(MigrationError, match=r"0002_pre_more is missing.*run sse-pg migrate as the owner") as raised:
         migrate(url)
     assert "\n" not in str(raised.value)
 

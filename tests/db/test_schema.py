@@ -7,9 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from uuid import uuid4
 
 import psycopg
@@ -74,42 +72,6 @@ def test_schema_and_migrations_begin_with_the_same_rows(database_url: str, empty
         conn.execute((CHECKOUT / "sql" / "schema.sql").read_bytes())
     options = ("-a", "--inserts", "--exclude-table=sse_pg.migrations")
     assert dumped(empty_database_url, *options) == dumped(database_url, *options)
-
-
-def test_migrate_twice_does_nothing(empty_database_url: str) -> None:
-    names = migrate(empty_database_url)
-    assert names == [f"{number:04}_{name}" for number, name, _ in queries.migrations()]
-    assert migrate(empty_database_url) == []
-
-
-def test_migrate_from_twenty_places_at_once(empty_database_url: str) -> None:
-    start = Barrier(20)
-
-    def run(_: int) -> list[str]:
-        start.wait(30)
-        return migrate(empty_database_url)
-
-    with ThreadPoolExecutor(20) as pool:
-        results = list(pool.map(run, range(20)))
-    assert sorted(map(len, results)) == [0] * 19 + [len(queries.migrations())]
-
-
-def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = queries.migrations()
-    monkeypatch.setattr(queries, "migrations", lambda: [*good, (good[-1][0] + 1, "broken", b"SELECT 1/0")])
-    with pytest.raises(psycopg.errors.DivisionByZero):
-        migrate(empty_database_url)
-    monkeypatch.undo()
-    with psycopg.connect(empty_database_url) as conn:
-        assert conn.execute("SELECT to_regnamespace('sse_pg')").fetchone() == (None,)
-    assert migrate(empty_database_url)
-
-
-def test_a_newer_schema_is_refused(database_url: str) -> None:
-    with psycopg.connect(database_url) as conn:
-        conn.execute("INSERT INTO sse_pg.migrations (number, name) VALUES (9999, 'tomorrow')")
-    with pytest.raises(MigrationError, match=r"version 9999.*upgrade"):
-        migrate(database_url)
 
 
 def test_another_encoding_is_refused(postgres: EmbeddedPostgres) -> None:

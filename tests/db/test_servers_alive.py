@@ -8,7 +8,7 @@ from sse_pg.db.queries import query
 
 
 def register(conn: psycopg.Connection, name: str) -> int:
-    row = conn.execute(query("server_insert"), [name, 42, "1.0"]).fetchone()
+    row = conn.execute(query("server_insert"), [name, 42, "1.0", 1]).fetchone()
     assert row is not None
     conn.execute(query("server_lock"), [row[0]])
     return int(row[0])
@@ -31,14 +31,14 @@ def test_a_server_lives_as_long_as_its_connection(db: psycopg.Connection, databa
 
 
 def test_a_row_without_a_lock_is_dead(db: psycopg.Connection) -> None:
-    db.execute(query("server_insert"), ["gone", 42, "1.0"])
+    db.execute(query("server_insert"), ["gone", 42, "1.0", 1])
     assert alive(db) == []
 
 
 def test_a_lock_in_another_database_is_another_server(
     db: psycopg.Connection, database_url: str, empty_database_url: str
 ) -> None:
-    row = db.execute(query("server_insert"), ["gone", 42, "1.0"]).fetchone()
+    row = db.execute(query("server_insert"), ["gone", 42, "1.0", 1]).fetchone()
     assert row is not None
     with psycopg.connect(empty_database_url, autocommit=True) as elsewhere:
         (number,) = db.execute("SELECT sse_pg.lock_class('server')").fetchone() or (0,)
@@ -49,9 +49,9 @@ def test_a_lock_in_another_database_is_another_server(
 def test_the_sweep_takes_the_dead_and_leaves_the_fresh(db: psycopg.Connection, database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as one:
         register(one, "alive")
-        db.execute(query("server_insert"), ["dead", 42, "1.0"])
+        db.execute(query("server_insert"), ["dead", 42, "1.0", 1])
         db.execute("UPDATE sse_pg.servers SET updated_at = now() - interval '1 hour'")
-        db.execute(query("server_insert"), ["fresh", 42, "1.0"])
+        db.execute(query("server_insert"), ["fresh", 42, "1.0", 1])
         db.execute(query("servers_sweep"))
         rows = db.execute("SELECT name FROM sse_pg.servers ORDER BY name").fetchall()
         assert rows == [("alive",), ("fresh",)]
