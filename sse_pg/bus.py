@@ -88,7 +88,6 @@ class Bus:
     async def end_streams(self, seconds: float) -> None:
         """End every stream, spread over a time, so that the clients do not all come back in the same moment."""
         self.draining = self.leaving = True
-        self.publisher.hurry()
         streams = list(self.hub.streams)
         for place, stream in enumerate(streams):
             stream.end(EndReason.DRAIN)

@@ -8,6 +8,7 @@
     ├── WorkerError         a server process of several cannot start
     ├── CursorError         a text is not a cursor
     ├── BusUnavailable      the database does not answer
+    │   ├── KeyHeld         ... because another transaction holds an idempotency key
     │   └── OutcomeUnknown  ... and it went away in the middle of a commit
     ├── TokenRefused        a token proves nothing here
     ├── KeysUnavailable     the keys that tokens are checked with cannot be had
@@ -62,6 +63,10 @@ class CursorError(SsePgError, ValueError):
 
 class BusUnavailable(SsePgError):
     """The database does not answer; nothing was published."""
+
+
+class KeyHeld(BusUnavailable):
+    """Another transaction that is still open has published with the same idempotency key; nothing was published."""
 
 
 class OutcomeUnknown(BusUnavailable):

@@ -216,11 +216,11 @@ METRICS = (
         "sse_pg_refused_requests_total",
         "counter",
         "Requests that were turned away. 429: streams_user, streams_address, publish_rate. 503: streams, connections, "
-        "bodies (limits); not_ready, database, outcome_unknown, keys, rule (what they need did not answer).",
+        "bodies (limits); not_ready, database, key_held, outcome_unknown, keys, rule (what they need did not answer).",
         ("kind",),
         (
             *("streams_user", "streams_address", "publish_rate", "streams", "connections", "bodies"),
-            *("not_ready", "database", "outcome_unknown", "keys", "rule"),
+            *("not_ready", "database", "key_held", "outcome_unknown", "keys", "rule"),
         ),
     ),
     Metric(

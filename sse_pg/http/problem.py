@@ -16,6 +16,7 @@ from sse_pg.errors import (
     ClientGone,
     CursorError,
     EventRefused,
+    KeyHeld,
     KeyReused,
     KeysUnavailable,
     OutcomeUnknown,
@@ -116,6 +117,12 @@ def _problem_of(error: Exception) -> Problem:
             limit="outcome_unknown",
             kind="urn:sse-pg:outcome-unknown",
             title="Outcome unknown",
+        )
+    if isinstance(error, KeyHeld):
+        return unavailable(
+            "Another transaction that is still open holds the idempotency key, or a lock on the table; nothing was "
+            "published. Repeat the request with the same key.",
+            limit="key_held",
         )
     if isinstance(error, BusUnavailable):
         return unavailable(f"The database does not answer; nothing was published. ({error})", limit="database")

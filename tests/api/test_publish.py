@@ -20,6 +20,7 @@ from support.waiting import eventually
 
 from sse_pg.core import names
 from sse_pg.db.publisher import Draft
+from sse_pg.errors import KeyHeld
 from sse_pg.http import publish_body
 from sse_pg.http.problem import Problem
 
@@ -624,8 +625,9 @@ async def test_concurrent_publishes_each_get_their_own_id(client: Client, db: ps
 
 
 async def test_publishes_that_wait_share_a_commit_and_not_their_errors(
-    launch: Launcher, database_url: str, db: psycopg.Connection
+    launch: Launcher, database_url: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sse_pg.db.publisher.SHARED_LOCK_TIMEOUT", "60s")  # the table is locked for longer below
     server = await launch()
     async with Client(server.url) as client:
         await client.post(PUBLISH, {"channel": "a", "payload": "first", "idempotencyKey": "used"})
@@ -644,7 +646,7 @@ async def test_publishes_that_wait_share_a_commit_and_not_their_errors(
             blocked = asyncio.create_task(client.publish("a", "blocked"))
             await _blocked(lock)
             tasks = [asyncio.create_task(client.post(PUBLISH, event)) for event, _ in requests]
-            await eventually(lambda: len(server.bus.publisher._waiting) == len(requests))
+            await eventually(lambda: len(server.bus.publisher._plain.waiting) == 40)
         await blocked
         answers = await asyncio.gather(*tasks)
     for (event, expected), (status, body) in zip(requests, answers, strict=True):
@@ -664,7 +666,7 @@ async def test_good_publishes_that_wait_need_one_commit(
             blocked = asyncio.create_task(client.publish("a", "blocked"))
             await _blocked(lock)
             tasks = [asyncio.create_task(client.publish("a", n)) for n in range(50)]
-            await eventually(lambda: len(server.bus.publisher._waiting) == 50)
+            await eventually(lambda: server.bus.publisher.waiting == 50)
         ids = [await blocked, *await asyncio.gather(*tasks)]
     assert len(set(ids)) == 51
     assert db.execute("SELECT count(DISTINCT xmin::text) FROM sse_pg.events").fetchone() == (2,)
@@ -679,10 +681,10 @@ async def test_a_caller_that_goes_does_not_harm_the_others(
             blocked = asyncio.create_task(client.publish("a", 0))
             await _blocked(lock)
             gone = asyncio.create_task(other.publish("a", 1))
-            await eventually(lambda: len(server.bus.publisher._waiting) == 1)
+            await eventually(lambda: server.bus.publisher.waiting == 1)
             stays = asyncio.create_task(client.publish("a", 2))
-            await eventually(lambda: len(server.bus.publisher._waiting) == 2)
-            first = server.bus.publisher._waiting[0]
+            await eventually(lambda: server.bus.publisher.waiting == 2)
+            first = server.bus.publisher._plain.waiting[0]
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
             await eventually(first.done.cancelled)
@@ -722,7 +724,7 @@ def _with_key(key: str, payload: Any = 1) -> dict[str, Any]:
     return {"channel": "a", "payload": payload, "idempotencyKey": key}
 
 
-async def test_a_key_that_is_held_keeps_nobody_else_waiting(
+async def test_a_key_that_is_held_is_refused_at_once_and_keeps_nobody_else_waiting(
     launch: Launcher, database_url: str, db: psycopg.Connection
 ) -> None:
     """Another transaction has published with a key and stays open; requests with it share a commit with others."""
@@ -731,52 +733,37 @@ async def test_a_key_that_is_held_keeps_nobody_else_waiting(
     async with Client(server.url) as client:
         with psycopg.connect(database_url) as other:
             (number,) = other.execute("SELECT sse_pg.publish('a', 'message', '1', 'held')").fetchone() or (0,)
-            drafts = [Draft("a", "message", str(n), f"k{n}") for n in range(21)]
             held = Draft("a", "message", "1", "held")
-            # In one turn of the loop, so that they are taken together.
-            first = asyncio.create_task(publish([held]))
-            free = [asyncio.create_task(publish([draft])) for draft in drafts[:20]]
-            wants = asyncio.create_task(publish([drafts[20], held]))
-            assert len({published[0][0] for published in await asyncio.gather(*free)}) == 20
-            assert (await client.post(PUBLISH, _with_key("later")))[0] == 201
-            by_http = asyncio.create_task(client.post(PUBLISH, _with_key("held")))
-            await eventually(lambda: len(server.bus.publisher._held) >= 3)
-            assert not any(task.done() for task in (first, wants, by_http))
+            drafts = [Draft("a", "message", str(n), f"k{n}") for n in range(21)]
+            # In one turn of the loop, so that they are taken together; the first keeps the worker busy until then.
+            requests = [[held], *([draft] for draft in drafts[:20]), [drafts[20], held], [held]]
+            outcomes = await asyncio.gather(*map(publish, requests), return_exceptions=True)
+            refused = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, KeyHeld)]
+            assert refused == [0, 21, 22]
+            ids = {outcome[0][0] for outcome in outcomes if not isinstance(outcome, BaseException)}
+            assert len(ids) == 20
+            status, body, response = await client.request("POST", PUBLISH, json=_with_key("held"))
+            assert (status, body["type"]) == (503, "about:blank")
+            assert "idempotency key" in body["detail"]
+            assert "nothing was published" in body["detail"]
+            assert int(response.headers["Retry-After"]) > 0
             other.commit()
-        assert [(await first)[0][0], (await wants)[1][0]] == [number, number]
-        status, body = await by_http
-    assert (status, body["id"]) == (201, number)
-    assert len(stored(db)) == 1 + 21 + 1
+        again = await publish([drafts[20], held])
+        assert again[0][0] > max(ids)
+        assert again[1][0] == number
+    assert len(stored(db)) == 1 + 21
 
 
-async def test_a_key_that_stays_held_is_refused_and_not_published(
-    client: Client, database_url: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+async def test_a_key_is_free_again_when_its_transaction_rolls_back(
+    client: Client, database_url: str, db: psycopg.Connection
 ) -> None:
-    monkeypatch.setattr("sse_pg.db.publisher.KEY_PATIENCE", 0.0)
     with psycopg.connect(database_url) as other:
         other.execute("SELECT sse_pg.publish('a', 'message', '1', 'held')")
-        status, body, response = await client.request("POST", PUBLISH, json=_with_key("held"))
-        assert (status, body["type"]) == (503, "about:blank")
-        assert "idempotency key" in body["detail"]
-        assert int(response.headers["Retry-After"]) > 0
+        assert (await client.post(PUBLISH, _with_key("held")))[0] == 503
         other.rollback()
     assert stored(db) == []
     assert (await client.post(PUBLISH, _with_key("held")))[0] == 201
     assert len(stored(db)) == 1
-
-
-async def test_a_server_that_stops_waits_for_no_key(
-    launch: Launcher, database_url: str, db: psycopg.Connection
-) -> None:
-    server = await launch()
-    async with Client(server.url) as client:
-        with psycopg.connect(database_url) as other:
-            other.execute("SELECT sse_pg.publish('a', 'message', '1', 'held')")
-            waits = asyncio.create_task(client.request("POST", PUBLISH, json=_with_key("held")))
-            await eventually(lambda: len(server.bus.publisher._held) == 1)
-            await server.stop()
-            assert (await waits)[0] == 503
-    assert stored(db) == [("a", "message", 1)]
 
 
 async def test_a_deadlock_over_keys_is_not_a_500(launch: Launcher, database_url: str, db: psycopg.Connection) -> None:

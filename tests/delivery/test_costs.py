@@ -71,7 +71,7 @@ async def test_requests_that_wait_share_one_statement(
         first = asyncio.create_task(client.publish("a", 0))
         await eventually(lambda: statements["publish_many"] == 1)
         others = [asyncio.create_task(client.publish("a", n)) for n in range(1, 200)]
-        await eventually(lambda: len(server.bus.publisher._waiting) == 199)
+        await eventually(lambda: server.bus.publisher.waiting == 199)
         db.execute("ROLLBACK")
         assert sorted(await asyncio.gather(first, *others)) == list(range(1, 201))
     assert statements["publish_many"] == 2
