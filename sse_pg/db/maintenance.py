@@ -1,7 +1,7 @@
-"""Makes partitions ahead of the ids, and purges what is beyond the limits.
+"""Makes partitions for the ids to come, and purges what is beyond the limits.
 
-The SQL functions exclude each other by an advisory lock, so one server at a time does the work; the others find
-nothing left to do. Nothing here ends the server: an error is logged, and the next round tries again.
+The SQL functions exclude each other by an advisory lock: one server at a time does the work, and the others find
+nothing to do. No error here ends the server. It is logged, and the next round tries again.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ log = logging.getLogger(__name__)
 
 #: Partitions beyond the one that is being filled.
 PARTITIONS_AHEAD = 4
-#: Seconds between rounds when the sequence is about to outrun the partitions.
+#: Seconds between rounds while the sequence is about to outrun the partitions.
 HURRIED_PAUSE_S = 1.0
-#: Rounds in a row that end because others hold the table, after which that is a warning.
+#: Rounds in a row that could not purge everything, after which a warning is logged.
 BUSY_ROUNDS_BEFORE_WARNING = 10
 
 
 @dataclass(frozen=True)
 class Purged:
-    """What one purge took away."""
+    """What one purge removed."""
 
     partitions: int = 0
     events: int = 0
-    """Ids of the partitions: at most so many events."""
+    """Ids in the partitions' ranges: an upper bound of the number of events."""
     bytes: int = 0
     keys: int = 0
     purged_to: int = 0
     state: str = "done"
-    """``done``; ``busy``: something may be left, since others hold the table, have not read it, or purge too."""
+    """``done``, or ``busy``: something may be left, because others hold the table, have not read it, or purge."""
 
     def and_then(self, later: Purged) -> Purged:
-        """Return both together."""
+        """Return the sum of this purge and a later one."""
         return Purged(
             self.partitions + later.partitions,
             self.events + later.events,
@@ -64,7 +64,7 @@ class Purged:
 
 
 class Maintenance:
-    """The upkeep of the log, by the settings."""
+    """The maintenance of the log, as the settings ask for it."""
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self._pool = pool
@@ -72,16 +72,16 @@ class Maintenance:
         self._busy = 0
         self._last: tuple[float, int] | None = None
         self.rounds: Counter[str] = Counter()
-        """How many were done, busy, or failed."""
+        """Rounds by how they ended: done, busy, failed."""
         self.succeeded_at = 0.0
-        """Unix time of the end of the last round that did not fail."""
+        """Unix time at which the last round that did not fail ended."""
         self.made = 0
-        """Partitions."""
+        """Partitions made by this process."""
         self.purged = Purged()
-        """Of all rounds together."""
+        """The sum of all rounds."""
 
     async def run(self) -> None:
-        """Keep the log in shape until cancelled."""
+        """Maintain the log until cancelled."""
         while True:
             pause = self._settings.maintenance
             try:
@@ -92,11 +92,11 @@ class Maintenance:
             except (BusUnavailable, psycopg.Error) as error:
                 self.rounds["failed"] += 1
                 log.warning("maintenance failed, the next round tries again: %s", summary(error))
-            # Several servers do not come at the same moment.
+            # The jitter keeps several servers from coming at the same moment.
             await asyncio.sleep(pause * (0.75 + random() / 2))  # noqa: S311 - not a secret
 
     async def make_partitions(self) -> int | None:
-        """Make what is missing; return how many that were, or None where others hold the table."""
+        """Make the partitions that are missing; return how many, or None if others hold the table."""
         made = 0
         params = {"ahead": PARTITIONS_AHEAD, "size": self._settings.partition_size}
         while True:
@@ -110,7 +110,7 @@ class Maintenance:
             log.info("made %d partitions", now)
 
     async def purge(self, keep_events: int, keep_hours: float) -> Purged:
-        """Purge until nothing is left to be or somebody is in the way; 0 is no limit."""
+        """Purge until nothing is left or others hold the table. A limit of 0 is no limit."""
         params = {
             "keep_events": keep_events or None,
             "keep": timedelta(hours=keep_hours) if keep_hours else None,
@@ -130,13 +130,13 @@ class Maintenance:
         self._busy = self._busy + 1 if purged.state == "busy" else 0
         if self._busy and self._busy % BUSY_ROUNDS_BEFORE_WARNING == 0:
             log.warning(
-                "in %d rounds not all could be purged: a transaction holds sse_pg.events for long, or a server has not "
-                "read what is to go",
+                "%d rounds in a row could not purge everything: a long transaction holds sse_pg.events, or a server "
+                "has not yet read the events that are to be purged",
                 self._busy,
             )
 
     async def _pause(self) -> float:
-        """Return the seconds to the next round: as set, less when ids would run out of partitions before that."""
+        """Return the seconds until the next round: the setting, or less if the ids would outrun the partitions."""
         last, room = await self._row("partition_room")
         now, before = time.monotonic(), self._last
         self._last = (now, last)
@@ -144,8 +144,8 @@ class Maintenance:
             return min(HURRIED_PAUSE_S, self._settings.maintenance)
         if before is None or last <= before[1]:
             return self._settings.maintenance
-        lasts: float = room / ((last - before[1]) / max(now - before[0], 0.001))
-        return min(self._settings.maintenance, max(HURRIED_PAUSE_S, lasts / 4))
+        seconds_left: float = room / ((last - before[1]) / max(now - before[0], 0.001))
+        return min(self._settings.maintenance, max(HURRIED_PAUSE_S, seconds_left / 4))
 
     async def _row(self, name: str, params: Any = None) -> tuple[Any, ...]:
         async with connection(self._pool) as conn:

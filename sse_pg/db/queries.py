@@ -1,4 +1,4 @@
-"""The SQL files, from the installed package or from the checkout."""
+"""The statements and migrations, from the SQL files of the installed package or of the checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server registry: this server's row in the database, and the lock that shows it is up."""
+"""The server registry: this server's row in the database, and the lock that shows that it is up."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sse_pg.version import VERSION
 
 log = logging.getLogger(__name__)
 
-#: Seconds between looks at the number of streams.
+#: Seconds between checks of whether the number of streams has changed.
 INTERVAL_S = 0.25
 #: Seconds between updates if only the position has moved.
 POSITION_INTERVAL_S = 2.0
 
 
 class Registry:
-    """Shows the number of streams and the position to the other servers, at most four times a second."""
+    """Shows the other servers how many streams this one has, and its position, at most four times a second."""
 
     def __init__(
         self, store: Store, name: str, pid: int, *, streams: Callable[[], int], position: Callable[[], int]
@@ -38,10 +38,10 @@ class Registry:
         self.server_id: int | None = None
 
     async def register(self, conn: Connection) -> None:
-        """Take a row and its lock on the LISTEN connection; the lock goes with the connection."""
+        """Take a row, and its lock on the LISTEN connection. The lock ends with the connection."""
         await conn.execute(query("servers_sweep"))
         if self.server_id is not None:
-            # After a minute without the lock another server may have swept the row away.
+            # Another server deletes the row if it has been without its lock for a minute.
             cursor = await conn.execute(query("server_update"), (self._streams(), self._position(), self.server_id))
             if cursor.rowcount == 0:
                 self.server_id = None
@@ -62,7 +62,7 @@ class Registry:
             raise BusUnavailable(f"migration {lacking[0]} is missing: run sse-pg migrate")
 
     async def run(self) -> None:
-        """Keep the count in the row up to date, until cancelled."""
+        """Keep the row up to date until cancelled."""
         shown: tuple[int | None, int] = (None, 0)
         shown_position, shown_at = 0, 0.0
         while True:
@@ -73,16 +73,16 @@ class Registry:
                     await self._store.update_server(self.server_id, now[1], position)
                     shown, shown_position, shown_at = now, position, time.monotonic()
                 except BusUnavailable as error:
-                    log.debug("the count of streams could not be written: %s", summary(error))
+                    log.debug("the number of streams could not be written: %s", summary(error))
             await asyncio.sleep(INTERVAL_S)
 
     async def unregister(self) -> None:
-        """Take the row away, when the server stops in good order."""
+        """Delete the row when the server stops in an orderly way."""
         if self.server_id is not None:
             try:
                 await self._store.remove_server(self.server_id)
             except BusUnavailable as error:
-                log.debug("the server's row stays until it is swept: %s", summary(error))
+                log.debug("the server's row stays until another server deletes it: %s", summary(error))
 
 
 def server_identity(name: str | None) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""The statements that requests make: one method each, on a connection of the pool."""
+"""The statements behind requests: one method each, on a connection of the pool."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sse_pg.db.connection import Pool, connection, is_unavailable, summary
 from sse_pg.db.queries import query
 from sse_pg.errors import RuleFailed
 
-#: Ids in the first window of a page, and how much wider each next one is.
+#: A page is read in windows of ids. The first has so many ids, and each further one is wider by a factor.
 FIRST_WINDOW_IDS = 1_000_000
 WINDOW_GROWTH = 16
 
 
 @dataclass(frozen=True)
 class Page:
-    """Events of one read, and up to which id the log was purged at that moment."""
+    """The events of one read, and up to which id the log was purged at that moment."""
 
     events: list[Event]
     purged_to: int
     full: bool
-    """Whether the limit cut the read off."""
+    """Whether the read ended because it reached the limit."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Step:
 
 
 class Store:
-    """Reads and writes the schema sse_pg. Moments are microseconds since 2000 (event.timestamp).
+    """Reads and writes the schema sse_pg. Times are microseconds since 2000 (event.timestamp).
 
-    Every method raises BusUnavailable when the database is away.
+    Every method raises BusUnavailable if the database is unavailable.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -63,8 +63,8 @@ class Store:
     ) -> Page:
         """Return up to ``limit`` stored events of the channels within a set of ids.
 
-        Read in windows from the near end on: one is enough where the channels are busy, and it touches a partition or
-        two, of however many there are.
+        They are read in windows of ids, beginning at the end from which the page counts. For busy channels one window
+        is enough, and it touches one or two partitions, however many there are.
         """
         events: list[Event] = []
         async with connection(self.pool) as conn:
@@ -78,13 +78,13 @@ class Store:
                     "limit": limit - len(events),
                     "event_type": event_type,
                 }
-                # One round trip. The setting ends with the transaction: a pooler may give the session to others.
+                # One round trip. The settings end with the transaction: a pooler may give the session to others.
                 async with conn.pipeline(), conn.transaction():
                     await conn.execute(query("plan_once"))
                     name = "page_desc" if descending else "page"
                     cursor = await conn.execute(query(name), params, prepare=True, binary=True)
                     rows = await cursor.fetchall()
-                # The last window's purged_to holds for those before it, too: it never goes back.
+                # purged_to never goes back, so that of the last window holds for the windows before it.
                 purged_to = rows[0][0]
                 events += [Event(*row[1:]) for row in rows if row[1] is not None]
                 if len(events) == limit:
@@ -102,8 +102,8 @@ class Store:
     ) -> Step:
         """Return up to ``limit`` events that ``cursor`` lacks and ``position`` has, ascending.
 
-        The position must have been read before this call: what is visible at it is then among the rows. Rows that it
-        does not cover are left for the next step.
+        The position must have been read before this call, so that everything that is visible at the position is among
+        the rows. Rows that the position does not cover are left for the next step.
         """
         page = await self.page(channels, cursor.missing_up_to(position.high), limit + 1, event_type=event_type)
         rows, more = page.events[:limit], page.full
@@ -115,26 +115,26 @@ class Store:
         )
 
     async def position(self) -> Cursor:
-        """Return where a reader stands that has read all that is visible now."""
+        """Return the position of a reader that has read everything that is visible now."""
         ((high, first, last),) = await self._rows("visible_position")
         position = Cursor(high, Ranges(zip(first, last, strict=True)))
         return position & position  # a cursor ends with an id that was offered, not with a gap
 
     async def last_id(self) -> int:
-        """Return the last id that was drawn."""
+        """Return the last id that was drawn, 0 if there is none."""
         ((last,),) = await self._rows("last_id")
         return int(last)
 
     async def subscribe(self, user_id: str, channel: str) -> bool:
-        """Subscribe a user to a channel; True when that is new."""
+        """Subscribe a user to a channel; return whether the subscription is new."""
         return bool((await self._rows("subscribe", (user_id, channel)))[0][0])
 
     async def unsubscribe(self, user_id: str, channel: str) -> bool:
-        """End a subscription; True when there was one."""
+        """End a subscription; return whether there was one."""
         return bool((await self._rows("unsubscribe", (user_id, channel)))[0][0])
 
     async def subscriptions(self, user_id: str) -> list[tuple[str, int]]:
-        """Return a user's channels, in order, each with the moment of its subscription."""
+        """Return a user's channels, sorted, each with the time of its subscription."""
         return [(row[0], row[1]) for row in await self._rows("subscriptions_of", (user_id,))]
 
     async def subscriptions_of(self, users: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -142,13 +142,13 @@ class Store:
         return {row[0]: frozenset(row[1]) for row in await self._rows("subscriptions_of_many", (list(users),))}
 
     async def authorize_is_shipped(self) -> bool:
-        """Tell whether sse_pg.authorize() allows everything, as shipped."""
+        """Return whether sse_pg.authorize() allows everything, as shipped."""
         return bool((await self._rows("authorize_shipped"))[0][0])
 
     async def authorize(self, questions: Sequence[tuple[str | None, str, str]], timeout: float) -> list[bool]:
-        """Return sse_pg.authorize()'s answer to each (user, action, channel); ``timeout`` in seconds for all of them.
+        """Return what sse_pg.authorize() says to each (user, action, channel); ``timeout`` in seconds for all of them.
 
-        Raises RuleFailed when the function fails or takes longer.
+        Raises RuleFailed if the function fails or takes longer.
         """
         users, actions, channels = map(list, zip(*questions, strict=True))
         async with connection(self.pool) as conn:
@@ -175,16 +175,16 @@ class Store:
         return (await self._rows("stats"))[0]
 
     async def servers_state(self) -> list[tuple[Any, ...]]:
-        """Return what ``servers`` does, and (position, asleep, awake) of each."""
+        """Return what ``servers`` returns, and (position, asleep, awake) of each."""
         return await self._rows("servers_state")
 
     async def update_server(self, server_id: int, active: int, position: int) -> None:
-        """Note how many streams a server has, and up to which id it has read."""
+        """Write how many streams a server has, and up to which id it has read."""
         async with connection(self.pool) as conn:
             await conn.execute(query("server_update"), (active, position, server_id))
 
     async def remove_server(self, server_id: int) -> None:
-        """Forget a server."""
+        """Delete a server's row."""
         async with connection(self.pool) as conn:
             await conn.execute(query("server_delete"), (server_id,))
 
@@ -199,7 +199,7 @@ class Store:
 
 
 def _windows(wanted: Ranges, *, descending: bool) -> Iterator[Ranges]:
-    """Cut a set of ids into parts, from the near end on, each wider than the one before; an empty set is one part."""
+    """Cut a set of ids into windows, each wider than the one before. An empty set is one window."""
     width = FIRST_WINDOW_IDS
     while wanted and wanted.spans[-1][1] - wanted.spans[0][0] >= width:
         if descending:

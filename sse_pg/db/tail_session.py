@@ -19,7 +19,7 @@ class Publishers(NamedTuple):
     alive: Ranges
     """The ids that may still come."""
     least_bound: int | None
-    """The least of their bounds: each can hold only ids above its own. None where nobody is in flight."""
+    """The least of their lower bounds: a publisher can hold only ids above its own. None if nobody is in flight."""
 
     @property
     def start(self) -> Cursor:
@@ -27,18 +27,18 @@ class Publishers(NamedTuple):
         return Cursor(min(self.last, self.alive.spans[0][0] - 1) if self.alive else self.last)
 
     def all_began_after(self, last: int) -> bool:
-        """Tell whether each took its lock after the moment at which ``last`` was the last id drawn."""
+        """Return whether every publisher took its lock after ``last`` was the last id drawn."""
         return self.least_bound is None or self.least_bound > last
 
 
 async def listen(conn: Connection) -> None:
-    """Set the session up, and LISTEN to the bell and to the control channel."""
+    """Set up the session, and LISTEN to the bell and to the control channel."""
     await conn.execute(query("tail_session"))
     await conn.execute(query("listen"))
 
 
 async def check_epoch(conn: Connection) -> None:
-    """Begin an epoch if the log is not the one that was noted last."""
+    """Begin an epoch if the log is not the one that a server last noted."""
     await conn.execute(query("check_epoch"))
 
 
@@ -50,13 +50,13 @@ async def fall_asleep(conn: Connection, *, was_awake: bool) -> None:
 
 
 async def wake_up(conn: Connection) -> None:
-    """Show publishers "awake", and only then stop showing "asleep": one in between sees both, and rings."""
+    """Show publishers "awake", and only then stop showing "asleep". A publisher in between sees both, and rings."""
     await conn.execute(query("wake_begin"))
     await conn.execute(query("sleep_end"))
 
 
 async def publishers(conn: Connection) -> Publishers:
-    """Read who is in flight."""
+    """Read which publishers are in flight."""
     cursor = await conn.execute(query("publishers"), prepare=True)
     row = await cursor.fetchone()
     assert row is not None
@@ -65,7 +65,7 @@ async def publishers(conn: Connection) -> Publishers:
 
 
 async def events(conn: Connection, seen: int, missing: Ranges, limit: int) -> list[Event]:
-    """Read the events above ``seen`` and those with missing ids that have come, ascending."""
+    """Read the events above ``seen``, and those of the missing ids that have become visible, ascending."""
     params: dict[str, object] = {"seen": seen, "limit": limit}
     name = "tail_read_above"
     if missing:
@@ -76,24 +76,24 @@ async def events(conn: Connection, seen: int, missing: Ranges, limit: int) -> li
 
 
 async def epochs(conn: Connection) -> list[tuple[int, int]]:
-    """Read up to where the log before each epoch is settled, and where the epoch starts."""
+    """Read, for each epoch, up to where the log before it is settled, and where the epoch starts."""
     return [(settled_to, starts_at) for settled_to, starts_at in await (await conn.execute(query("epochs"))).fetchall()]
 
 
 async def purged_to(conn: Connection) -> int:
-    """Read up to which id events are purged."""
+    """Read up to which id events were purged."""
     ((last,),) = await (await conn.execute(query("purged_to"))).fetchall()
     return int(last)
 
 
 async def queue_usage(conn: Connection) -> float:
-    """Read how full PostgreSQL's queue of notifications is."""
+    """Read how full PostgreSQL's notification queue is, from 0 to 1."""
     ((usage,),) = await (await conn.execute(query("notification_queue"))).fetchall()
     return float(usage)
 
 
 async def note_settled(conn: Connection, high: int, missing: Ranges) -> None:
-    """Note, for position(), up to where the log is settled."""
+    """Write down, for position(), up to where the log is settled."""
     await conn.execute(query("settled"), {"high": high, **_spans(missing)})
 
 

@@ -564,7 +564,7 @@ async def test_maintenance_says_what_stands_in_its_way(
         async with make_pool(database_url, 1, 5.0) as pool:
             task = asyncio.create_task(Maintenance(pool, settings).run())
             try:
-                await eventually(lambda: "not all could be purged" in caplog.text)
+                await eventually(lambda: "could not purge everything" in caplog.text)
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
