@@ -207,10 +207,15 @@ CREATE TRIGGER close_window AFTER INSERT ON sse_pg.events
 -- Read in this order: a publisher that takes a lock after the last value was read draws higher ids. So an id up to
 -- `last` that lies in no window and is missing in a snapshot taken after this call is dead: rolled back, or
 -- skipped by the sequence. `least_bound` is the lowest lower bound, NULL when nobody is in flight.
+-- A standby sees neither the locks nor the exact value of the sequence.
 CREATE FUNCTION sse_pg.publishers(
     OUT last bigint, OUT least_bound bigint, OUT window_first bigint[], OUT window_last bigint[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'a standby does not know which publishers are in flight' USING
+            ERRCODE = 'feature_not_supported', HINT = 'Ask the primary; so a position is of the primary, too.';
+    END IF;
     last := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
     WITH locks AS MATERIALIZED (
         SELECT l.virtualtransaction AS publisher, l.classid::bigint AS class,
@@ -338,7 +343,7 @@ DECLARE
     firsts bigint[];
     lasts  bigint[];
 BEGIN
-    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') AND NOT pg_is_in_recovery() THEN
         SELECT greatest(l.settled_to, (SELECT max(e.id) FROM sse_pg.events e)),
                l.open_first || (l.settled_to + 1), l.open_last || 9223372036854775807
           INTO high, firsts, lasts FROM sse_pg.log l;
