@@ -65,7 +65,7 @@ END $$;
 -- every id that is still to be drawn. Partitioned by id, so that a purge drops tables and deletes no rows.
 CREATE TABLE sse_pg.events (
     id         bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
-    channel    text NOT NULL,
+    channel    text COLLATE "C" NOT NULL,     -- as in every index here: that order no upgrade of a system changes
     event_type text NOT NULL DEFAULT 'message',
     payload    jsonb NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -257,7 +257,7 @@ AS $$ SELECT coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 
 
 -- What a publisher meant by its key. The digest tells a repeated publish from a reused key.
 CREATE TABLE sse_pg.idempotency_keys (
-    key        text PRIMARY KEY CHECK (char_length(key) BETWEEN 1 AND 255),
+    key        text COLLATE "C" PRIMARY KEY CHECK (char_length(key) BETWEEN 1 AND 255),
     digest     bytea NOT NULL,
     event_id   bigint,
     created_at timestamptz NOT NULL DEFAULT now()
@@ -483,8 +483,9 @@ END $$;
 -- ------------------------------------------------------------------ subscriptions
 
 CREATE TABLE sse_pg.subscriptions (
-    user_id    text NOT NULL CHECK (char_length(user_id) BETWEEN 1 AND 255 AND user_id !~ '[\u0001-\u001f\u007f]'),
-    channel    text NOT NULL,
+    user_id    text COLLATE "C" NOT NULL
+        CHECK (char_length(user_id) BETWEEN 1 AND 255 AND user_id !~ '[\u0001-\u001f\u007f]'),
+    channel    text COLLATE "C" NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (user_id, channel),
     CONSTRAINT subscriptions_channel CHECK (sse_pg.is_channel(channel))

@@ -173,3 +173,16 @@ def test_a_lock_class_is_its_number_when_the_statement_runs(db: psycopg.Connecti
     """Publishing calls the function several times, so it must cost nothing."""
     plan = db.execute("EXPLAIN VERBOSE SELECT pg_try_advisory_lock(sse_pg.lock_class('tail'), 1)").fetchall()
     assert any("pg_try_advisory_lock(1936941618, 1)" in line for (line,) in plan), plan
+
+
+def test_no_index_depends_on_the_operating_system(database_url: str, db: psycopg.Connection) -> None:
+    """An upgrade of glibc or ICU changes what it sorts by, and an index from before then misses rows that are there."""
+    db.execute("SELECT sse_pg.make_partitions(1, 1)")
+    found = db.execute(
+        "SELECT i.indexrelid::regclass::text, k.place, c.collname"
+        "  FROM pg_index i CROSS JOIN LATERAL unnest(i.indcollation) WITH ORDINALITY AS k(oid, place)"
+        "  JOIN pg_class r ON r.oid = i.indexrelid JOIN pg_collation c ON c.oid = k.oid"
+        " WHERE r.relnamespace = 'sse_pg'::regnamespace"
+    ).fetchall()
+    assert len(found) > 5
+    assert [row for row in found if row[2] != "C"] == []
