@@ -25,9 +25,9 @@ BUS = web.AppKey("BUS", Bus)
 
 
 def create_app(settings: Settings) -> web.Application:
-    """Return the application on a migrated database; it can be mounted in another one.
+    """Return the application for a migrated database. It can be mounted in another application.
 
-    When it shuts down, its streams end, spread over the setting ``drain``; the time-out of the runner that runs it
+    When it shuts down, its streams end, spread over the setting ``drain`` (seconds). The timeout of its runner
     (aiohttp's ``shutdown_timeout``) begins after that.
     """
     cors = Cors(settings.allowed_origins)
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> web.Application:
 
 @web.middleware
 async def _closing(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Keep no connection of a server that stops: a proxy would send the next request into one that is being closed."""
+    """Close connections while the server stops: otherwise a proxy sends a request on one that is being closed."""
     response = await handler(request)
     if request.app[BUS].leaving and not response.prepared:
         response.force_close()
@@ -62,6 +62,6 @@ async def _run_bus(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _end_streams(app: web.Application) -> None:
-    """End the streams where nobody has yet: another runner would wait for them until its time-out."""
+    """End the streams unless that was done: a runner other than ours would wait for them until its timeout."""
     if not app[BUS].draining:
         await app[BUS].end_streams(app[BUS].settings.drain)

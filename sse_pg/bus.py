@@ -1,4 +1,4 @@
-"""One server's parts, put together: who has whom."""
+"""The parts of one server, put together: which object holds which."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sse_pg.delivery.tail import Tail
 from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
 
-#: Seconds until a task that should end is cancelled again.
-AGAIN = 0.5
-#: Seconds that attempts to connect get when the server stops.
-GOODBYE = 1.0
+#: Time after which a task that should end is cancelled again.
+CANCEL_RETRY_S = 0.5
+#: Time that attempts to connect get when the server stops.
+POOL_CLOSE_TIMEOUT_S = 1.0
 
 
 class Bus:
@@ -40,7 +40,7 @@ class Bus:
         self.store = Store(self.pool)
         self.publisher = Publisher(self.pool)
         self.hub = Hub(settings.ring_events, settings.ring_bytes)
-        # The tail reads subscriptions between two deliveries: it does not wait for a connection behind requests.
+        # The tail reads subscriptions between two deliveries, and must not wait for a connection behind requests.
         self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, pooled=pooled)
         tail_store = Store(self.tail_pool)
         self.authorizer = Authorizer(
@@ -69,15 +69,15 @@ class Bus:
         self.maintenance = Maintenance(self.pool, settings)
         self.draining = False
         self.leaving = False
-        """Each connection ends with its next answer: set before a server drains, or hands over to another process."""
+        """Whether each connection ends with its next response: true before the server drains or hands over its port."""
         self.turned_away: Counter[str] = Counter()
-        """Requests, by what they were refused for, or by the status 401 or 403."""
+        """Refused requests, by reason, or by the status 401 or 403."""
         self.cursors: Counter[str] = Counter()
-        """Streams that have begun, by what they asked for: none, known, lost, malformed."""
+        """Streams that have begun, by the kind of their cursor: none, known, lost, malformed."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin to follow the log; does not wait for the database."""
+        """Start to follow the log. Does not wait for the database."""
         await self.pool.open(wait=False)
         await self.tail_pool.open(wait=False)
         self._tasks = [
@@ -86,35 +86,35 @@ class Bus:
         ]
 
     async def end_streams(self, seconds: float) -> None:
-        """End every stream, spread over a time, so that the clients do not all come back in the same moment."""
+        """End every stream, spread over ``seconds``, so that the clients do not all reconnect at the same moment."""
         self.draining = self.leaving = True
         streams = list(self.hub.streams)
-        for place, stream in enumerate(streams):
+        for ended, stream in enumerate(streams, 1):
             stream.end(EndReason.DRAIN)
-            if place + 1 < len(streams):
+            if ended < len(streams):
                 await asyncio.sleep(seconds / len(streams))
 
     async def stop(self) -> None:
-        """Write what is waiting to be published, then let go of the database."""
+        """Publish what is waiting, then close the connections to the database."""
         await self.publisher.close()
         reachable = self.tail.listening.is_set()
         left = set(self._tasks)
         while left:
-            # Again and again: the wait_for() of Python 3.11, with which psycopg waits, loses a cancellation that comes
-            # in the moment of its success.
+            # Repeatedly, because psycopg waits with wait_for(), which in Python 3.11 loses a cancellation that comes at
+            # the moment of its success.
             for task in left:
                 task.cancel()
-            _, left = await asyncio.wait(left, timeout=AGAIN)
+            _, left = await asyncio.wait(left, timeout=CANCEL_RETRY_S)
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.access.close()
-        if reachable:  # else the row stays until it is swept; who stops is not to wait for a database that is away
+        if reachable:  # otherwise the row stays until it is swept: stopping does not wait for the database
             await self.registry.unregister()
-        await asyncio.gather(self.tail_pool.close(GOODBYE), self.pool.close(GOODBYE))
+        await asyncio.gather(self.tail_pool.close(POOL_CLOSE_TIMEOUT_S), self.pool.close(POOL_CLOSE_TIMEOUT_S))
 
     def why_not_ready(self) -> str | None:
-        """Say why this server cannot serve now, or None."""
+        """Return why this server cannot serve now, or None if it can."""
         if self.draining:
             return "the server is stopping"
         if not self.tail.listening.is_set():

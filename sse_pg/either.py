@@ -1,4 +1,4 @@
-"""Waiting for whichever of two things comes first."""
+"""Waiting for the first of two things."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 async def either(one: asyncio.Event, other: asyncio.Event | asyncio.Future[Any], timeout: float | None = None) -> None:
-    """Wait until the event is set or the other thing happens: an event is set, or a future or task is done.
+    """Wait until ``one`` is set or ``other`` happens: an event is set, or a future or task is done.
 
-    Returns without an error after ``timeout`` seconds. A future is left as it is.
+    Returns after ``timeout`` seconds, without an error, if neither happens. A future is not cancelled.
     """
     waiting = [asyncio.ensure_future(each.wait()) for each in (one, other) if isinstance(each, asyncio.Event)]
     futures = [other] if isinstance(other, asyncio.Future) else []

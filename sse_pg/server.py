@@ -20,16 +20,16 @@ from sse_pg.http.connections import Site
 
 log = logging.getLogger(__name__)
 
-#: Open files that a server asks for at most.
-MOST_FILES = 1_048_576
-#: Seconds that requests in flight get when the server stops.
-LAST_REQUESTS = 10.0
-#: Seconds that connections accepted last get to send their request when the port is left or another process takes over.
-LAST_ACCEPTED = 0.5
-#: Seconds between two looks at whether anybody is still connected.
-LOOK = 0.02
-#: Seconds that connections wait for a new process to follow the log, after which they are told that it does not.
-FIRST_READ = 3.0
+#: Maximum number of open files that a server asks for.
+MAX_OPEN_FILES = 1_048_576
+#: Time that requests in flight get when the server stops.
+REQUEST_GRACE_S = 10.0
+#: Time that the last accepted connections get to send their request when this process stops accepting.
+ACCEPT_GRACE_S = 0.5
+#: Time between two checks whether anybody is still connected.
+CONNECTION_POLL_S = 0.02
+#: Time that connections wait until a new process follows the log; after that they get the response that it does not.
+FIRST_READ_TIMEOUT_S = 3.0
 
 
 async def serve(
@@ -40,12 +40,12 @@ async def serve(
     sockets: Sequence[socket.socket] = (),
     ready: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then drain. ``announce`` gets the URL once the port is open.
+    """Serve until SIGINT or SIGTERM, then drain. ``announce`` is called with the URL once the port is open.
 
-    ``sockets``, which listen already, are taken in place of the address: who waits on them is accepted when the log is
-    followed; SIGHUP says that another process accepts now. ``ready`` is called once the log is followed.
-    ``app`` is the application, where the caller has made it.
-    Raises CannotListen when the address cannot be listened on.
+    ``sockets`` already listen, and are used in place of the address. Their connections are accepted once the log is
+    followed. SIGHUP means that another process accepts from now on. ``ready`` is called once the log is followed.
+    ``app`` is the application, if the caller has made it.
+    Raises CannotListen if it is not possible to listen on the address.
     """
     _raise_file_limit()
     stop, handed_over, by_hand = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -65,16 +65,16 @@ async def serve(
     if sockets:
         loop.add_signal_handler(signal.SIGHUP, hand_over)
     app = app or create_app(settings)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=LAST_REQUESTS)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=REQUEST_GRACE_S)
     await runner.setup()
 
     def streams() -> int:
         return len(app[BUS].hub.streams)
 
-    telling = asyncio.create_task(_tell(app[BUS].tail.listening, ready)) if ready else None
+    notifier = asyncio.create_task(_call_when_set(app[BUS].tail.listening, ready)) if ready else None
     try:
         if sockets:
-            await either(stop, app[BUS].tail.listening, FIRST_READ)
+            await either(stop, app[BUS].tail.listening, FIRST_READ_TIMEOUT_S)
         try:
             for each in sockets:
                 await Site(runner, settings, sock=each, streams=streams).start()
@@ -90,64 +90,64 @@ async def serve(
         else:
             log.info("stopping")
         if handed_over.is_set():
-            await _let_go(runner, app[BUS], sockets)
+            await _stop_accepting(runner, app[BUS], sockets)
             await app[BUS].end_streams(settings.drain)
         else:
             await drain(runner, app[BUS], settings.drain, idle=not by_hand.is_set())
     finally:
-        if telling is not None:
-            telling.cancel()
+        if notifier is not None:
+            notifier.cancel()
         await runner.cleanup()
 
 
 def _raise_file_limit() -> None:
-    """Take the open files that the system grants: each stream is one, and the limit that is set at first is often 1024.
+    """Raise the limit on open files as far as the system allows: each stream is one, and the default is often 1024.
 
-    It is that low for programs that use select(), which this one does not.
+    The default is low for the sake of programs that use select(), which this one does not.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def drain(runner: web.AppRunner, bus: Bus, seconds: float, *, idle: bool = True) -> None:
-    """End the streams over a time, and leave the port when nobody is connected any more, or the time is over.
+    """End the streams over ``seconds``, and stop listening once nobody is connected or the time is over.
 
-    Until then it listens: whoever asks /readyz is told that this server stops. A connection that is kept alive stays
-    for its next request, whose answer closes it. Closed without one, it may take a publish with it that a proxy has
-    just sent, and must not send to another server. Without ``idle`` nobody waits for those: a person at a terminal
-    does not want to.
+    Until then the server listens, so that /readyz can say that it is stopping. A connection that is kept alive stays
+    open until the response to its next request closes it. Closing it earlier could lose a publish that a proxy has just
+    sent and must not repeat elsewhere. Without ``idle``, these connections are not waited for: a person at a terminal
+    does not want to wait.
     """
     until = asyncio.get_running_loop().time() + seconds
     await bus.end_streams(seconds)
     if idle:
-        await _empty(runner, until)
+        await _wait_until_empty(runner, until)
     for site in runner.sites:
         if isinstance(site, Site):
             await site.leave()
-    await _empty(runner, asyncio.get_running_loop().time() + LAST_ACCEPTED)
+    await _wait_until_empty(runner, asyncio.get_running_loop().time() + ACCEPT_GRACE_S)
 
 
-async def _empty(runner: web.AppRunner, until: float) -> None:
-    """Wait until there is no connection, or for a moment of the loop's clock."""
+async def _wait_until_empty(runner: web.AppRunner, until: float) -> None:
+    """Wait until there is no connection, or until a time of the event loop's clock."""
     loop, server = asyncio.get_running_loop(), runner.server
-    # aiohttp tells nobody that a connection has ended.
+    # aiohttp has no event for the end of a connection.
     while server is not None and server.connections and loop.time() < until:  # noqa: ASYNC110
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(CONNECTION_POLL_S)
 
 
-async def _let_go(runner: web.AppRunner, bus: Bus, sockets: Sequence[socket.socket]) -> None:
-    """Accept no more, and refuse nobody who was accepted: their requests have a moment to come in."""
+async def _stop_accepting(runner: web.AppRunner, bus: Bus, sockets: Sequence[socket.socket]) -> None:
+    """Stop accepting, and give the connections that were accepted a moment to send their request."""
     bus.leaving = True
     for each in sockets:
-        # Not closed yet: asyncio drops the connections whose acceptance is under way when it closes a server.
+        # Not closed yet: when asyncio closes a server, it drops connections that are just being accepted.
         asyncio.get_running_loop().remove_reader(each)
-    await asyncio.sleep(LAST_ACCEPTED)
+    await asyncio.sleep(ACCEPT_GRACE_S)
     if runner.server is not None:
         runner.server.pre_shutdown()  # closes what is kept alive without a request
 
 
-async def _tell(listening: asyncio.Event, ready: Callable[[], None]) -> None:
-    await listening.wait()
-    ready()
+async def _call_when_set(event: asyncio.Event, callback: Callable[[], None]) -> None:
+    await event.wait()
+    callback()

@@ -11,7 +11,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
 from sse_pg.bus import Bus
-from sse_pg.core.meter import BOUNDS, Meter
+from sse_pg.core.meter import DELAY_BOUNDS_S, Meter
 from sse_pg.core.metrics import BY_NAME, Numbers
 from sse_pg.db.connection import Pool
 from sse_pg.version import VERSION
@@ -62,7 +62,7 @@ def _publishing(bus: Bus) -> Numbers:
 
 
 def _delivery(meter: Meter) -> Numbers:
-    ends = [*map(floatToGoString, BOUNDS), "+Inf"]
+    ends = [*map(floatToGoString, DELAY_BOUNDS_S), "+Inf"]
     return {
         "sse_pg_events_read_total": {"": meter.events},
         "sse_pg_deliveries_total": {"": meter.deliveries},
@@ -108,7 +108,7 @@ def _tail(bus: Bus, now: float) -> Numbers:
     numbers: Numbers = {
         "sse_pg_log_reads_total": {"": meter.reads},
         "sse_pg_gaps_open_ids": {"": len(tail.open)},
-        "sse_pg_gap_oldest_seconds": {"": meter.oldest(now)},
+        "sse_pg_gap_oldest_seconds": {"": meter.oldest_missing_s(now)},
         "sse_pg_gaps_opened_ids_total": {"": tail.gaps.opened},
         "sse_pg_gaps_retired_ids_total": {"came": tail.gaps.came, "dead": tail.gaps.dead},
         "sse_pg_bell_rings_total": {"": meter.bells},

@@ -9,8 +9,8 @@ from typing import Any
 from aiohttp import web
 
 from sse_pg.bus import Bus
-from sse_pg.core.event import EPOCH, timestamp
-from sse_pg.core.meter import SECONDS, Second
+from sse_pg.core.event import POSTGRES_EPOCH_S, timestamp
+from sse_pg.core.meter import HISTORY_S, Second
 from sse_pg.http.problem import json_response
 from sse_pg.http.query import query_integer
 
@@ -36,11 +36,11 @@ class StatsApi:
     async def stats(self, request: web.Request) -> web.Response:
         """Return the numbers of this moment, and of the last seconds one by one."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
-        seconds = query_integer(request.query, "seconds", 60, 0, SECONDS)
+        seconds = query_integer(request.query, "seconds", 60, 0, HISTORY_S)
         (version, newest, oldest, purged_to, settled_to, partitions, publishers), servers = await self._ask()
         bus, settings, now = self._bus, self._bus.settings, time.time()
         body = {
-            "time": timestamp(round((now - EPOCH) * 1_000_000)),
+            "time": timestamp(round((now - POSTGRES_EPOCH_S) * 1_000_000)),
             "database": {"version": version},
             "log": {
                 "newestId": newest,

@@ -94,7 +94,7 @@ class StreamApi:
         seconds = time.monotonic() - stream.opened_at
         log.info(
             "stream closed: %s, %s, %.1f s, %d events and %d replayed, %d bytes",
-            _whom(stream), reason.words, seconds, stream.events, stream.replayed, stream.sent_bytes,
+            _whom(stream), reason.description, seconds, stream.events, stream.replayed, stream.sent_bytes,
             extra=logs.fields(
                 **_about(stream),
                 reason=reason.value,
@@ -194,7 +194,7 @@ class StreamApi:
         counts, kind = self._bus.cursors, "none"
         try:
             if asked is not None:
-                cursor, lost = await self._bus.replay.judge(Cursor.parse(asked))
+                cursor, lost = await self._bus.replay.validate(Cursor.parse(asked))
                 counts["lost" if lost else "known"] += 1
                 return cursor, lost
         except CursorError:
@@ -218,7 +218,7 @@ class StreamApi:
         if lost is not None:
             self._bus.hub.gap_notices["unknown"] += 1
             greeting += wire.gap("unknown", _printable(lost), cursor)
-        stream.tell(greeting, cursor, time.monotonic())
+        stream.write_position(greeting, cursor, time.monotonic())
 
 
 def _asked_for(request: web.Request) -> str | None:

@@ -1,1 +1,1 @@
-"""The pure parts: ids, cursors, events, the wire format, metrics. No input or output, no clock, no asyncio."""
+"""The pure parts: ids, cursors, events, the wire format, metrics. They do no I/O, read no clock and use no asyncio."""

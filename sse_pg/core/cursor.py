@@ -2,13 +2,13 @@
 
 Ids commit out of order, so "everything up to 1042" is not enough: 1040 may still be in flight. A cursor is
 ``(high, gaps)``: every id up to ``high`` was offered, except those in ``gaps``. Printed, it is the plain integer
-``1042`` while there are no gaps, which is nearly always. With gaps it goes on after ``~``, from the top down: how
-many ids to skip since the gap above (or since ``high``) and, where the gap is longer than one id, its length::
+``1042`` if there are no gaps, which is nearly always. Gaps follow after ``~``, from the highest to the lowest. Each gap
+is written as its distance below the gap before it (or below ``high``) and, if it is longer than one id, its length::
 
     1042~2,4-3      high 1042; 1040 is missing, and 1033 to 1035
 
-Every byte is a digit or one of ``~ , -``: a browser may send such a Last-Event-ID across origins, up to 128 bytes
-(the CORS-safelisted request-header rules of the Fetch standard).
+Every byte is a digit or one of ``~ , -``, because a browser may send such a Last-Event-ID of up to 128 bytes across
+origins without a preflight (the CORS-safelisted request-header rules of the Fetch standard).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from functools import cached_property
 from sse_pg.core.ranges import NONE, Ranges
 from sse_pg.errors import CursorError
 
-MAX_TEXT = 128
+#: Length of the longest printed cursor.
+MAX_TEXT_BYTES = 128
+#: The highest id that a bigint column can hold.
 MAX_ID = 2**63 - 1
 _FORM = re.compile(r"[0-9]{1,19}(?:~[0-9]{1,19}(?:-[0-9]{1,19})?(?:,[0-9]{1,19}(?:-[0-9]{1,19})?)*)?", re.ASCII)
 
@@ -34,11 +36,11 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """Read what a client sent. A plain integer means everything up to it.
+        """Return the cursor that ``str`` printed as ``text``. A plain integer means everything up to it.
 
-        Raises CursorError, with a reason for people, for anything that ``str`` of a cursor cannot have printed.
+        Raises CursorError, with a reason that a person can read, if ``text`` cannot be a printed cursor.
         """
-        if len(text) > MAX_TEXT or not _FORM.fullmatch(text):
+        if len(text) > MAX_TEXT_BYTES or not _FORM.fullmatch(text):
             raise CursorError(f"not a cursor: {text[:40]!r}")
         head, _, tail = text.partition("~")
         high = int(head)
@@ -58,15 +60,15 @@ class Cursor:
 
     @cached_property
     def text(self) -> str:
-        """The printed form. Where the gaps do not fit, high goes below the first that does not.
+        """The printed form. If the gaps do not fit, ``high`` is lowered to below the first gap that does not fit.
 
-        A reader that comes back with the lowered cursor may be offered events again, and misses none.
+        A reader that resumes from the lowered cursor may be offered events again, and misses none.
         """
         high, spans = self.high, self.gaps.spans
         while True:
-            if len(spans) <= MAX_TEXT // 2:  # a gap takes two bytes at least
+            if len(spans) <= MAX_TEXT_BYTES // 2:  # a gap takes at least two bytes
                 printed = _print(high, spans)
-                if len(printed) <= MAX_TEXT:
+                if len(printed) <= MAX_TEXT_BYTES:
                     return printed
             high, spans = spans[-1][0] - 1, spans[:-1]
 
@@ -74,7 +76,7 @@ class Cursor:
         return self.text
 
     def offered(self, number: int) -> bool:
-        """Tell whether the reader was offered this id."""
+        """Return whether the reader was offered this id."""
         return number <= self.high and number not in self.gaps
 
     def missing_up_to(self, number: int) -> Ranges:
@@ -88,32 +90,32 @@ class Cursor:
         return self.missing_up_to(other.high) - other.gaps
 
     def covers(self, other: Cursor) -> bool:
-        """Tell whether everything that ``other`` was offered was offered here too."""
+        """Return whether this cursor was offered everything that ``other`` was offered."""
         if other.high <= self.high and not self.gaps:
             return True
         return self.missing_up_to(other.high).within(other.gaps)
 
     def clip(self, number: int) -> Cursor:
-        """Return the cursor of a reader that was offered the part up to ``number`` only."""
+        """Return the cursor of a reader that was offered only the ids up to ``number``."""
         if number >= self.high:
             return self
         return _trimmed(number, self.gaps.up_to(number))
 
     def __or__(self, other: Cursor) -> Cursor:
-        """Return the cursor of a reader that was offered what either was."""
+        """Return the cursor of a reader that was offered what either of the two was offered."""
         high = max(self.high, other.high)
         if not self.gaps and not other.gaps:
             return Cursor(high)
         return Cursor(high, self.missing_up_to(high) & other.missing_up_to(high))
 
     def __and__(self, other: Cursor) -> Cursor:
-        """Return the cursor of a reader that was offered what both were."""
+        """Return the cursor of a reader that was offered what both were offered."""
         high = min(self.high, other.high)
         return _trimmed(high, self.gaps.up_to(high) | other.gaps.up_to(high))
 
 
 def _trimmed(high: int, gaps: Ranges) -> Cursor:
-    """Return a cursor whose high may lie in the last gap; then it ends below that gap."""
+    """Return a cursor. If ``high`` lies in the last gap, the cursor ends below that gap."""
     if high in gaps:
         return Cursor(gaps.spans[-1][0] - 1, gaps.up_to(gaps.spans[-1][0] - 1))
     return Cursor(high, gaps)

@@ -1,4 +1,4 @@
-"""An event, as the table holds it."""
+"""One event, as the table stores it and as the HTTP interface shows it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from functools import lru_cache
 
 import msgspec
 
-#: Where PostgreSQL counts from, in UTC.
-_EPOCH = datetime(2000, 1, 1)
-#: The same moment as Unix counts, in seconds.
-EPOCH = 946_684_800
+#: The moment from which PostgreSQL counts, in UTC.
+_POSTGRES_EPOCH = datetime(2000, 1, 1)
+#: The same moment as Unix time, in seconds.
+POSTGRES_EPOCH_S = 946_684_800
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """A row of sse_pg.events. ``payload`` is the JSON text that PostgreSQL hands out, never decoded here.
+    """A row of sse_pg.events. ``payload`` is the JSON text that PostgreSQL sends; it is never decoded here.
 
-    ``created_at`` is the number of microseconds since 2000, as PostgreSQL counts; most are never printed.
+    ``created_at`` is in microseconds since 2000, as PostgreSQL counts. It is only made readable where it is printed.
     """
 
     id: int
@@ -27,7 +27,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class EventJson(msgspec.Struct, frozen=True, rename="camel"):
-    """The event as the HTTP interface shows it."""
+    """An event as the HTTP interface shows it."""
 
     id: int
     channel: str
@@ -37,9 +37,9 @@ class EventJson(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def timestamp(moment: int) -> str:
-    """Print a moment, in microseconds since 2000, in RFC 3339, in UTC, with microseconds.
+    """Return a moment, given in microseconds since 2000, as RFC 3339 text in UTC with microseconds.
 
-    A moment that RFC 3339 has no year for is printed as the first or the last one that it has.
+    A moment before year 1 or after year 9999 becomes the first or the last second that RFC 3339 can express.
     """
     seconds, micros = divmod(moment, 1_000_000)
     return f"{_second(seconds)}.{micros:06d}Z"
@@ -48,13 +48,13 @@ def timestamp(moment: int) -> str:
 @lru_cache(1024)
 def _second(seconds: int) -> str:
     try:
-        return (_EPOCH + timedelta(seconds=seconds)).isoformat()
+        return (_POSTGRES_EPOCH + timedelta(seconds=seconds)).isoformat()
     except OverflowError:
         return (datetime.max if seconds > 0 else datetime.min).isoformat(timespec="seconds")
 
 
 def event_json(event: Event) -> EventJson:
-    """Return the event in its HTTP form; the payload's text goes through untouched."""
+    """Return the event in its HTTP form. The payload's text is not changed."""
     return EventJson(
         event.id,
         event.channel,

@@ -1,11 +1,11 @@
-"""What one process knows of the log: what it has read, what may still come, what it has handed on.
+"""What one process knows about the log: what it has read, which ids may still come, what it has handed on.
 
-No input or output and no clock here: the tail reads, this object decides (docs/guarantee.md has the argument):
+The tail reads, and this object decides. It does no I/O and reads no clock. docs/guarantee.md has the argument.
 
-* An id that is missing below one that was read is *open*: its transaction may commit yet.
-* ``settle`` buries the open ids that no publisher in flight can hold, provided those were read before the rows.
-* An open id younger than ``wait`` holds the events above it back, so that they go out in the order of ids. Older
-  ones hold nothing back: they go into the cursor as gaps, and come when they commit.
+* A missing id below one that was read is *open*: its transaction may still commit.
+* ``settle`` removes the open ids that no publisher in flight can hold. The publishers must be read before the rows.
+* An open id that was noticed less than ``wait`` seconds ago holds back the events above it, so that they go out in the
+  order of their ids. An older one holds back nothing: it becomes a gap in the cursor, and comes when it commits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from sse_pg.core.ranges import Ranges
 
 @dataclass(slots=True)
 class GapCounts:
-    """Ids that were missing when a higher one was read, and what became of them."""
+    """How many ids were missing when a higher one was read (``opened``), and how they ended.
+
+    ``came`` counts ids that were committed later, ``dead`` ids that can no longer come."""
 
     opened: int = 0
     came: int = 0
@@ -30,25 +32,25 @@ class GapCounts:
 class Frontier:
     """One reader's view of the log, from a start position onwards.
 
-    ``wait`` is in seconds; the times given to the methods are seconds of one monotonic clock.
+    ``wait`` is in seconds. The times that the methods take are seconds of one monotonic clock.
     """
 
     def __init__(self, start: Cursor, wait: float, counts: GapCounts | None = None) -> None:
         self.wait = wait
         self._counts = counts or GapCounts()
         self.position = start
-        """What was handed on. Every live stream was offered exactly this, in its channels."""
+        """What was handed on. Every live stream was offered exactly this in its channels."""
         self.seen = start.high
         """The highest id that was read or is known to be settled."""
         self.open = start.gaps
         """The ids up to ``seen`` that are missing and may still come."""
         self._fresh: list[tuple[int, float]] = []
-        """(first open id, moment it was noticed) of the gaps that hold events back, ascending in both."""
+        """The gaps that hold events back, as pairs (first open id, time at which it was noticed), ascending in both."""
         self._held: list[Event] = []
-        """Events that were read and not handed on, ascending by id."""
+        """Events that were read and are not handed on yet, ascending by id."""
 
     def feed(self, rows: Iterable[Event], now: float) -> None:
-        """Take the rows of one read: those in ``open`` and those above ``seen``, ascending, from one snapshot."""
+        """Take the rows of one read: the ids in ``open`` and the ids above ``seen``, ascending, from one snapshot."""
         behind = bool(self._held)
         for event in rows:
             if event.id > self.seen:
@@ -67,10 +69,11 @@ class Frontier:
             self._held.sort(key=_by_id)
 
     def settle(self, last: int, alive: Ranges) -> None:
-        """Bury what is missing up to ``last`` and lies in no window of a publisher in flight.
+        """Remove the open ids up to ``last`` that lie in no window of a publisher in flight.
 
-        Both were read, in this order, before the rows that were fed last. Only after a read that was complete: one
-        that was cut off by its limit has not seen everything up to ``last``.
+        ``last`` is the last id drawn, ``alive`` the ids that publishers in flight may hold. Both must be read, in this
+        order, before the rows that were fed last. Call this only after a complete read: a read that was cut off by its
+        limit has not seen everything up to ``last``.
         """
         dead = self.open.up_to(last) - alive
         if dead:
@@ -82,7 +85,7 @@ class Frontier:
         self.seen = max(self.seen, floor)
 
     def release(self, now: float) -> list[tuple[Event, Cursor]]:
-        """Return the events to hand on now, ascending, each with the position after it."""
+        """Move ``position`` as far as it can go now; return the events passed, ascending, each with its position."""
         barrier = self._barrier(now)
         out: list[tuple[Event, Cursor]] = []
         position = self.position
@@ -100,7 +103,7 @@ class Frontier:
                 position = Cursor(position.high, position.gaps.without(event.id))
             out.append((event, position))
         del self._held[:count]
-        # What is settled or open above the last event belongs to the position too.
+        # The position also covers what is settled or open above the last event.
         reach = self.seen if barrier is None else barrier - 1
         if self._held:
             reach = min(reach, self._held[0].id - 1)
@@ -110,11 +113,11 @@ class Frontier:
         return out
 
     def _barrier(self, now: float) -> int | None:
-        """Return the lowest open id that still holds events back."""
+        """Return the lowest open id that still holds events back, or None."""
         while self._fresh:
             first, noticed = self._fresh[0]
             rest = self.open.above(first - 1)
-            # A later notice starts above: what is open below it is as old as this one.
+            # The next pair starts higher: every open id below it was noticed at the time of this one.
             end = self._fresh[1][0] if len(self._fresh) > 1 else self.seen + 1
             if now - noticed < self.wait and rest and rest.spans[0][0] < end:
                 return rest.spans[0][0]
@@ -122,12 +125,12 @@ class Frontier:
         return None
 
     def holds_up_to(self, number: int) -> bool:
-        """Tell whether an event with this id or a lower one waits for a fresh gap."""
+        """Return whether an event with this id or a lower one is held back."""
         return bool(self._held) and self._held[0].id <= number
 
     @property
     def holding(self) -> bool:
-        """Tell whether events wait for a fresh gap; the tail looks again soon then."""
+        """Whether events are held back by a fresh gap. The tail then reads again soon."""
         return bool(self._held)
 
 

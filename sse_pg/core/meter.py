@@ -1,6 +1,7 @@
-"""What this process hands on, counted: totals since the start, the last minutes by the second, the busiest channels.
+"""Counts what this process delivers: totals since the start, the last minutes second by second, the recent channels.
 
-One call a batch, however many streams there are. No input or output and no clock: the hub says what time it is.
+The hub makes one call for each batch, however many streams there are. There is no I/O and no clock here: the hub passes
+the time.
 """
 
 from __future__ import annotations
@@ -12,40 +13,40 @@ from dataclasses import dataclass, field
 from math import exp
 
 from sse_pg.core.cursor import Cursor
-from sse_pg.core.event import EPOCH, Event
+from sse_pg.core.event import POSTGRES_EPOCH_S, Event
 
-#: Upper ends of the histogram of delays, in seconds; one more bucket is for what took longer.
-BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-#: Seconds that are remembered one by one.
-SECONDS = 300
-#: Channels that are remembered; the ones that were quiet for longest are forgotten.
-CHANNELS = 1000
-#: Seconds over which a channel's rate is averaged: what lies so far back weighs about a third.
-RATE_OVER = 10.0
+#: Upper bounds of the histogram of delays, in seconds. One more bucket counts the delays above the last bound.
+DELAY_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+#: How far back there are counts for each second.
+HISTORY_S = 300
+#: Number of channels with counts. The one that has been quiet for longest is dropped first.
+MAX_CHANNELS = 1000
+#: Time constant of a channel's rate: an event of so long ago counts about a third of one of now.
+RATE_WINDOW_S = 10.0
 
 
 @dataclass(slots=True)
 class Second:
-    """What was handed on in one second."""
+    """What was delivered in one second."""
 
     at: int
     """Unix time."""
     events: int = 0
     deliveries: int = 0
-    """Events times the streams they went to."""
-    delays: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
-    """How many events fell into each bucket of BOUNDS."""
+    """The sum, over the events, of the streams that each went to."""
+    delays: list[int] = field(default_factory=lambda: [0] * (len(DELAY_BOUNDS_S) + 1))
+    """How many events are in each bucket of DELAY_BOUNDS_S."""
 
     def delay(self, share: float) -> float | None:
-        """Return the delay in seconds that a share of the events (0 to 1) stayed below, or None without events.
+        """Return the delay in seconds below which a share (0 to 1) of the events stayed, or None if there were none.
 
-        Within a bucket the events are taken to lie evenly.
+        Events are assumed to be spread evenly within a bucket.
         """
         wanted, below = share * self.events, 0
         for place, count in enumerate(self.delays):
             if count and below + count >= wanted:
-                low = BOUNDS[place - 1] if place else 0.0
-                high = BOUNDS[place] if place < len(BOUNDS) else low
+                low = DELAY_BOUNDS_S[place - 1] if place else 0.0
+                high = DELAY_BOUNDS_S[place] if place < len(DELAY_BOUNDS_S) else low
                 return low + (high - low) * (wanted - below) / count
             below += count
         return None
@@ -53,7 +54,7 @@ class Second:
 
 @dataclass(slots=True)
 class ChannelMeter:
-    """A channel's traffic, as far as this process has seen it."""
+    """A channel's traffic, as this process has seen it. ``at`` is the Unix time of the last batch."""
 
     last: Event
     at: float
@@ -61,37 +62,37 @@ class ChannelMeter:
     _rate: float = 0.0
 
     def add(self, count: int, last: Event, now: float) -> None:
-        """Take in some events."""
-        self._rate = self.rate(now) + count / RATE_OVER
+        """Count some events; ``last`` is the newest, ``now`` is Unix time."""
+        self._rate = self.rate(now) + count / RATE_WINDOW_S
         self.at = max(now, self.at)
         self.last = last
         self.events += count
 
     def rate(self, now: float) -> float:
-        """Return the events per second of late."""
-        return self._rate * exp(min(0.0, self.at - now) / RATE_OVER)
+        """Return the recent rate in events per second."""
+        return self._rate * exp(min(0.0, self.at - now) / RATE_WINDOW_S)
 
 
 class Meter:
-    """Counts what the hub hands on. All but ``recent`` and ``channels`` only ever grows."""
+    """Counts what the hub delivers. Everything except ``recent`` and ``channels`` only grows."""
 
     def __init__(self) -> None:
         self.events = 0
         self.deliveries = 0
         self.delay_sum = 0.0
-        """Seconds from created_at to the socket, over all events; the clocks are the database's and this machine's."""
-        self.delays = [0] * (len(BOUNDS) + 1)
-        self.recent: deque[Second] = deque(maxlen=SECONDS)
+        """Seconds from created_at (the database's clock) to the socket (this machine's), added up over all events."""
+        self.delays = [0] * (len(DELAY_BOUNDS_S) + 1)
+        self.recent: deque[Second] = deque(maxlen=HISTORY_S)
         self.channels: OrderedDict[str, ChannelMeter] = OrderedDict()
-        """By name; the one that was active last stands last."""
+        """By name; the most recently active channel is last."""
 
     def batch(self, released: Sequence[tuple[Event, Cursor]], deliveries: int, now: float) -> None:
-        """Count events that are handed on now (Unix time), and how often they were written to a stream."""
+        """Count events that are delivered at ``now`` (Unix time), and how many writes to streams that took."""
         second = self._second(int(now))
         by_channel: dict[str, list[Event]] = {}
         for event, _ in released:
-            delay = max(0.0, now - EPOCH - event.created_at / 1_000_000)
-            bucket = bisect_left(BOUNDS, delay)
+            delay = max(0.0, now - POSTGRES_EPOCH_S - event.created_at / 1_000_000)
+            bucket = bisect_left(DELAY_BOUNDS_S, delay)
             self.delays[bucket] += 1
             second.delays[bucket] += 1
             self.delay_sum += delay
@@ -104,7 +105,7 @@ class Meter:
             channel = self.channels.pop(name, None) or ChannelMeter(events[-1], now)
             channel.add(len(events), events[-1], now)
             self.channels[name] = channel
-        while len(self.channels) > CHANNELS:
+        while len(self.channels) > MAX_CHANNELS:
             self.channels.popitem(last=False)
 
     def _second(self, at: int) -> Second:

@@ -1,8 +1,8 @@
-"""What /metrics shows: each metric with its meaning, how the numbers of several processes add up, and the text of it.
+"""What /metrics shows: each metric and its meaning, how the numbers of several processes are combined, and the text.
 
-No input or output here. ``Numbers`` are what one process knows, or several together: by the name of the metric, then by
-the values of its labels with commas between. A histogram has a key for each bucket, which counts all below it too, and
-the key ``sum``.
+There is no I/O here. ``Numbers`` are the values of one process or of several: by the name of the metric, then by the
+values of its labels, joined with commas. A histogram has one key for each bucket, which includes the buckets below it,
+and the key ``sum``.
 """
 
 from __future__ import annotations
@@ -20,203 +20,220 @@ Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 
 class Metric(NamedTuple):
-    """A metric. ``over`` is how processes add up; ``known`` are the label values that are shown from the start."""
+    """A metric. ``combine`` is how processes are combined; ``known`` are label values that are shown from the start."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
-    over: Literal["sum", "max", "min"] = "sum"
+    combine: Literal["sum", "max", "min"] = "sum"
 
 
-#: The pools, as labels.
+#: The label of a pool, and its values.
 _POOLS: tuple[tuple[str, ...], tuple[str, ...]] = (("pool",), ("requests", "tail"))
 
 METRICS = (
-    Metric("sse_pg_build_info", "gauge", "Always 1; the labels say what runs.", ("version", "python"), over="max"),
-    Metric("sse_pg_workers", "gauge", "Processes that the numbers of this answer are of."),
-    Metric("sse_pg_ready", "gauge", "Processes that can serve: the LISTEN connection is up and they are not stopping."),
+    Metric(
+        "sse_pg_build_info",
+        "gauge",
+        "Always 1; the labels are the version of sse_pg and of Python.",
+        ("version", "python"),
+        combine="max",
+    ),
+    Metric("sse_pg_workers", "gauge", "Server processes whose numbers are combined in this response."),
+    Metric("sse_pg_ready", "gauge", "Processes that are ready to serve: /readyz answers 200."),
     Metric("sse_pg_listening", "gauge", "Processes whose LISTEN connection is up."),
     # ---- publishing
     Metric(
         "sse_pg_events_published_total",
         "counter",
-        "Events committed over HTTP, by the form of the request and by whether an event had an idempotency key. An "
-        "event whose key was used before counts again. What SQL publishes is not in it.",
+        "Events committed over HTTP, by the form of the request and by whether the event had an idempotency key. An "
+        "event whose key was used before is counted again. Events published from SQL are not counted.",
         ("form", "keyed"),
         ("single,no", "single,yes", "batch,no", "batch,yes"),
     ),
-    Metric("sse_pg_publish_commits_total", "counter", "Commits that these events took; requests share them."),
-    Metric("sse_pg_publish_waiting_requests", "gauge", "Publish requests that wait for a commit to begin."),
+    Metric(
+        "sse_pg_publish_commits_total", "counter", "Commits of events published over HTTP. Waiting requests share one."
+    ),
+    Metric("sse_pg_publish_waiting_requests", "gauge", "Publish requests that wait for their commit to begin."),
     # ---- delivery
     Metric(
         "sse_pg_events_read_total",
         "counter",
-        "Events read from the log and handed on, whoever published them. Every process reads all of them.",
+        "Events read from the log, from every publisher. Each process reads all events.",
     ),
-    Metric("sse_pg_log_reads_total", "counter", "Reads of the end of the log."),
-    Metric("sse_pg_deliveries_total", "counter", "Live events times the streams to which they were handed."),
+    Metric("sse_pg_log_reads_total", "counter", "Reads of the log by the tails."),
+    Metric(
+        "sse_pg_deliveries_total", "counter", "Writes of live events to streams: an event for ten streams counts ten."
+    ),
     Metric(
         "sse_pg_sent_bytes_total",
         "counter",
-        "Bytes handed to the connections of streams: events, heartbeats and positions, live or replayed, without the "
-        "head of the answer.",
+        "Bytes written to streams: events, heartbeats and positions, live or replayed. The response headers are not "
+        "counted.",
     ),
     Metric(
         "sse_pg_delivery_delay_seconds",
         "histogram",
-        "Time from created_at of an event, which the database sets at the insert, until it was written to the sockets "
-        "of its streams; once an event and process, with or without streams. It holds the time to the commit, and the "
-        "difference of the clocks of both machines.",
+        "Time from the created_at of an event, which the database sets when it inserts the row, until the event was "
+        "written to its streams. Counted once for each event and process, with or without streams. It includes the "
+        "time until the commit and the difference between the clocks of the two machines.",
     ),
     # ---- streams
     Metric("sse_pg_streams", "gauge", "Open streams.", ("state",), ("live", "catching_up")),
-    Metric("sse_pg_streams_limit", "gauge", "Most streams: SSE_PG_MAX_STREAMS of all processes."),
-    Metric("sse_pg_streams_opened_total", "counter", "Streams that were opened."),
+    Metric("sse_pg_streams_limit", "gauge", "Maximum number of streams: SSE_PG_MAX_STREAMS of all processes."),
+    Metric("sse_pg_streams_opened_total", "counter", "Streams opened."),
     Metric(
         "sse_pg_streams_closed_total",
         "counter",
-        "Streams that ended. client: the client went. slow: it did not read, and was cut off. drain: the server "
-        "stopped. expired: its token did. revoked: it was no longer allowed. rule_failed: the access rule gave no "
-        "answer. error: the server's log has more.",
+        "Streams that ended. client: the client closed the connection. slow: the client read too slowly. drain: the "
+        "server stopped. expired: the token expired. revoked: access was withdrawn. rule_failed: the access rule "
+        "could not be evaluated. error: an error that the server's log describes.",
         ("reason",),
         ("client", "slow", "drain", "expired", "revoked", "rule_failed", "error"),
     ),
     Metric(
         "sse_pg_groups",
         "gauge",
-        "Groups of live streams that are sent the same bytes, by how many streams are in one.",
+        "Groups of live streams that get the same bytes, by the number of streams in a group.",
         ("streams",),
         ("1", "2-10", "11-100", "101-1000", "1001-"),
     ),
-    Metric("sse_pg_group_streams_max", "gauge", "Streams in the largest group of one process.", over="max"),
+    Metric("sse_pg_group_streams_max", "gauge", "Streams in the largest group of one process.", combine="max"),
     # ---- resuming
     Metric(
         "sse_pg_cursors_total",
         "counter",
-        "Cursors with which streams were opened. none: from now on. known: of this log. lost: of a log, or a part of "
-        "it, that is no more. malformed: not a cursor.",
+        "Streams opened, by their cursor. none: the stream starts with new events. known: the cursor belongs to this "
+        "log. lost: it belongs to another log, or to a part of this one that was lost. malformed: it is not a cursor.",
         ("kind",),
         ("none", "known", "lost", "malformed"),
     ),
     Metric(
         "sse_pg_replays_total",
         "counter",
-        "Streams that became live, by where what they had missed came from. none: there was nothing. table: a page or "
-        "more of it was read from the database.",
+        "Streams that became live, by the source of the events they had missed. none: they had missed none. ring: all "
+        "came from memory. table: some came from the database.",
         ("source",),
         ("none", "ring", "table"),
     ),
     Metric(
         "sse_pg_replayed_events_total",
         "counter",
-        "Events sent to streams that caught up, from memory or from the table.",
+        "Events sent to streams while they caught up, from memory or from the table.",
         ("source",),
         ("ring", "table"),
     ),
     Metric(
         "sse_pg_replay_pages_total",
         "counter",
-        "Pages of the table sent to streams that caught up. shared: another stream had asked for the same one.",
+        "Pages of the table sent to streams while they caught up. shared: the page had been read for another stream.",
         ("source",),
         ("read", "shared"),
     ),
     Metric(
         "sse_pg_gap_notices_total",
         "counter",
-        "Streams that were told that something can no longer be delivered. expired: it was purged. unknown: the log is "
-        "another one than that of their cursor.",
+        "Gap events sent: events can no longer be delivered. expired: they were purged. unknown: the cursor belongs to "
+        "another log.",
         ("reason",),
         ("expired", "unknown"),
     ),
-    Metric("sse_pg_ring_events", "gauge", "Events kept in memory for streams that resume."),
+    Metric("sse_pg_ring_events", "gauge", "Events counters_of in memory for streams that resume."),
     # ---- gaps
-    Metric("sse_pg_gaps_open_ids", "gauge", "Ids below the end of the log that may still be committed.", over="max"),
     Metric(
-        "sse_pg_gap_oldest_seconds", "gauge", "Time for which the lowest of these ids has been missing.", over="max"
+        "sse_pg_gaps_open_ids",
+        "gauge",
+        "Missing ids that may still be committed, below the highest id read.",
+        combine="max",
+    ),
+    Metric(
+        "sse_pg_gap_oldest_seconds", "gauge", "Time for which the lowest of these ids has been missing.", combine="max"
     ),
     Metric("sse_pg_gaps_opened_ids_total", "counter", "Ids that were missing when a higher one was read."),
     Metric(
         "sse_pg_gaps_retired_ids_total",
         "counter",
-        "Missing ids that were settled. came: the event was committed. dead: it was rolled back.",
+        "Missing ids that were settled. came: the event was committed. dead: the id can no longer come.",
         ("how",),
         ("came", "dead"),
     ),
     # ---- the bell and the tail
-    Metric("sse_pg_bell_rings_total", "counter", "Notifications heard from transactions that published."),
+    Metric("sse_pg_bell_rings_total", "counter", "Notifications received from transactions that published."),
     Metric(
         "sse_pg_tail_seconds_total",
         "counter",
-        "Time that the tails spent. asleep: waiting for the bell. awake: polling, while publishers need not ring. "
-        "down: without a LISTEN connection.",
+        "Time that the tails spent in each state. asleep: waiting for the bell. awake: polling; publishers need not "
+        "ring. down: without a LISTEN connection.",
         ("state",),
         ("asleep", "awake", "down"),
     ),
     Metric("sse_pg_awake", "gauge", "Processes whose tail is awake."),
-    Metric("sse_pg_listen_reconnects_total", "counter", "LISTEN connections made after the first of a process."),
+    Metric("sse_pg_listen_reconnects_total", "counter", "LISTEN connections that a process made after its first."),
     Metric("sse_pg_listen_failures_total", "counter", "LISTEN connections that were lost or could not be made."),
     Metric(
         "sse_pg_safety_reads_total",
         "counter",
-        "Reads that a sleeping tail made although no bell rang. found=yes: there was an event, so a bell was missing.",
+        "Safety reads: reads of a sleeping tail without a bell. found=yes: there was an event, so a bell was lost.",
         ("found",),
         ("no", "yes"),
     ),
     Metric(
         "sse_pg_tail_lag_ids",
         "gauge",
-        "Ids drawn from the sequence above the last that was handed on, by what the furthest behind process has seen. "
-        "Missing ids below it are sse_pg_gaps_open_ids.",
-        over="max",
+        "Ids drawn from the sequence that lie above the position of the process that is furthest behind. Missing ids "
+        "below the position are counted by sse_pg_gaps_open_ids.",
+        combine="max",
     ),
-    Metric("sse_pg_tail_read_age_seconds", "gauge", "Time since the log was read last.", over="max"),
-    Metric("sse_pg_position_id", "gauge", "The id up to which events were handed on.", over="min"),
+    Metric("sse_pg_tail_read_age_seconds", "gauge", "Time since the last read of the log.", combine="max"),
+    Metric("sse_pg_position_id", "gauge", "The id up to which events were delivered.", combine="min"),
     Metric(
         "sse_pg_notification_queue_usage_ratio",
         "gauge",
-        "Part of PostgreSQL's queue of notifications, one for the whole cluster, that is in use; commits that notify "
-        "fail at 1.",
-        over="max",
+        "Part of PostgreSQL's notification queue that is in use. The queue belongs to the whole cluster; at 1, commits "
+        "that notify fail.",
+        combine="max",
     ),
     # ---- the pools
     Metric("sse_pg_pool_connections", "gauge", "Database connections of a pool.", *_POOLS),
-    Metric("sse_pg_pool_connections_max", "gauge", "Most connections of a pool.", *_POOLS),
-    Metric("sse_pg_pool_available", "gauge", "Connections that nobody uses.", *_POOLS),
-    Metric("sse_pg_pool_waiting", "gauge", "Who waits for a connection.", *_POOLS),
-    Metric("sse_pg_pool_requests_total", "counter", "Connections asked for.", *_POOLS),
-    Metric("sse_pg_pool_queued_total", "counter", "Those that had to wait for one.", *_POOLS),
-    Metric("sse_pg_pool_wait_seconds_total", "counter", "Time that they waited.", *_POOLS),
-    Metric("sse_pg_pool_use_seconds_total", "counter", "Time that connections were lent.", *_POOLS),
-    Metric("sse_pg_pool_timeouts_total", "counter", "Those that did not get one.", *_POOLS),
+    Metric("sse_pg_pool_connections_max", "gauge", "Maximum number of connections of a pool.", *_POOLS),
+    Metric("sse_pg_pool_available", "gauge", "Idle connections of a pool.", *_POOLS),
+    Metric("sse_pg_pool_waiting", "gauge", "Tasks that wait for a connection.", *_POOLS),
+    Metric("sse_pg_pool_requests_total", "counter", "Requests for a connection.", *_POOLS),
+    Metric("sse_pg_pool_queued_total", "counter", "Requests for a connection that had to wait.", *_POOLS),
+    Metric("sse_pg_pool_wait_seconds_total", "counter", "Time spent waiting for a connection.", *_POOLS),
+    Metric("sse_pg_pool_use_seconds_total", "counter", "Time for which connections were in use.", *_POOLS),
+    Metric("sse_pg_pool_timeouts_total", "counter", "Requests for a connection that timed out.", *_POOLS),
     Metric("sse_pg_pool_connects_total", "counter", "Attempts to connect.", *_POOLS),
-    Metric("sse_pg_pool_connect_failures_total", "counter", "Attempts that failed.", *_POOLS),
-    # ---- upkeep
+    Metric("sse_pg_pool_connect_failures_total", "counter", "Attempts to connect that failed.", *_POOLS),
+    # ---- maintenance
     Metric(
         "sse_pg_maintenance_rounds_total",
         "counter",
-        "Rounds of making partitions and purging. busy: others held the table, or purged too. failed: see the log.",
+        "Rounds of maintenance, which makes partitions and purges. busy: another session held the table or purged at "
+        "the same time. failed: the server's log has the error.",
         ("result",),
         ("done", "busy", "failed"),
     ),
     Metric(
         "sse_pg_maintenance_success_timestamp_seconds",
         "gauge",
-        "Unix time of the last round that did not fail; 0 before the first.",
-        over="max",
+        "Unix time of the last round of maintenance that did not fail; 0 before the first.",
+        combine="max",
     ),
-    Metric("sse_pg_partitions_made_total", "counter", "Partitions made ahead of the ids."),
-    Metric("sse_pg_purged_partitions_total", "counter", "Partitions that these processes dropped."),
-    Metric("sse_pg_purged_bytes_total", "counter", "Disk space of those partitions."),
-    Metric("sse_pg_purged_keys_total", "counter", "Idempotency keys that were forgotten."),
-    Metric("sse_pg_purged_to_id", "gauge", "The highest id that was purged, by whomever.", over="max"),
+    Metric("sse_pg_partitions_made_total", "counter", "Partitions made in advance."),
+    Metric("sse_pg_purged_partitions_total", "counter", "Partitions that these processes purged."),
+    Metric("sse_pg_purged_bytes_total", "counter", "Disk space of the partitions that these processes purged."),
+    Metric("sse_pg_purged_keys_total", "counter", "Idempotency keys that these processes deleted."),
+    Metric("sse_pg_purged_to_id", "gauge", "The highest id that was purged, by any process.", combine="max"),
     # ---- refusals
     Metric(
         "sse_pg_refused_requests_total",
         "counter",
-        "Requests that were turned away. 429: streams_user, streams_address, publish_rate. 503: streams, connections, "
-        "bodies (limits); not_ready, database, key_held, outcome_unknown, keys, rule (what they need did not answer).",
+        "Requests refused, by reason. With 429: streams_user, streams_address, publish_rate. With 503, because of a "
+        "limit: streams, connections, bodies; because something did not respond: not_ready, database, key_held, "
+        "outcome_unknown, keys, rule.",
         ("kind",),
         (
             *("streams_user", "streams_address", "publish_rate", "streams", "connections", "bodies"),
@@ -226,43 +243,45 @@ METRICS = (
     Metric(
         "sse_pg_authorization_failures_total",
         "counter",
-        "Answers 401 (no token, or none that is accepted) and 403 (not allowed).",
+        "Responses 401 (no valid token) and 403 (not allowed).",
         ("status",),
         ("401", "403"),
     ),
-    # ---- the processes, as far as the system tells
+    # ---- the processes, as the operating system reports them
     Metric("process_cpu_seconds_total", "counter", "User and system time of the serving processes."),
     Metric("process_resident_memory_bytes", "gauge", "Resident memory of the serving processes."),
     Metric("process_virtual_memory_bytes", "gauge", "Virtual memory of the serving processes."),
     Metric("process_open_fds", "gauge", "Open file descriptors of the serving processes."),
-    Metric("process_max_fds", "gauge", "Most file descriptors of all serving processes together."),
-    Metric("process_start_time_seconds", "gauge", "Unix time at which the oldest of them started.", over="min"),
+    Metric("process_max_fds", "gauge", "Maximum number of open file descriptors, over all serving processes."),
+    Metric(
+        "process_start_time_seconds", "gauge", "Unix time at which the oldest serving process started.", combine="min"
+    ),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
 
 
-def added_up(running: Iterable[Numbers], gone: Numbers) -> Numbers:
-    """Return the numbers of processes together. ``gone`` has the counters of those that have ended."""
+def combined(running: Iterable[Numbers], gone: Numbers) -> Numbers:
+    """Return the numbers of several processes combined. ``gone`` has the counters of processes that have ended."""
     total: Numbers = {name: dict(values) for name, values in gone.items()}
     for numbers in running:
         for name, values in numbers.items():
             into = total.setdefault(name, {})
-            over = BY_NAME[name].over
+            combine = BY_NAME[name].combine
             for key, value in values.items():
-                if key not in into or over == "sum":
+                if key not in into or combine == "sum":
                     into[key] = into.get(key, 0.0) + value
                 else:
-                    into[key] = max(into[key], value) if over == "max" else min(into[key], value)
+                    into[key] = max(into[key], value) if combine == "max" else min(into[key], value)
     return total
 
 
-def kept(numbers: Numbers) -> Numbers:
-    """Return what counts on when a process has ended: what only grows."""
+def counters_of(numbers: Numbers) -> Numbers:
+    """Return the numbers that still count after their process has ended: counters and histograms."""
     return {name: values for name, values in numbers.items() if BY_NAME[name].kind != "gauge"}
 
 
 def text(numbers: Numbers, accept: str) -> tuple[bytes, str]:
-    """Return the numbers for Prometheus, in the form that an Accept header asks for, and the content type of it."""
+    """Return the numbers in the Prometheus format that the Accept header asks for, and its content type."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Shown(numbers))
     encode, content_type = choose_encoder(accept)
@@ -270,13 +289,13 @@ def text(numbers: Numbers, accept: str) -> tuple[bytes, str]:
 
 
 class _Shown(Collector):
-    """Numbers, as the library takes them."""
+    """Numbers, in the form that the Prometheus library expects."""
 
     def __init__(self, numbers: Numbers) -> None:
         self._numbers = numbers
 
     def collect(self) -> Iterator[Family]:
-        """Yield a family for each metric that there is a number of."""
+        """Yield a family for each metric that has a number."""
         for metric in METRICS:
             values = self._numbers.get(metric.name)
             if values is not None:

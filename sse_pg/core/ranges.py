@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator
 
 
 class Ranges:
-    """An immutable set of positive integers, kept as disjoint ascending ranges with ids between them.
+    """An immutable set of positive integers, stored as ascending ranges that neither overlap nor touch.
 
-    ``spans`` is a tuple of ``(first, last)``, both inside. The work of every operation is proportional to the
-    number of ranges, never to the number of ids.
+    ``spans`` is a tuple of pairs ``(first, last)``; both ends belong to the set. The cost of every operation depends on
+    the number of ranges, never on the number of ids.
     """
 
     __slots__ = ("spans",)
 
     def __init__(self, spans: Iterable[tuple[int, int]] = ()) -> None:
-        """Take ranges in any order; empty ones (first > last) are dropped, touching ones are joined."""
+        """Take ranges in any order. Empty ones (first > last) are dropped, ranges that touch or overlap are joined."""
         joined: list[tuple[int, int]] = []
         for first, last in sorted(spans):
             if first > last:
@@ -30,7 +30,7 @@ class Ranges:
 
     @classmethod
     def _of(cls, spans: tuple[tuple[int, int], ...]) -> Ranges:
-        """Wrap spans that are known to be in order."""
+        """Return the set of spans that are already ascending and disjoint."""
         if not spans:
             return NONE
         made = cls.__new__(cls)
@@ -41,7 +41,7 @@ class Ranges:
         return bool(self.spans)
 
     def __len__(self) -> int:
-        """Count the ids, not the ranges."""
+        """Return the number of ids, not of ranges."""
         return sum(last - first + 1 for first, last in self.spans)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -62,7 +62,7 @@ class Ranges:
         return at >= 0 and number <= spans[at][1]
 
     def without(self, number: int) -> Ranges:
-        """Return the set less one id."""
+        """Return the set without one id."""
         at = bisect_right(self.spans, number, key=_first) - 1
         if at < 0 or number > self.spans[at][1]:
             return self
@@ -75,18 +75,18 @@ class Ranges:
     def up_to(self, number: int) -> Ranges:
         """Return the part at or below ``number``."""
         at = bisect_right(self.spans, number, key=_first)
-        kept = self.spans[:at]
-        if kept and kept[-1][1] > number:
-            kept = (*kept[:-1], (kept[-1][0], number))
-        return Ranges._of(kept)
+        part = self.spans[:at]
+        if part and part[-1][1] > number:
+            part = (*part[:-1], (part[-1][0], number))
+        return Ranges._of(part)
 
     def above(self, number: int) -> Ranges:
         """Return the part above ``number``."""
         at = bisect_left(self.spans, number + 1, key=_last)
-        kept = self.spans[at:]
-        if kept and kept[0][0] <= number:
-            kept = ((number + 1, kept[0][1]), *kept[1:])
-        return Ranges._of(kept)
+        part = self.spans[at:]
+        if part and part[0][0] <= number:
+            part = ((number + 1, part[0][1]), *part[1:])
+        return Ranges._of(part)
 
     def and_span(self, first: int, last: int) -> Ranges:
         """Return the set with a range added."""
@@ -136,7 +136,7 @@ class Ranges:
         return Ranges(self.spans + other.spans)
 
     def within(self, other: Ranges) -> bool:
-        """Tell whether every id of this set is in the other."""
+        """Return whether every id of this set is in the other."""
         return not self.spans or not (self - other).spans
 
 

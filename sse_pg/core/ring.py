@@ -1,4 +1,4 @@
-"""Recent events in memory, so that a crowd that reconnects at once is served without the database."""
+"""The most recent events in memory, so that many clients that reconnect at once are served without the database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sse_pg.core.event import Event
 
 
 class Entry:
-    """An event that was handed on, the position after it, and its wire forms, each made once."""
+    """An event that was handed on, the position after it, and its bytes, each form made once."""
 
     __slots__ = ("_envelope", "_plain", "cursor", "event", "size", "turn")
 
@@ -19,12 +19,12 @@ class Entry:
         self.event = event
         self.cursor = cursor
         self.turn = turn
-        self.size = 2 * len(event.payload) + 400  # the text, its frame, and the objects around them
+        self.size = 2 * len(event.payload) + 400  # bytes, about: the text, its block, and the objects around them
         self._plain: bytes | None = None
         self._envelope: bytes | None = None
 
     def frame(self, envelope: bool) -> bytes:
-        """Return the block of the event."""
+        """Return the event's block for the wire, with the whole event as its data if ``envelope``."""
         if envelope:
             if self._envelope is None:
                 self._envelope = wire.frame(self.event, self.cursor, envelope=True)
@@ -35,11 +35,11 @@ class Entry:
 
 
 class Ring:
-    """The last events, bounded by count and by bytes, in the order in which they were handed on."""
+    """The most recent events, in the order in which they were handed on, limited by their number and their bytes."""
 
     def __init__(self, max_events: int, max_bytes: int, base: Cursor) -> None:
         self.base = base
-        """The position before the oldest entry: who was offered it can be brought up to date from here."""
+        """The position before the oldest entry. A reader that was offered it can catch up from the ring."""
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -51,7 +51,7 @@ class Ring:
         return len(self._all)
 
     def add(self, event: Event, cursor: Cursor) -> Entry:
-        """Keep an event that is being handed on."""
+        """Store an event that is being handed on, with the position after it, and return its entry."""
         self._turn += 1
         entry = Entry(event, cursor, self._turn)
         self._all.append(entry)
@@ -65,15 +65,16 @@ class Ring:
         oldest = self._all.popleft()
         self._bytes -= oldest.size
         self.base = oldest.cursor
-        kept = self._by_channel[oldest.event.channel]
-        kept.popleft()
-        if not kept:
+        same_channel = self._by_channel[oldest.event.channel]
+        same_channel.popleft()
+        if not same_channel:
             del self._by_channel[oldest.event.channel]
 
     def since(self, cursor: Cursor, channels: Collection[str]) -> list[Entry] | None:
-        """Return what a reader at ``cursor`` has missed in these channels, or None where the ring begins too late.
+        """Return what a reader at ``cursor`` has missed in these channels, in the order of the ring.
 
-        The work is proportional to what was missed, not to the size of the ring.
+        Returns None if the ring does not reach back far enough to know. The cost depends on how much was missed, not on
+        the size of the ring.
         """
         if not cursor.covers(self.base):
             return None
@@ -83,7 +84,7 @@ class Ring:
                 if not cursor.offered(entry.event.id):
                     missed.append(entry)
                 elif cursor.covers(entry.cursor):
-                    break  # and so was everything handed on before it
+                    break  # the reader was also offered everything that was handed on before this entry
         missed.sort(key=_turn)
         return missed
 

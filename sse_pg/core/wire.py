@@ -1,8 +1,8 @@
 """The event stream format: blocks of fields, and the chunks of HTTP/1.1 around them.
 
-Everything that goes out on a stream is made here. CR, LF and NUL in a field would let its writer forge fields, so they
-are refused here too, although the HTTP interface and the table have refused them before.
-Source of the format: WHATWG HTML, "Server-sent events".
+All bytes of a stream are made here. A CR, LF or NUL in a field would let its author forge fields, so they are refused
+here too, although the HTTP interface and the table have already refused them.
+The format is defined in WHATWG HTML, "Server-sent events".
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from sse_pg.core.event import Event, event_json
 HELLO = "sse-pg.hello"
 GAP = "sse-pg.gap"
 POSITION = "sse-pg.position"
-#: A comment without an empty line behind it: some client libraries take every empty line for an event.
+#: A comment without an empty line after it, because some client libraries treat every empty line as an event.
 HEARTBEAT = b":\n"
 
 _encode = msgspec.json.Encoder().encode
 
 
 def frame(event: Event, cursor: Cursor, *, envelope: bool = False) -> bytes:
-    """Return the block of an event; ``cursor`` is where a reader resumes that was offered it.
+    """Return the block of an event. ``cursor`` is the position from which a reader that got the event resumes.
 
-    With ``envelope`` the data is the whole event and the event name is left out, so that ``onmessage`` gets it.
-    Raises ValueError where a field has a CR, LF or NUL.
+    With ``envelope`` the data is the whole event, and the event name is left out so that ``onmessage`` receives it.
+    Raises ValueError if a field contains a CR, LF or NUL.
     """
     if envelope:
         data = _encode(event_json(event)).decode()
-        _refuse_breaks(data)  # the payload's text goes into it as it is
+        _refuse_breaks(data)  # it contains the payload's text unchanged
         return f"id: {cursor.text}\ndata: {data}\n\n".encode()
     return block(event.event_type, event.payload, cursor)
 
 
 def block(name: str, data: str, cursor: Cursor, *, retry_ms: int | None = None) -> bytes:
-    """Return one block. Raises ValueError where a field has a CR, LF or NUL."""
+    """Return one block: event name, data, id, and perhaps the retry time in milliseconds.
+
+    Raises ValueError if a field contains a CR, LF or NUL."""
     _refuse_breaks(name)
     _refuse_breaks(data)
     retry = "" if retry_ms is None else f"retry: {retry_ms}\n"
@@ -44,27 +46,29 @@ def block(name: str, data: str, cursor: Cursor, *, retry_ms: int | None = None) 
 
 def _refuse_breaks(text: str) -> None:
     if "\n" in text or "\r" in text or "\0" in text:
-        raise ValueError("a field of an event stream cannot hold CR, LF or NUL")
+        raise ValueError("a field of an event stream cannot contain CR, LF or NUL")
 
 
 def hello(cursor: Cursor, retry_ms: int) -> bytes:
-    """Return the first block of a stream: where it begins and how soon to come back."""
+    """Return the first block of a stream: where it begins, and how long a client waits before it reconnects."""
     return block(HELLO, "{}", cursor, retry_ms=retry_ms)
 
 
 def position(cursor: Cursor) -> bytes:
-    """Return the block that brings the position of a quiet stream up to date."""
+    """Return the block that gives a quiet stream a newer position."""
     return block(POSITION, "{}", cursor)
 
 
 def gap(reason: str, after: str, before: Cursor) -> bytes:
-    """Return the block that says what can no longer be delivered: what lies after ``after`` and before ``before``."""
+    """Return the block that says that events after ``after`` and up to ``before`` can no longer be delivered.
+
+    ``after`` is the text of a cursor, or what the client sent instead of one."""
     data = _encode({"reason": reason, "after": after, "before": before.text}).decode()
     return block(GAP, data, before)
 
 
 def chunk(data: bytes) -> bytes:
-    """Return data as one chunk of an HTTP/1.1 body."""
+    """Return the data as one chunk of an HTTP/1.1 body."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 

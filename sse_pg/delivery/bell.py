@@ -1,4 +1,4 @@
-"""The bell, as the tail hears it: what ends a wait, be it a notification or somebody of this process."""
+"""The bell: what ends a tail's wait, be it a notification or a request of this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sse_pg.delivery.control_listener import ControlListener
 
 
 class Bell:
-    """One for all connections of a tail: what was heard on one that is lost still asks for a read."""
+    """One bell for all connections of a tail: a notification on a connection that was lost still asks for a read."""
 
     def __init__(self, control: ControlListener, meter: TailMeter) -> None:
         self._control = control
@@ -21,11 +21,11 @@ class Bell:
         self._rung = False
 
     def ring(self) -> None:
-        """End the wait that is going on, or the next one."""
+        """End the current wait, or the next one."""
         self._wake.set()
 
     def heard(self, notify: psycopg.Notify) -> None:
-        """Note a notification. psycopg calls this for those that come with the answer to a statement, too."""
+        """Note a notification. psycopg also calls this for notifications that arrive with the result of a statement."""
         self._rung = True
         if notify.channel == "sse_pg_control":
             self._control.heard(notify.payload)
@@ -33,7 +33,7 @@ class Bell:
             self._meter.bells += 1
 
     async def pause(self, seconds: float) -> bool:
-        """Wait between polls; True when somebody asked for a read."""
+        """Wait between polls; return True if ``ring`` ended the wait, False after ``seconds``."""
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
@@ -43,12 +43,12 @@ class Bell:
         return True
 
     async def wait(self, conn: Connection, seconds: float) -> bool:
-        """Wait until the connection has something to read (the bell, or its end), or somebody asks for a read.
+        """Wait for a notification, the end of the connection, or ``ring``; return False if none came in ``seconds``.
 
-        psycopg's own generator of notifications is not used: it keeps the connection to itself while it waits.
+        psycopg's own generator of notifications is not used, because it occupies the connection while it waits.
         """
         woken = False
-        self._take_in(conn)
+        self._take_pending(conn)
         if not self._rung:
             loop = asyncio.get_running_loop()
             descriptor = conn.fileno()
@@ -57,13 +57,13 @@ class Bell:
                 woken = await self.pause(seconds)
             finally:
                 loop.remove_reader(descriptor)
-            # What is heard before the read that follows needs no other; what comes with its answer may.
+            # The read that follows covers what has arrived by now. What arrives during that read asks for another.
             conn.pgconn.consume_input()
-            self._take_in(conn)
+            self._take_pending(conn)
         rung, self._rung = self._rung, False
         return rung or woken
 
-    def _take_in(self, conn: Connection) -> None:
-        """Take in the notifications that have arrived."""
+    def _take_pending(self, conn: Connection) -> None:
+        """Note the notifications that have arrived."""
         while (pending := conn.pgconn.notifies()) is not None:
             self.heard(psycopg.Notify(pending.relname.decode(), pending.extra.decode(), pending.be_pid))

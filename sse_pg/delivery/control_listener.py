@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class ControlListener(Protocol):
-    """Receives the notifications that are not the bell. The access rules fit it; the tail does not know them."""
+    """Receives the notifications that are not the bell. ``auth/control.py`` provides it; the tail does not know how."""
 
     epoch_began: bool
-    """An epoch has begun that the tail has not read yet."""
+    """Whether an epoch has begun that the tail has not read yet."""
 
     def heard(self, text: str) -> None:
-        """Take in the text of one notification."""
+        """Note the payload of one notification."""
 
     def missed(self) -> None:
-        """Assume that anything may have been said, because nobody listened."""
+        """Assume that any notification may have been lost, because the connection was down."""
 
     async def apply(self) -> None:
-        """Do what the notifications ask for. The tail waits for it before it delivers events."""
+        """Do what the notifications ask for. The tail waits for this before it delivers events."""

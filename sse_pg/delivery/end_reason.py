@@ -6,26 +6,26 @@ from enum import Enum
 
 
 class EndReason(Enum):
-    """Why a stream ended. The value is the label of the metric; ``words`` is what the log says."""
+    """Why a stream ended. The value is the label in the metrics; ``description`` is the text in the log."""
 
-    words: str
+    description: str
 
     CLIENT = "client", "the client closed the connection"
     SLOW = "slow", "the client read too slowly"
-    DRAIN = "drain", "the server stops"
-    EXPIRED = "expired", "its token has expired"
-    REVOKED = "revoked", "it is no longer allowed"
-    RULE_FAILED = "rule_failed", "the access rule failed"
+    DRAIN = "drain", "the server is stopping"
+    EXPIRED = "expired", "the token has expired"
+    REVOKED = "revoked", "access was withdrawn"
+    RULE_FAILED = "rule_failed", "the access rule could not be evaluated"
     ERROR = "error", "an error"
 
-    def __new__(cls, label: str, words: str) -> EndReason:
-        """Take the label as the value, and the words beside it."""
+    def __new__(cls, label: str, description: str) -> EndReason:
+        """Make a member whose value is the label."""
         member = object.__new__(cls)
         member._value_ = label
-        member.words = words
+        member.description = description
         return member
 
     @property
-    def cuts(self) -> bool:
-        """Whether the connection is cut; otherwise the response ends in order."""
+    def aborts(self) -> bool:
+        """Whether the connection is aborted. Otherwise the response is ended properly."""
         return self in (EndReason.SLOW, EndReason.ERROR)

@@ -1,4 +1,4 @@
-"""Heartbeats on silent streams, and a new position on quiet ones now and then."""
+"""Heartbeats on silent streams, and a newer position on quiet streams from time to time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from sse_pg.core import wire
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
 
-#: Streams looked at before other tasks get their turn.
+#: Streams that are checked before other tasks get a turn of the event loop.
 STREAMS_PER_STEP = 500
 
 
 class Heartbeat:
-    """Looks at every stream several times in each heartbeat interval."""
+    """Checks every stream several times in each heartbeat interval."""
 
     def __init__(self, hub: Hub, heartbeat: float, position_refresh: float) -> None:
+        """Both intervals are in seconds."""
         self._hub = hub
         self._heartbeat = heartbeat
         self._refresh = position_refresh
@@ -27,13 +28,13 @@ class Heartbeat:
         while True:
             await asyncio.sleep(pause)
             for count, stream in enumerate(list(self._hub.streams), 1):
-                self._touch(stream, time.monotonic())
+                self._check(stream, time.monotonic())
                 if count % STREAMS_PER_STEP == 0:
                     await asyncio.sleep(0)
 
-    def _touch(self, stream: Stream, now: float) -> None:
+    def _check(self, stream: Stream, now: float) -> None:
         position = self._hub.position
-        if stream.live and now - stream.told_at >= self._refresh and stream.told != position:
-            stream.tell(wire.position(position), position, now)
+        if stream.live and now - stream.sent_position_at >= self._refresh and stream.sent_position != position:
+            stream.write_position(wire.position(position), position, now)
         elif now - stream.written_at >= self._heartbeat:
             stream.write(wire.HEARTBEAT, now)

@@ -1,6 +1,6 @@
-"""The fan-out: streams in groups of one set of channels, a batch of events written once per stream.
+"""The fan-out: streams with the same channels form a group, and a batch of events is one write to each stream.
 
-All of it runs between awaits of the event loop, so that joining a stream and delivering to it cannot interleave.
+Nothing here awaits, so that taking a stream in and delivering to it cannot happen in the middle of each other.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
@@ -21,10 +21,19 @@ from sse_pg.delivery.stream import Stream
 Key = tuple[frozenset[str], bool, bool]
 Step = Literal["joined", "more", "behind", "ahead"]
 
-#: Bytes that are written to a stream before its client has to read some.
-AT_ONCE = 262144
-#: Catch-ups kept for the next client with the same channels and cursor: a crowd has few of them.
-REMEMBERED = 64
+#: Bytes that are written to a stream that catches up before its client has to read some.
+MAX_CATCH_UP_BYTES = 262144
+#: Catch-ups cached for the next client with the same channels and cursor. Even a crowd has few different ones.
+MAX_CACHED_CATCH_UPS = 64
+
+
+class CatchUp(NamedTuple):
+    """What a stream missed, or the first part of it, as it is sent."""
+
+    framed: bytes
+    reached: Cursor | None
+    """The stream's cursor after a part; None if this is everything up to the hub's position."""
+    events: int
 
 
 class Group:
@@ -39,51 +48,51 @@ class Group:
         self.streams: set[Stream] = set()
         self.batch: list[bytes] = []
         self.events = 0
-        """Events that it was sent so far: a stream notes it when it enters, and again when it leaves."""
+        """Events that it was sent so far. Streams compare it when they enter and when they leave."""
 
 
 class Hub:
-    """Every stream of this process, and the position up to which the live ones were served."""
+    """Every stream of this process, and the position up to which the live streams were served."""
 
     def __init__(self, ring_events: int, ring_bytes: int) -> None:
         self._ring_size = (ring_events, ring_bytes)
         self.position = START
         self.ring = Ring(*self._ring_size, START)
         self.streams: set[Stream] = set()
-        """All, those that catch up included."""
+        """All streams, including those that catch up."""
         self.meter = Meter()
         self.opened = 0
         self.closed: Counter[EndReason] = Counter()
         """Streams that have ended, by reason."""
         self.replayed = 0
-        """Events that streams were sent from the ring."""
+        """Events sent to streams from the ring."""
         self.gap_notices: Counter[str] = Counter()
-        """Streams that were told of a gap, by its reason."""
+        """Gap events sent, by reason."""
         self._bytes_of_closed = 0
         self.epochs: list[tuple[int, int]] = []
-        """Pairs of ids; a cursor between the two is of a log that was lost."""
+        """Pairs of ids. A cursor whose id lies between the two belongs to a log that was lost."""
         self._groups: dict[Key, Group] = {}
         self._by_channel: dict[str, set[Group]] = {}
-        self._catch_ups: dict[tuple[Key, Cursor], tuple[bytes, Cursor | None, int]] = {}
+        self._catch_ups: dict[tuple[Key, Cursor], CatchUp] = {}
 
     def begin(self, position: Cursor) -> None:
-        """Start at a position, with nothing behind it."""
+        """Start at a position, with an empty ring."""
         self.position = position
         self.ring = Ring(*self._ring_size, position)
         self._catch_ups.clear()
 
     def restart(self, position: Cursor, reason: str = "unknown") -> None:
-        """Go on at a position that does not follow from the one before: every stream is told of the gap, and why."""
+        """Go on at a position that does not follow from the last one; send every stream a gap event with the reason."""
         before, now = self.position, time.monotonic()
         self.begin(position)
         for stream in [stream for stream in self.streams if stream.greeted]:
             after = before if stream.live else stream.cursor & before
             stream.cursor = position
-            stream.tell(wire.gap(reason, after.text, position), position, now)
+            stream.write_position(wire.gap(reason, after.text, position), position, now)
             self.gap_notices[reason] += 1
 
     def deliver(self, released: Sequence[tuple[Event, Cursor]], position: Cursor) -> None:
-        """Hand events on to the live streams of their channels; afterwards all were offered ``position``."""
+        """Hand events on to the live streams of their channels. Then all live streams were offered ``position``."""
         touched: list[Group] = []
         deliveries = 0
         for event, cursor in released:
@@ -104,70 +113,69 @@ class Hub:
             framed = wire.chunk(data) if group.chunked else data
             for stream in group.streams:
                 stream.push(framed, now)
-                stream.told = position
-                stream.told_at = now
+                stream.sent_position = position
+                stream.sent_position_at = now
         if released:
             self.meter.batch(released, deliveries, time.time())
 
     def last_certain(self, cursor: Cursor) -> Cursor:
-        """Return the cursor, or the part of it that is of this log where it comes from one that was lost."""
+        """Return the cursor or, if it belongs to a log that was lost, the part of it that belongs to this log."""
         for settled_to, starts_at in self.epochs:
             if settled_to < cursor.high < starts_at:
                 return cursor.clip(settled_to)
         return cursor
 
     def add(self, stream: Stream) -> int:
-        """Count a stream that has opened, and return its number; it catches up from its cursor and then joins."""
+        """Add a stream that has opened, and return its number. It catches up from its cursor and then joins."""
         self.streams.add(stream)
         self.opened += 1
         return self.opened
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of all streams, those that have ended included. Looks at every open one."""
+        """Bytes sent to all streams, including those that have ended. This looks at every open stream."""
         return self._bytes_of_closed + sum(stream.sent_bytes for stream in self.streams)
 
     @property
     def group_sizes(self) -> list[int]:
-        """How many streams each group has."""
+        """The number of streams in each group."""
         return [len(group.streams) for group in self._groups.values()]
 
     def join(self, stream: Stream) -> Step:
         """Bring a stream up to date from the ring and make it live, in one step between awaits.
 
-        "joined": it is live. "more": the ring has more for it than should be buffered at once; wait until it has read,
-        and call again. "behind": the ring does not reach back to its cursor. "ahead": the cursor has what this
-        server has not read yet.
+        "joined": the stream is live. "more": the ring has more for it than should be buffered at once; wait until the
+        client has read, and call again. "behind": the ring does not reach back to its cursor. "ahead": its cursor has
+        ids that this server has not handed on.
         """
         cursor = stream.cursor
         if not self.position.covers(cursor):
             return "ahead"
         key = _key(stream)
-        known = self._catch_ups.get((key, cursor))
-        if known is None:
+        catch_up = self._catch_ups.get((key, cursor))
+        if catch_up is None:
             missed = self.ring.since(cursor, stream.channels)
             if missed is None:
                 return "behind"
-            known = _joined(missed, stream)
-            if len(self._catch_ups) >= REMEMBERED:
+            catch_up = _catch_up(missed, stream)
+            if len(self._catch_ups) >= MAX_CACHED_CATCH_UPS:
                 self._catch_ups.clear()
-            self._catch_ups[key, cursor] = known
-        data, reached, events = known
+            self._catch_ups[key, cursor] = catch_up
         now = time.monotonic()
-        if data:
-            stream.push(data, now)
-            stream.replayed += events
-            self.replayed += events
-        if reached is not None:
-            stream.cursor = reached
+        if catch_up.framed:
+            stream.push(catch_up.framed, now)
+            stream.replayed += catch_up.events
+            self.replayed += catch_up.events
+        if catch_up.reached is not None:
+            stream.cursor = catch_up.reached
             return "more"
-        stream.told, stream.told_at = self.position, now
+        stream.sent_position, stream.sent_position_at = self.position, now
         stream.live = True
         self._enter(stream, key)
         return "joined"
 
     def leave(self, stream: Stream, reason: EndReason = EndReason.CLIENT) -> None:
-        """Forget a stream that has ended, and was added or not."""
+        """Remove a stream that has ended, whether or not it was added."""
         if stream in self.streams:
             self.streams.discard(stream)
             self.closed[reason] += 1
@@ -176,7 +184,7 @@ class Hub:
             self._exit(stream)
 
     def change_channels(self, stream: Stream, channels: frozenset[str]) -> None:
-        """Let a stream follow other channels from here on."""
+        """Let a stream receive other channels from here on."""
         if channels == stream.channels:
             return
         if stream.live:
@@ -193,7 +201,7 @@ class Hub:
                 self._by_channel.setdefault(channel, set()).add(group)
         group.streams.add(stream)
         stream.events -= group.events
-        stream.channels = group.channels  # one set in memory for all of them
+        stream.channels = group.channels  # the streams of a group share one set
 
     def _exit(self, stream: Stream) -> None:
         key = _key(stream)
@@ -214,18 +222,15 @@ def _key(stream: Stream) -> Key:
     return stream.channels, stream.envelope, stream.chunked
 
 
-def _joined(missed: list[Entry], stream: Stream) -> tuple[bytes, Cursor | None, int]:
-    """Return the framed blocks of what a stream missed, up to AT_ONCE bytes.
-
-    With them its cursor, if they are a part, and how many they are.
-    """
+def _catch_up(missed: list[Entry], stream: Stream) -> CatchUp:
+    """Return what a stream missed, or the first part of it: little more than MAX_CATCH_UP_BYTES."""
     cursor, size = stream.cursor, 0
     blocks: list[bytes] = []
     for entry in missed:
-        if size > AT_ONCE:
+        if size > MAX_CATCH_UP_BYTES:
             break
         after = cursor | entry.cursor
-        # A client that comes from another server may have been offered what lay in a gap here when this went out.
+        # If the client comes from another server, it may have been offered ids that were gaps here at this entry.
         block = (
             entry.frame(stream.envelope)
             if after == entry.cursor
@@ -236,4 +241,4 @@ def _joined(missed: list[Entry], stream: Stream) -> tuple[bytes, Cursor | None, 
         blocks.append(block)
     data = b"".join(blocks)
     framed = wire.chunk(data) if data and stream.chunked else data
-    return framed, None if len(blocks) == len(missed) else cursor, len(blocks)
+    return CatchUp(framed, None if len(blocks) == len(missed) else cursor, len(blocks))

@@ -1,4 +1,4 @@
-"""Bringing one stream from its cursor to live: pages from the table at the client's speed, then the ring, then live."""
+"""Brings a stream from its cursor to live: pages from the table at the client's speed, then the ring, then live."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.tail import Tail
 
-#: A page with more payload than this is followed by a smaller one, one with less by a larger one.
-PAGE_BYTES = 262144
-FIRST_PAGE = 50
-#: Pages kept for the next stream that asks for the same.
-KEPT = 16
+#: The page after a page with more bytes than this is smaller, the page after one with fewer bytes is larger.
+TARGET_PAGE_BYTES = 262144
+#: Events of a stream's first page.
+FIRST_PAGE_EVENTS = 50
+#: Pages cached for the next stream that asks for the same.
+MAX_CACHED_PAGES = 16
 
 Key = tuple[frozenset[str], bool, bool, Cursor, int]
 
 
-class Chapter(NamedTuple):
-    """A page as it goes out, and the cursor of a stream that was sent it."""
+class FramedPage(NamedTuple):
+    """A page as it is sent, and the cursor of a stream after it."""
 
     framed: bytes
     reached: Cursor
     events: int
     expired: bool
-    """Whether it says that something before it was purged."""
+    """Whether it begins with a gap event because events were purged."""
 
 
 class Replay:
-    """What catching up needs.
+    """Brings streams up to date.
 
-    Streams that ask for the same page share one read of the table and the bytes made of it: a crowd that comes back at
-    once, with a ring that is too small, has few cursors among it. What is shared is of one position of the hub; at the
-    next it is forgotten, so nobody is given what was read before the position that he is told.
+    Streams that ask for the same page share one read of the table and the bytes made from it, because a crowd that
+    reconnects at once, behind a ring that is too small, has few different cursors. A shared page belongs to one
+    position of the hub and is dropped at the next position. So no stream gets a position that is newer than its page.
     """
 
     def __init__(self, hub: Hub, store: Store, tail: Tail, page: int) -> None:
@@ -46,23 +47,23 @@ class Replay:
         self._store = store
         self._tail = tail
         self._page = page
-        self._at = hub.position
-        self._reading: dict[Key, asyncio.Task[Chapter]] = {}
-        self._kept: dict[Key, Chapter] = {}
+        self._cache_position = hub.position
+        self._reading: dict[Key, asyncio.Task[FramedPage]] = {}
+        self._cached: dict[Key, FramedPage] = {}
         self.sources: Counter[str] = Counter()
-        """Streams that became live, by where what they had missed came from: table, ring, none."""
+        """Streams that became live, by the source of what they had missed: table, ring, none."""
         self.events = 0
-        """Events that streams were sent from the table."""
+        """Events sent to streams from the table."""
         self.pages: Counter[str] = Counter()
-        """Pages that streams were sent: read or shared."""
+        """Pages sent to streams: read or shared."""
 
     async def catch_up(self, stream: Stream) -> None:
-        """Send a stream what it missed and make it live; returns when it is live or has ended.
+        """Send a stream what it missed and make it live; return when it is live or has ended.
 
-        Memory is bounded by a page and the client's write buffer. Where production outruns the client, it stays here,
-        reading pages. Raises BusUnavailable when the database is away.
+        Memory is bounded by one page and the client's write buffer. If events are published faster than the client
+        reads, the stream keeps reading pages. Raises BusUnavailable if the database is unavailable.
         """
-        limit = min(FIRST_PAGE, self._page)
+        limit = min(FIRST_PAGE_EVENTS, self._page)
         source = "none"
         while stream.reason is None:
             before = stream.replayed
@@ -73,20 +74,20 @@ class Replay:
                 self.sources[source] += 1
                 return
             if step == "ahead":  # the log was replaced while it caught up
-                stream.cursor, _ = await self.judge(stream.cursor)
+                stream.cursor, _ = await self.validate(stream.cursor)
                 continue
             if step == "behind":
                 source = "table"
                 limit = await self._send_page(stream, limit)
             await stream.drained()
 
-    async def judge(self, claimed: Cursor) -> tuple[Cursor, bool]:
-        """Return the cursor that a client really has, and whether something of its claim is of a log that was lost.
+    async def validate(self, claimed: Cursor) -> tuple[Cursor, bool]:
+        """Return the part of a client's cursor that is true, and whether some of it belongs to a log that was lost.
 
-        A claim may have what this server has not handed on: the client may come from a server that had read
-        further, and a read from now on sees all of that. What is still missing then was never offered to anybody: a
-        plain integer above a transaction in flight, or an id that was rolled back. Beyond the sequence itself the
-        cursor is of another log. Raises BusUnavailable when the database is away.
+        The cursor may have ids that this server has not handed on, because the client comes from a server that had
+        read further. A read that begins now sees all of these. The ids that are still missing after it were never
+        offered to anybody: the cursor is a plain integer above a transaction in flight, or has an id that was rolled
+        back. A cursor beyond the sequence belongs to another log. Raises BusUnavailable if the database is unavailable.
         """
         cursor = self._hub.last_certain(claimed)
         if cursor is not claimed:
@@ -102,54 +103,54 @@ class Replay:
         return claimed & self._hub.position, False
 
     async def _send_page(self, stream: Stream, limit: int) -> int:
-        """Send one page from the table; return the limit for the next."""
+        """Send one page from the table; return the limit for the next page, in events."""
         cursor = stream.cursor
-        chapter = await self._chapter((stream.channels, stream.envelope, stream.chunked, cursor, limit))
+        page = await self._framed_page((stream.channels, stream.envelope, stream.chunked, cursor, limit))
         if stream.cursor is not cursor:
-            return limit  # the log was replaced meanwhile
-        stream.cursor = chapter.reached
-        if chapter.framed:
+            return limit  # the log was replaced in the meantime
+        stream.cursor = page.reached
+        if page.framed:
             now = time.monotonic()
-            stream.push(chapter.framed, now)
-            stream.replayed += chapter.events
-            self.events += chapter.events
-            if chapter.expired:
+            stream.push(page.framed, now)
+            stream.replayed += page.events
+            self.events += page.events
+            if page.expired:
                 self._hub.gap_notices["expired"] += 1
-            stream.told, stream.told_at = chapter.reached, now
-        return max(1, limit // 4) if len(chapter.framed) > PAGE_BYTES else min(self._page, limit * 2)
+            stream.sent_position, stream.sent_position_at = page.reached, now
+        return max(1, limit // 4) if len(page.framed) > TARGET_PAGE_BYTES else min(self._page, limit * 2)
 
-    async def _chapter(self, key: Key) -> Chapter:
-        """Return a page that is kept, wait for one that is being read, or read it."""
-        if self._at is not self._hub.position:
-            self._at = self._hub.position
-            self._reading, self._kept = {}, {}
-        kept = self._kept.get(key)
+    async def _framed_page(self, key: Key) -> FramedPage:
+        """Return a page from the cache, wait for it if it is being read, or read it."""
+        if self._cache_position is not self._hub.position:
+            self._cache_position = self._hub.position
+            self._reading, self._cached = {}, {}
+        cached = self._cached.get(key)
         task = self._reading.get(key)
-        self.pages["read" if kept is None and task is None else "shared"] += 1
-        if kept is not None:
-            return kept
+        self.pages["read" if cached is None and task is None else "shared"] += 1
+        if cached is not None:
+            return cached
         if task is None:
-            reading, at = self._reading, self._at
+            reading, at = self._reading, self._cache_position
             task = reading[key] = asyncio.create_task(self._read(key, at))
 
-            def finished(task: asyncio.Task[Chapter]) -> None:
+            def finished(task: asyncio.Task[FramedPage]) -> None:
                 del reading[key]
-                # Looked at even when all who waited are gone: asyncio reports an exception that nobody fetched.
+                # Fetch the exception even if every waiting stream has ended: asyncio reports one that nobody fetches.
                 failed = task.cancelled() or task.exception() is not None
-                if not failed and self._at is at:
-                    self._keep(key, task.result())
+                if not failed and self._cache_position is at:
+                    self._cache(key, task.result())
 
             task.add_done_callback(finished)
-        return await asyncio.shield(task)  # a stream that goes takes the page from nobody
+        return await asyncio.shield(task)  # the end of one stream does not cancel the read for the others
 
-    def _keep(self, key: Key, chapter: Chapter) -> None:
-        if len(chapter.framed) > PAGE_BYTES:
+    def _cache(self, key: Key, page: FramedPage) -> None:
+        if len(page.framed) > TARGET_PAGE_BYTES:
             return
-        if len(self._kept) >= KEPT:
-            del self._kept[next(iter(self._kept))]
-        self._kept[key] = chapter
+        if len(self._cached) >= MAX_CACHED_PAGES:
+            del self._cached[next(iter(self._cached))]
+        self._cached[key] = page
 
-    async def _read(self, key: Key, position: Cursor) -> Chapter:
+    async def _read(self, key: Key, position: Cursor) -> FramedPage:
         channels, envelope, chunked, cursor, limit = key
         step = await self._store.step(sorted(channels), cursor, position, limit)
         blocks: list[bytes] = []
@@ -162,7 +163,7 @@ class Replay:
             if not cursor.offered(event.id):
                 blocks.append(wire.frame(event, cursor | position.clip(event.id), envelope=envelope))
         data = b"".join(blocks)
-        return Chapter(
+        return FramedPage(
             wire.chunk(data) if data and chunked else data,
             cursor | step.cursor,
             len(blocks) - expired,

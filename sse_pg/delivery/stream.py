@@ -9,15 +9,16 @@ from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
 from sse_pg.delivery.end_reason import EndReason
 
-#: Seconds in which a client may read the rest of what was sent when this side ends its stream.
-LINGER = 5.0
+#: Time that a client has to read the rest of what was sent when the server ends its stream.
+LINGER_S = 5.0
 
 
 class Stream(asyncio.Protocol):
-    """A client that listens to a set of channels, and the protocol of its connection. Writing never waits for it.
+    """A client that listens to a set of channels, and the asyncio protocol of its connection. Writing never waits.
 
-    ``cursor`` is what the client was offered while it catches up; once the hub has taken the stream in (``live``), the
-    hub's position says so for all.
+    While the stream catches up, ``cursor`` is what the client was offered. Once the stream is ``live``, the client was
+    offered the hub's position, like all live streams.
+
     """
 
     __slots__ = (
@@ -40,9 +41,9 @@ class Stream(asyncio.Protocol):
         "remote",
         "replayed",
         "sent_bytes",
+        "sent_position",
+        "sent_position_at",
         "task",
-        "told",
-        "told_at",
         "transport",
         "user",
         "written_at",
@@ -63,13 +64,13 @@ class Stream(asyncio.Protocol):
         follows: str | None = None,
         remote: str = "unknown",
     ) -> None:
-        """``on_end`` is called once, when the stream has ended, in a turn of the event loop of its own."""
+        """``on_end`` is called once, after the stream has ended, in its own turn of the event loop."""
         self.user = user
-        """Whom the access rules are asked about."""
+        """The user that the access rules decide about."""
         self.follows = follows
-        """The user whose subscriptions are its channels, where it named none."""
+        """The user whose subscriptions are its channels, if the request named no channels."""
         self.remote = remote
-        """The address of the client."""
+        """The client's address."""
         self.transport = transport
         self.channels = channels
         self.cursor = cursor
@@ -80,32 +81,32 @@ class Stream(asyncio.Protocol):
         """Whether its first block was sent."""
         self.live = False
         self.reason: EndReason | None = None
-        """Why it has ended, or None."""
+        """Why it has ended; None while it has not."""
         self.task: asyncio.Task[None] | None = None
-        """What brings it up; ends with it."""
+        """The task that brings it up; cancelled when the stream ends."""
         self.expiry: asyncio.TimerHandle | None = None
         self.number = 0
-        """0 before it is open."""
+        """Its number among the streams of this process; 0 before it is open."""
         self.opened_at = now
         self.written_at = now
-        self.told = cursor
-        """The position the client was told last, and when: ``told_at``."""
-        self.told_at = now
+        self.sent_position = cursor
+        """The last position that the client was sent. ``sent_position_at`` is when, by time.monotonic()."""
+        self.sent_position_at = now
         self.sent_bytes = 0
         self.events = 0
-        """Live events that it was sent; while it is in a group, less what the group was sent before."""
+        """Live events sent to it. While it is in a group, minus those that the group was sent before it entered."""
         self.replayed = 0
-        """Events that it was sent while it caught up."""
+        """Events sent to it while it caught up."""
         self._on_end = on_end
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
 
     def write(self, data: bytes, now: float) -> None:
-        """Send blocks as they are to this client alone."""
+        """Send unframed blocks to this client alone."""
         self.push(wire.chunk(data) if self.chunked else data, now)
 
     def push(self, framed: bytes, now: float) -> None:
-        """Send bytes that are framed for this client's kind of connection; cut it off where it does not read."""
+        """Send bytes that are framed for this connection already; end the stream if the client does not read."""
         if self.reason is not None:
             return
         if self._paused and self.transport.get_write_buffer_size() > self.buffer_limit:
@@ -115,22 +116,23 @@ class Stream(asyncio.Protocol):
         self.sent_bytes += len(framed)
         self.written_at = now
 
-    def tell(self, data: bytes, position: Cursor, now: float) -> None:
-        """Send blocks after which the client knows ``position``."""
+    def write_position(self, data: bytes, position: Cursor, now: float) -> None:
+        """Send blocks from which the client learns ``position``."""
         self.write(data, now)
-        self.told = position
-        self.told_at = now
+        self.sent_position = position
+        self.sent_position_at = now
 
     def open(self, number: int) -> None:
-        """Begin, with a connection of its own; ``number`` is its place among the streams of this process."""
+        """Mark the stream as open: it has its own connection now. ``number`` is its number in this process."""
         self.number = number
         if self.reason is not None:
             asyncio.get_running_loop().call_soon(self._finish)
 
     def end(self, reason: EndReason) -> None:
-        """End the stream; the first reason counts. The rest happens soon: who ends it may be going through streams.
+        """End the stream; the first reason counts.
 
-        One that is not open yet does not open.
+        The connection is closed in a later turn of the event loop, because the caller may be iterating over streams.
+        A stream that is not open yet does not open.
         """
         if self.reason is None:
             self.reason = reason
@@ -149,32 +151,32 @@ class Stream(asyncio.Protocol):
                 pending.cancel()
         self.task = self.expiry = None
         transport = self.transport
-        if self.reason is not None and self.reason.cuts:
+        if self.reason is not None and self.reason.aborts:
             transport.abort()
         elif not transport.is_closing():
             if self.chunked:
                 transport.write(wire.LAST_CHUNK)
             transport.close()
             if transport.get_write_buffer_size():
-                asyncio.get_running_loop().call_later(LINGER, transport.abort)
+                asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
         self._on_end(self)
 
-    # ---- what the event loop tells of the connection; what a client sends after its request is not looked at
+    # ---- calls from the event loop about the connection; anything that a client sends after its request is ignored
 
     def eof_received(self) -> None:
-        """End with the client."""
+        """End the stream, because the client has closed its side."""
         self.end(EndReason.CLIENT)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End with the client."""
+        """End the stream, because the client has closed its side."""
         self.end(EndReason.CLIENT)
 
     def pause_writing(self) -> None:
-        """Note that the client has some reading to do."""
+        """Note that the client has not read enough of what was sent."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Note that the client has read most of it."""
+        """Note that the client has read most of what was sent."""
         self._paused = False
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

@@ -1,10 +1,10 @@
-"""The tail: the one connection that LISTENs, reads the log from where it stands, and hands events to the hub.
+"""The tail: reads the log from its position, on the one connection that LISTENs, and hands the events to the hub.
 
-Live delivery, catching up after a lost connection, a missed bell and a server's start are one path: read what lies
-above the position. The bell only says when.
+Live delivery, catching up after a lost connection, a missed bell and the start of a server are the same code: read what
+lies above the position. The bell only says when to read.
 
-A tail is asleep (it waits for the bell) or awake (it polls). Which, it shows by shared locks that publishers look at
-before they ring (sql/schema.sql, announce). docs/guarantee.md has the argument why no event is overlooked.
+A tail is asleep (it waits for the bell) or awake (it polls). It shows which with shared locks that publishers check
+before they ring (``announce`` in sql/schema.sql). docs/guarantee.md argues why no event is overlooked.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ from sse_pg.errors import BusUnavailable
 
 log = logging.getLogger(__name__)
 
-#: Rows of one read: enough to amortise the round trip, little enough to hand on before the next.
-READ_LIMIT = 2000
-#: Reading goes over to polling when this many bells came within as many polls' time ...
+#: Rows of one read: enough to make the round trip cheap, few enough to hand them on before the next read.
+READ_LIMIT_ROWS = 2000
+#: The tail wakes up when this many bells that found events came within twice the time of as many polls ...
 BUSY_BELLS = 10
-#: ... and back when so many polls in a row found nothing.
+#: ... and falls asleep when this many polls in a row found nothing.
 IDLE_POLLS = 25
-#: Seconds between reads while events are held back for a missing id.
-GAP_POLL = 0.002
-#: Seconds between reads while a publisher is in flight that may not ring for us.
-NAP = 0.025
-#: Seconds without an answer after which the connection is taken for dead.
-DEADLINE = 10.0
+#: Time between reads while events are held back by a missing id.
+GAP_POLL_S = 0.002
+#: Time between reads of a tail that has fallen asleep, while a publisher is in flight that may not ring for it.
+IN_FLIGHT_POLL_S = 0.025
+#: Time without a response after which the connection is considered dead.
+RESPONSE_DEADLINE_S = 10.0
+#: Longest pause before the next attempt to connect, on average.
+MAX_RECONNECT_PAUSE_S = 1.0
 
 
 class Tail:
-    """Follows the log as long as ``run`` runs, over any number of connections."""
+    """Follows the log while ``run`` runs, over any number of connections."""
 
     def __init__(
         self,
@@ -61,6 +63,11 @@ class Tail:
         masked: bool,
         on_connect: Callable[[Connection], Any],
     ) -> None:
+        """``order_wait``, ``poll`` and ``safety_read`` are in seconds.
+
+        ``masked``: the tail may be awake, and publishers then need not ring. ``on_connect`` is awaited with each new
+        connection before the log is read.
+        """
         self._url = url
         self._hub = hub
         self._control = control
@@ -74,22 +81,24 @@ class Tail:
         self.meter = TailMeter(time.monotonic())
         self._bell = Bell(control, self.meter)
         self._waiters = Waiters()
-        self._lay_down: int | None = None
-        self._noted = 0
-        self._bells: list[float] = []
+        self._fell_asleep_at: int | None = None
+        """The last id drawn when the tail fell asleep, while a publisher may be in flight that does not ring for it."""
+        self._noted_settled = 0
+        self._busy_bells: list[float] = []
         self.listening = asyncio.Event()
-        """Set while the connection is up and the log was read once."""
+        """Set while the connection is up and the log was read on it."""
         self.last_error = "the LISTEN connection is not up yet"
         self.awake = False
         self.read_at: float | None = None
-        """When the log was read last, by time.monotonic()."""
+        """When the log was last read, by time.monotonic(); None before the first read."""
 
     async def run(self) -> None:
-        """Follow the log until cancelled; a lost connection is made again with growing pauses."""
+        """Follow the log until cancelled. A lost connection is replaced; the pauses between attempts grow."""
         attempt = 0
         while True:
             try:
-                async with asyncio.timeout(DEADLINE):  # wait_for() of Python 3.11 can lose a cancellation
+                # Not wait_for(), which can lose a cancellation in Python 3.11.
+                async with asyncio.timeout(RESPONSE_DEADLINE_S):
                     conn = await connect_listener(self._url)
                 try:
                     await self._start(conn)
@@ -97,39 +106,39 @@ class Tail:
                     await self._follow(conn)
                 finally:
                     self.listening.clear()
-                    self.meter.turn("down", time.monotonic())
+                    self.meter.enter("down", time.monotonic())
                     await conn.close()
             except (psycopg.Error, OSError, TimeoutError, BusUnavailable) as error:
                 self.last_error = f"the LISTEN connection is down: {summary(error)}"
             except Exception:
-                # A mistake of ours: a tail that ended would leave a server that serves nothing and says nothing.
-                self.last_error = "the tail failed; the server's log has more"
+                # A bug. If the tail ended, the server would deliver nothing and nobody would notice.
+                self.last_error = "the tail failed; the server's log has the error"
                 log.exception("the tail failed")
             else:
                 continue
             self.meter.failures += 1
-            pause = min(1.0, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
+            pause = min(MAX_RECONNECT_PAUSE_S, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
             attempt = min(attempt + 1, 10)
             log.warning("%s; next attempt in %.2f s", self.last_error, pause)
             await asyncio.sleep(pause)
 
     async def fresh(self) -> None:
-        """Wait for a read that begins after this call, and until what it found is handed on."""
+        """Wait until everything that a read beginning after this call finds is handed on."""
         waiter = self._waiters.ask()
         self._bell.ring()
         await waiter
 
     @property
     def open(self) -> Ranges:
-        """The missing ids that may still come."""
+        """The missing ids, below the highest one read, that may still come."""
         return self._frontier.open if self._frontier is not None else Ranges()
 
     # ------------------------------------------------------------ starting
 
     async def _start(self, conn: Connection) -> None:
-        """LISTEN first, then read: what commits in between is seen by either."""
+        """LISTEN, then read: an event that is committed in between is read or rings the bell, or both."""
         conn.add_notify_handler(self._bell.heard)
-        with deadline(conn, DEADLINE):
+        with deadline(conn, RESPONSE_DEADLINE_S):
             await tail_session.listen(conn)
             await self._on_connect(conn)
             self.awake = False
@@ -140,7 +149,7 @@ class Tail:
             publishers = await self._publishers(conn)
         start = publishers.start
         if self._frontier is None:
-            # What is missing now holds nothing back: a stream from now on is not to be given what was there before.
+            # Ids that are missing now hold nothing back: a stream that starts now gets no event from before.
             self._frontier = Frontier(start, 0.0, self.gaps)
             self._hub.begin(start)
         elif publishers.last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
@@ -150,12 +159,12 @@ class Tail:
             self._frontier = Frontier(start, 0.0, self.gaps)
             self._hub.restart(start, "expired")
         self._hub.epochs = epochs
-        self._lay_down = publishers.last
+        self._fell_asleep_at = publishers.last
         self._control.missed()
-        await self._pass(conn, settle=True)
+        await self._read_log(conn, settle=True)
         self.last_error = ""
         self.meter.connections += 1
-        self.meter.turn("asleep", time.monotonic())
+        self.meter.enter("asleep", time.monotonic())
         self.listening.set()
 
     async def _epochs(self, conn: Connection) -> list[tuple[int, int]]:
@@ -163,11 +172,13 @@ class Tail:
         return await tail_session.epochs(conn)
 
     def _begin_anew(self, publishers: Publishers) -> Frontier:
-        """Go on in another log: a restored backup, another database, a failover that may have lost commits."""
+        """Go on in another log: a restored backup, another database, or a failover that may have lost commits."""
         assert self._frontier is not None
-        log.error("the log is not the one that was read up to id %d; it is at %d", self._frontier.seen, publishers.last)
+        log.error(
+            "this is not the log that was read up to id %d: its last id is %d", self._frontier.seen, publishers.last
+        )
         frontier = self._frontier = Frontier(publishers.start, 0.0, self.gaps)
-        self._noted = 0
+        self._noted_settled = 0
         self._hub.restart(publishers.start)
         return frontier
 
@@ -177,25 +188,25 @@ class Tail:
         idle = 0
         last_settled = time.monotonic()
         while True:
-            unasked = False
+            is_safety_read = False
             if self.awake:
-                woken = await self._bell.pause(GAP_POLL if self._held else self._poll)
+                woken = await self._bell.pause(GAP_POLL_S if self._held else self._poll)
             else:
-                nap = self._nap()
-                woken = await self._bell.wait(conn, nap)
-                unasked = not woken and nap == self._safety_read
+                pause = self._pause_s()
+                woken = await self._bell.wait(conn, pause)
+                is_safety_read = not woken and pause == self._safety_read
             if self._control.epoch_began:
-                # By hand. What this server has read is of this log; cursors that others bring may not be.
-                with deadline(conn, DEADLINE):
+                # begin_epoch() was called. What this server has read belongs to this log; a client's cursor may not.
+                with deadline(conn, RESPONSE_DEADLINE_S):
                     self._hub.epochs = await self._epochs(conn)
             now = time.monotonic()
-            settle = self._lay_down is not None or now - last_settled >= self._safety_read
-            found = await self._pass(conn, settle=settle)
-            if unasked:
+            settle = self._fell_asleep_at is not None or now - last_settled >= self._safety_read
+            found = await self._read_log(conn, settle=settle)
+            if is_safety_read:
                 self.meter.safety_reads[found > 0] += 1
             if now - last_settled >= self._safety_read:
                 await self._note_settled(conn)
-                with deadline(conn, DEADLINE):
+                with deadline(conn, RESPONSE_DEADLINE_S):
                     self.meter.queue_usage = await tail_session.queue_usage(conn)
                 last_settled = now
             if self.awake:
@@ -206,59 +217,59 @@ class Tail:
                 await self._wake_up(conn)
                 idle = 0
 
-    def _nap(self) -> float:
-        """Return how long to wait for the bell."""
+    def _pause_s(self) -> float:
+        """Return how long a sleeping tail waits for the bell."""
         if self._held:
-            return GAP_POLL
-        return NAP if self._lay_down is not None else self._safety_read
+            return GAP_POLL_S
+        return IN_FLIGHT_POLL_S if self._fell_asleep_at is not None else self._safety_read
 
     @property
     def _held(self) -> bool:
         return self._frontier is not None and self._frontier.holding
 
     def _busy(self, now: float) -> bool:
-        """Tell whether the bell rings about as often as polling would read."""
+        """Note a bell that found events; return whether the bell rings about as often as polling would read."""
         if not self._masked:
             return False
-        self._bells.append(now)
-        if len(self._bells) < BUSY_BELLS:
+        self._busy_bells.append(now)
+        if len(self._busy_bells) < BUSY_BELLS:
             return False
-        del self._bells[:-BUSY_BELLS]
-        return now - self._bells[0] < 2 * BUSY_BELLS * self._poll
+        del self._busy_bells[:-BUSY_BELLS]
+        return now - self._busy_bells[0] < 2 * BUSY_BELLS * self._poll
 
     async def _wake_up(self, conn: Connection) -> None:
-        """Show "awake" before "asleep" goes: a publisher in between sees both and rings."""
-        with deadline(conn, DEADLINE):
+        """Start to poll. Publishers see "awake" before "asleep" ends; one that sees both rings."""
+        with deadline(conn, RESPONSE_DEADLINE_S):
             await tail_session.wake_up(conn)
         self.awake = True
-        self.meter.turn("awake", time.monotonic())
-        self._bells.clear()
-        self._lay_down = None
+        self.meter.enter("awake", time.monotonic())
+        self._busy_bells.clear()
+        self._fell_asleep_at = None
 
     async def _fall_asleep(self, conn: Connection) -> None:
-        """Show "asleep", then poll on until nobody is in flight who may have looked before that.
+        """Show "asleep", and keep polling while a publisher is in flight that may have looked before that.
 
-        A publisher takes its lock before it looks. One that looked before "asleep" was there has a bound of at most
-        the last id drawn by now, and is either among the locks, or gone and its rows visible.
+        A publisher takes its lock before it looks. If it looked before "asleep" was shown, its bound is at most the
+        last id drawn by now, and either it still holds its lock or it has ended and its rows are visible.
         """
-        with deadline(conn, DEADLINE):
+        with deadline(conn, RESPONSE_DEADLINE_S):
             await tail_session.fall_asleep(conn, was_awake=True)
-            self._lay_down = (await self._publishers(conn)).last
+            self._fell_asleep_at = (await self._publishers(conn)).last
         self.awake = False
-        self.meter.turn("asleep", time.monotonic())
+        self.meter.enter("asleep", time.monotonic())
 
     # ------------------------------------------------------------ reading
 
     async def _publishers(self, conn: Connection) -> Publishers:
-        """Ask who is in flight; note when those who may not ring have gone."""
+        """Read who is in flight, and note when those that may not ring have ended."""
         publishers = await tail_session.publishers(conn)
         self.meter.last_id = publishers.last
-        if self._lay_down is not None and publishers.all_began_after(self._lay_down):
-            self._lay_down = None
+        if self._fell_asleep_at is not None and publishers.all_began_after(self._fell_asleep_at):
+            self._fell_asleep_at = None
         return publishers
 
-    async def _pass(self, conn: Connection, *, settle: bool) -> int:
-        """Read everything that is new and hand it on; return how many events that were."""
+    async def _read_log(self, conn: Connection, *, settle: bool) -> int:
+        """Read everything that is new and hand it on; return the number of events."""
         frontier = self._frontier
         assert frontier is not None
         waiting = self._waiters.begin()
@@ -266,39 +277,39 @@ class Tail:
         try:
             while True:
                 in_flight = None
-                with deadline(conn, DEADLINE):
+                with deadline(conn, RESPONSE_DEADLINE_S):
                     if settle or frontier.open:
                         in_flight = await self._publishers(conn)
                         if in_flight.last < frontier.seen:  # TRUNCATE ... RESTART IDENTITY, a setval
-                            await tail_session.check_epoch(conn)  # corrects what is noted of the log that is gone
+                            await tail_session.check_epoch(conn)  # corrects what is noted about the old log
                             in_flight = await self._publishers(conn)
                             frontier = self._begin_anew(in_flight)
-                    rows = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT)
+                    rows = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS)
                 now = time.monotonic()
                 self.read_at = now
                 self.meter.reads += 1
                 frontier.feed(rows, now)
-                cut_off = len(rows) == READ_LIMIT
+                cut_off = len(rows) == READ_LIMIT_ROWS
                 if in_flight is not None and not cut_off:
                     frontier.settle(in_flight.last, in_flight.alive)
                 await self._control.apply()
                 self._hub.deliver(frontier.release(now), frontier.position)
-                self.meter.missing(frontier.open, now)
+                self.meter.note_missing(frontier.open, now)
                 found += len(rows)
                 if not cut_off:
                     break
             frontier.wait = self._order_wait
         except BaseException:
-            self._waiters.again(waiting)
+            self._waiters.requeue(waiting)
             raise
         self._waiters.end(waiting, frontier)
         return found
 
     async def _note_settled(self, conn: Connection) -> None:
-        """Note in the database, for position(), up to where the log is settled."""
+        """Note in the database, for the SQL function position(), up to which id the log is settled."""
         frontier = self._frontier
         assert frontier is not None
-        if frontier.seen > self._noted:
-            with deadline(conn, DEADLINE):
+        if frontier.seen > self._noted_settled:
+            with deadline(conn, RESPONSE_DEADLINE_S):
                 await tail_session.note_settled(conn, frontier.seen, frontier.open)
-            self._noted = frontier.seen
+            self._noted_settled = frontier.seen

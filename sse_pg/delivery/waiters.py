@@ -1,4 +1,4 @@
-"""Who waits for a read of the log: one that begins after they asked, until what it found is handed on."""
+"""Tasks that wait for a read of the log which begins after they asked, until what it found is handed on."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ Waiter = asyncio.Future[None]
 
 
 class Waiters:
-    """Those whose read has not begun, and those whose read is over and held back."""
+    """The waiters whose read has not begun, and those whose read is over but held back by a fresh gap."""
 
     def __init__(self) -> None:
         self._asking: list[Waiter] = []
         self._held: list[tuple[Waiter, int]] = []
-        """Who asked for a read that is over, and the highest id that it saw."""
+        """Waiters whose read is over, each with the highest id that the read saw."""
 
     def ask(self) -> Waiter:
-        """Return what is done when such a read is handed on."""
+        """Return a future that is done when such a read is handed on."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._asking.append(waiter)
         return waiter
 
     def begin(self) -> list[Waiter]:
-        """Return those for whom a read that begins now is the one."""
+        """Return the waiters whose read begins now."""
         waiting, self._asking = self._asking, []
         return waiting
 
-    def again(self, waiting: list[Waiter]) -> None:
-        """Have them wait for another read; theirs has failed."""
+    def requeue(self, waiting: list[Waiter]) -> None:
+        """Let waiters whose read failed wait for the next one."""
         self._asking += waiting
 
     def end(self, waiting: list[Waiter], frontier: Frontier) -> None:
-        """Tell everybody whose read is handed on by now; ``waiting`` are those of the read that has just ended."""
+        """Resolve every waiter whose read is handed on by now; ``waiting`` are those of the read that just ended."""
         self._held += [(waiter, frontier.seen) for waiter in waiting]
-        self._held = [held for held in self._held if not _tell(frontier, *held)]
+        self._held = [held for held in self._held if not _resolve(frontier, *held)]
 
 
-def _tell(frontier: Frontier, waiter: Waiter, seen: int) -> bool:
-    """Tell a waiter that what was seen up to an id is handed on; False while some of it is held back."""
+def _resolve(frontier: Frontier, waiter: Waiter, seen: int) -> bool:
+    """Resolve a waiter, and return True, if everything up to the id ``seen`` is handed on."""
     if frontier.holds_up_to(seen):
         return False
     if not waiter.done():

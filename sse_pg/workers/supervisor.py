@@ -20,7 +20,7 @@ from functools import partial
 
 from sse_pg.config import Settings
 from sse_pg.either import either
-from sse_pg.server import LAST_REQUESTS
+from sse_pg.server import REQUEST_GRACE_S
 from sse_pg.workers.messages import Report, Word
 from sse_pg.workers.port import SharedPort
 from sse_pg.workers.process import Process, end
@@ -124,7 +124,7 @@ class Workers:
 
     @property
     def _patience(self) -> float:
-        return self._settings.drain + LAST_REQUESTS + GRACE
+        return self._settings.drain + REQUEST_GRACE_S + GRACE
 
 
 def _terminal_watch() -> Callable[[], bool]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from sse_pg.core.metrics import Numbers, added_up, kept
+from sse_pg.core.metrics import Numbers, combined, counters_of
 from sse_pg.http.problem import unavailable
 
 #: Seconds that a worker gets to tell its numbers; what it told before stands in for them.
@@ -37,7 +37,7 @@ class RollCall:
             for ask in workers.values():
                 ask()
             await asyncio.wait(self._awaited.values(), timeout=ANSWER)
-            return added_up(self._told.values(), self._gone)
+            return combined(self._told.values(), self._gone)
 
     def told(self, pid: int, numbers: Numbers) -> None:
         """Take in what a worker tells."""
@@ -48,7 +48,7 @@ class RollCall:
 
     def ended(self, pid: int) -> None:
         """Keep the counters of a worker that has ended."""
-        self._gone = added_up([kept(self._told.pop(pid, {}))], self._gone)
+        self._gone = combined([counters_of(self._told.pop(pid, {}))], self._gone)
         waiting = self._awaited.get(pid)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)

@@ -24,7 +24,7 @@ from support.tokens import SECRET, token
 from support.waiting import TIMEOUT_S, eventually
 
 from sse_pg.api.readings import read
-from sse_pg.core.metrics import BY_NAME, METRICS, added_up, kept, text
+from sse_pg.core.metrics import BY_NAME, METRICS, combined, counters_of, text
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.version import VERSION
 
@@ -351,7 +351,7 @@ async def test_histograms_add_up(server: Server, client: Client) -> None:
     await client.publish("a", 1)
     await scraped(client, "sse_pg_delivery_delay_seconds_count", 1)
     numbers = read(server.bus)
-    body, _ = text(added_up([numbers, numbers], kept(numbers)), "")
+    body, _ = text(combined([numbers, numbers], counters_of(numbers)), "")
     found = samples(body.decode())
     assert found["sse_pg_delivery_delay_seconds_count"] == 3
     assert math.isclose(found["sse_pg_delivery_delay_seconds_sum"], 3 * numbers["sse_pg_delivery_delay_seconds"]["sum"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sse_pg.core.cursor import MAX_ID, MAX_TEXT, START, Cursor
+from sse_pg.core.cursor import MAX_ID, MAX_TEXT_BYTES, START, Cursor
 from sse_pg.core.ranges import Ranges
 from sse_pg.errors import CursorError
 
@@ -52,7 +52,7 @@ def is_sound(cursor: Cursor) -> None:
 @given(any_cursor())
 def test_printed_is_short_and_safe_and_comes_back(cursor: Cursor) -> None:
     text = str(cursor)
-    assert len(text.encode()) <= MAX_TEXT
+    assert len(text.encode()) <= MAX_TEXT_BYTES
     assert re.fullmatch("[0-9~,-]+", text)
     back = Cursor.parse(text)
     assert str(back) == text
@@ -64,7 +64,7 @@ def test_printed_is_short_and_safe_and_comes_back(cursor: Cursor) -> None:
     above = cursor.gaps.above(back.high)
     assert above.spans[0][0] == back.high + 1
     end = above.spans[1][0] - 1 if len(above.spans) > 1 else cursor.high
-    assert len(unlimited(cursor.clip(end))) > MAX_TEXT
+    assert len(unlimited(cursor.clip(end))) > MAX_TEXT_BYTES
 
 
 def unlimited(cursor: Cursor) -> str:
@@ -79,7 +79,7 @@ def unlimited(cursor: Cursor) -> str:
 
 @given(any_cursor())
 def test_printed_in_full_where_it_fits(cursor: Cursor) -> None:
-    if len(unlimited(cursor)) <= MAX_TEXT:
+    if len(unlimited(cursor)) <= MAX_TEXT_BYTES:
         assert str(cursor) == unlimited(cursor)
         assert Cursor.parse(str(cursor)) == cursor
 
@@ -99,10 +99,10 @@ def test_exactly_at_the_limit() -> None:
     brim = Cursor(133, gaps)
     brimful = Cursor(134, gaps)
     assert len(unlimited(brim)) == len(unlimited(fits))
-    assert len(unlimited(brimful)) == MAX_TEXT
+    assert len(unlimited(brimful)) == MAX_TEXT_BYTES
     assert Cursor.parse(str(brimful)) == brimful
     over = Cursor(1134, gaps)
-    assert len(unlimited(over)) > MAX_TEXT
+    assert len(unlimited(over)) > MAX_TEXT_BYTES
     assert str(over) == unlimited(Cursor(over.gaps.spans[-1][0] - 1, gaps.up_to(over.gaps.spans[-2][1])))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from sse_pg.core.cursor import Cursor
-from sse_pg.core.event import EPOCH, Event
-from sse_pg.core.meter import BOUNDS, CHANNELS, RATE_OVER, SECONDS, Meter
+from sse_pg.core.event import POSTGRES_EPOCH_S, Event
+from sse_pg.core.meter import DELAY_BOUNDS_S, HISTORY_S, MAX_CHANNELS, RATE_WINDOW_S, Meter
 
 
 def batch(*events: tuple[str, float]) -> list[tuple[Event, Cursor]]:
     """Events of (channel, Unix time of creation), ids from 1."""
     return [
-        (Event(number, channel, "T", "{}", round((at - EPOCH) * 1_000_000)), Cursor(number))
+        (Event(number, channel, "T", "{}", round((at - POSTGRES_EPOCH_S) * 1_000_000)), Cursor(number))
         for number, (channel, at) in enumerate(events, 1)
     ]
 
@@ -35,7 +35,7 @@ def test_a_delay_lies_in_its_bucket() -> None:
     assert p999 is not None
     assert 0.5 < p999 <= 1.0
     meter.batch(batch(("a", 0.0)), 0, 1000.0)
-    assert meter.recent[-1].delay(0.5) == BOUNDS[-1]
+    assert meter.recent[-1].delay(0.5) == DELAY_BOUNDS_S[-1]
 
 
 def test_a_clock_that_is_behind_makes_no_negative_delay() -> None:
@@ -51,14 +51,14 @@ def test_rates_rise_and_fall() -> None:
         meter.batch(batch(*[("a", float(second))] * 20), 0, float(second))
     channel = meter.channels["a"]
     assert 19 < channel.rate(99.5) < 22
-    assert channel.rate(99 + 10 * RATE_OVER) < 0.01
+    assert channel.rate(99 + 10 * RATE_WINDOW_S) < 0.01
     assert (channel.events, channel.last.id) == (2000, 20)
 
 
 def test_memory_is_bounded() -> None:
     meter = Meter()
-    for number in range(CHANNELS + 10):
+    for number in range(MAX_CHANNELS + 10):
         meter.batch(batch((f"c{number}", 0.0)), 0, float(number))
-    assert len(meter.channels) == CHANNELS
+    assert len(meter.channels) == MAX_CHANNELS
     assert next(iter(meter.channels)) == "c10"
-    assert len(meter.recent) == SECONDS
+    assert len(meter.recent) == HISTORY_S

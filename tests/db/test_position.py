@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sse_pg.core.cursor import MAX_TEXT, Cursor
+from sse_pg.core.cursor import MAX_TEXT_BYTES, Cursor
 from sse_pg.core.ranges import Ranges
 
 SIZES = st.integers(1, 3) | st.integers(1, 10**5)
@@ -125,7 +125,7 @@ def test_printed_as_python_prints(db: psycopg.Connection, start: int, parts: lis
         )
         text = position(db)
     assert text == str(Cursor(at, Ranges(gaps)))
-    assert len(text) <= MAX_TEXT
+    assert len(text) <= MAX_TEXT_BYTES
     assert str(Cursor.parse(text)) == text
 
 

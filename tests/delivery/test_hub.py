@@ -142,9 +142,9 @@ async def test_a_quiet_batch_moves_the_position_and_writes_nothing(hub: Hub) -> 
     hub.deliver([], Cursor(20))
     assert hub.position == Cursor(20)
     assert transport.writes == []
-    assert stream.told == Cursor(10)
+    assert stream.sent_position == Cursor(10)
     deliver(hub, event(21))
-    assert stream.told == Cursor(21)
+    assert stream.sent_position == Cursor(21)
 
 
 async def test_a_slow_client_is_cut_off_and_the_others_are_not(hub: Hub) -> None:
@@ -248,7 +248,7 @@ async def test_joined_from_the_ring(hub: Hub) -> None:
     stream, transport = opened(hub, "a", at=Cursor(11))
     assert hub.join(stream) == "joined"
     assert stream.live
-    assert stream.told == hub.position
+    assert stream.sent_position == hub.position
     assert transport.writes == [wire.frame(event(13), Cursor(13))]
     deliver(hub, event(14))
     assert transport.ids() == ["13", "14"]
@@ -312,7 +312,7 @@ async def test_ahead_in_a_gap(hub: Hub) -> None:
 
 
 async def test_more_than_should_be_buffered_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse_pg.delivery.hub, "AT_ONCE", 100)
+    monkeypatch.setattr(sse_pg.delivery.hub, "MAX_CATCH_UP_BYTES", 100)
     deliver(hub, *[event(number, payload='"' + "x" * 90 + '"') for number in range(11, 15)])
     stream, transport = opened(hub, "a", at=Cursor(10))
     steps = []
@@ -352,7 +352,7 @@ async def test_restart_tells_every_stream(hub: Hub) -> None:
         (block,) = written.blocks()
         assert (block.event, block.id) == ("sse-pg.gap", "5")
         assert block.json() == {"reason": "unknown", "after": "11", "before": "5"}
-    assert stream.told == Cursor(5)
+    assert stream.sent_position == Cursor(5)
     assert hub.join(waiting) == "joined"
     deliver(hub, event(6))
     assert transport.ids() == second.ids() == ["5", "6"]
@@ -378,7 +378,7 @@ def test_a_cursor_of_a_log_that_was_lost_is_certain_up_to_what_was_settled(hub: 
 
 
 async def test_who_does_not_read_the_end_is_cut_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse_pg.delivery.stream.LINGER", 0.01)
+    monkeypatch.setattr("sse_pg.delivery.stream.LINGER_S", 0.01)
     (reads, one), (deaf, two) = live(hub, "a"), live(hub, "a")
     two.unread = 1
     reads.end(EndReason.DRAIN)
@@ -610,7 +610,7 @@ def schedules(ring: int, options: settings) -> None:
 
 @pytest.mark.parametrize("ring", [0, 3, 1000])
 def test_no_event_is_lost_or_doubled_between_two_servers(ring: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse_pg.delivery.hub, "AT_ONCE", 60)
+    monkeypatch.setattr(sse_pg.delivery.hub, "MAX_CATCH_UP_BYTES", 60)
     schedules(ring, SCHEDULES)
 
 

@@ -16,7 +16,7 @@ from support.waiting import eventually
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.db.store import Store
-from sse_pg.delivery.replay import KEPT
+from sse_pg.delivery.replay import MAX_CACHED_PAGES
 
 BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(1, %s) g"
 #: Reads of the log by streams that wait for the lock of crowd_later().
@@ -69,11 +69,11 @@ async def test_a_crowd_reads_the_table_once(
 async def test_each_cursor_is_read_by_itself(
     launch: Launcher, db: psycopg.Connection, reads: list[tuple[Any, ...]]
 ) -> None:
-    async with crowd(launch, db, 40, 2 * KEPT, lambda n: n) as (server, streams):
+    async with crowd(launch, db, 40, 2 * MAX_CACHED_PAGES, lambda n: n) as (server, streams):
         for place, stream in enumerate(streams):
             assert [block.json() for block in await stream.events(40 - place)] == list(range(place + 1, 41))
-        assert len(reads) == 2 * KEPT
-        assert len(server.bus.replay._kept) == KEPT
+        assert len(reads) == 2 * MAX_CACHED_PAGES
+        assert len(server.bus.replay._cached) == MAX_CACHED_PAGES
         assert not server.bus.replay._reading
 
 

@@ -120,7 +120,7 @@ async def test_a_cursor_ahead_of_this_server(launch: Launcher, database_url: str
             assert [e.json() for e in events] == list(range(1, 11))
             assert frozen.bus.hub.position.high < there.bus.hub.position.high
             async with AsyncExitStack() as streams:
-                # A claim that this server cannot judge yet: it greets when it has read.
+                # A claim that this server cannot validate yet: it greets when it has read.
                 opening = [
                     asyncio.create_task(streams.enter_async_context(at_frozen.stream("a", last_event_id=cursor)))
                     for cursor in (events[-1].id, events[4].id)

@@ -311,7 +311,7 @@ async def test_nobody_outlives_a_killed_parent(data: Path) -> None:
 
 
 async def test_a_worker_that_does_not_end_is_killed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse_pg.workers.supervisor, "LAST_REQUESTS", 0.0)
+    monkeypatch.setattr(sse_pg.workers.supervisor, "REQUEST_GRACE_S", 0.0)
     monkeypatch.setattr(sse_pg.workers.supervisor, "GRACE", 0.5)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     settings = Settings(host="127.0.0.1", port=0, workers=2, drain=0.0, database_url=database_url)
