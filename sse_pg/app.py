@@ -19,7 +19,7 @@ from sse_pg.api.subscriptions import SubscriptionApi
 from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.http.cors import Cors
-from sse_pg.http.problem import TURNED_AWAY, problems
+from sse_pg.http.problem import REFUSED_REQUESTS, problems
 
 BUS = web.AppKey("BUS", Bus)
 
@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> web.Application:
     app.on_response_prepare.append(cors.headers)
     bus = Bus(settings)
     app[BUS] = bus
-    app[TURNED_AWAY] = bus.turned_away
+    app[REFUSED_REQUESTS] = bus.refused_requests
     for api in (
         *(PublishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi),
         *(HealthApi, StatsApi, MetricsApi, PagesApi),

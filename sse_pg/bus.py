@@ -70,8 +70,8 @@ class Bus:
         self.draining = False
         self.leaving = False
         """Whether each connection ends with its next response: true before the server drains or hands over its port."""
-        self.turned_away: Counter[str] = Counter()
-        """Refused requests, by reason, or by the status 401 or 403."""
+        self.refused_requests: Counter[str] = Counter()
+        """Refused requests, by the limit that was reached, or by the status 401 or 403."""
         self.cursors: Counter[str] = Counter()
         """Streams that have begun, by the kind of their cursor: none, known, lost, malformed."""
         self._tasks: list[asyncio.Task[None]] = []

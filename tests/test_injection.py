@@ -150,7 +150,7 @@ ONE = '{"channel": "a", "payload": 1}'
 )
 async def test_two_events_on_a_line_are_refused(client: Client, body: str, line: int) -> None:
     status, answer, _ = await client.request("POST", PUBLISH, data=body, headers=NDJSON)
-    assert (status, answer["detail"]) == (400, f"Line {line} holds more than one event: send one event a line.")
+    assert (status, answer["detail"]) == (400, f"Line {line} contains more than one event: send one event per line.")
     assert (await client.get("/api/events/history?channel=a"))[1]["events"] == []
 
 

@@ -1,1 +1,1 @@
-"""The endpoints, one file for each group."""
+"""The endpoints, one file per group."""

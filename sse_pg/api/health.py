@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it can serve, and who else does."""
+"""Whether the process is alive, whether it can serve, and which servers there are."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class HealthApi:
         ]
 
     async def live(self, _request: web.Request) -> web.Response:
-        """200 as long as the process answers."""
+        """Return 200 as long as the process responds."""
         return json_response({"status": "ok"})
 
     async def ready(self, _request: web.Request) -> web.Response:
-        """200 when requests can be served: database reachable, LISTEN up, not draining."""
+        """Return 200 if requests can be served: the database is reachable, LISTEN is up, the server is not stopping."""
         reason = self._bus.why_not_ready()
         if reason is not None:
             raise unavailable(f"Not ready: {reason}.")
@@ -36,7 +36,7 @@ class HealthApi:
         return json_response({"status": "ready"})
 
     async def active_connections(self, request: web.Request) -> web.Response:
-        """Count the open streams of every server on this database; this server's own count is of this moment."""
+        """Count the open streams of every server on this database. This server's own count is current."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
         own = self._bus.registry.server_id
         servers = [

@@ -1,4 +1,4 @@
-"""GET /api/events/history: the stored events, a page at a time."""
+"""GET /api/events/history: the stored events, page by page."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class HistoryApi:
         return [web.get("/api/events/history", self.history)]
 
     async def history(self, request: web.Request) -> web.Response:
-        """Return a page. An ascending walk ends at a cursor that opens a stream with nothing lost between."""
+        """Return a page. An ascending walk ends at a cursor from which a stream continues without a loss."""
         identity = await self._bus.access.identify(request)
         query = request.query
         channels = query_channels(query, "channel", self._bus.settings.max_channels)
         if not channels:
-            raise invalid([FieldError("channel", "this parameter is needed")])
+            raise invalid([FieldError("channel", "required")])
         event_type = query.get("eventType")
         if event_type is not None:
             collect({"eventType": (names.event_type_fault, event_type)})
@@ -55,7 +55,7 @@ class HistoryApi:
         event_type: str | None,
     ) -> dict[str, Any]:
         cursor = after or START
-        # First the position, then the rows: what is visible at the position is among the rows.
+        # First the position, then the rows: so everything that is visible at the position is among the rows.
         position = await self._bus.store.position()
         if before is not None:
             position = position.clip(max(0, before.high - 1))

@@ -11,12 +11,12 @@ from sse_pg.bus import Bus
 from sse_pg.core import metrics
 from sse_pg.core.metrics import Numbers
 
-#: What gathers the numbers of all workers, where there are several. Raises a Problem where it cannot.
+#: Collects the numbers of all workers, if there are several. Raises a Problem if it cannot.
 GATHER: web.AppKey[Callable[[], Awaitable[Numbers]]] = web.AppKey("GATHER")
 
 
 class MetricsApi:
-    """The numbers of this process, or of all workers on the port."""
+    """The metrics of this process, or of all workers on the port."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -26,11 +26,11 @@ class MetricsApi:
         return [web.get("/metrics", self.metrics)]
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """Return the numbers in the format that the Accept header asks for; needs no database."""
-        how = self._bus.settings.metrics
-        if how == "off":
+        """Return the metrics in the format that the Accept header asks for; needs no database."""
+        allowed = self._bus.settings.metrics
+        if allowed == "off":
             raise web.HTTPNotFound
-        if how != "open":
+        if allowed != "open":
             self._bus.access.require_observer(await self._bus.access.identify(request))
         gather = request.config_dict.get(GATHER)
         numbers = await gather() if gather is not None else read(self._bus)

@@ -1,7 +1,7 @@
-"""The pages and modules for browsers: the dashboard, /docs, /sse-pg.js, the descriptions of HTTP and the stream.
+"""Pages and modules for browsers: the dashboard, /docs, /sse-pg.js, the descriptions of the HTTP interface and streams.
 
-All of it is files of sse_pg/static, none made at run time, so the Content-Security-Policy allows nothing inline and no
-other host.
+All are files in sse_pg/static and none is generated at run time. So the Content-Security-Policy allows nothing inline
+and no other host.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from aiohttp.typedefs import Handler
 
 from sse_pg.bus import Bus
 
-POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
-TYPES = {
+SECURITY_POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+CONTENT_TYPES = {
     "css": "text/css",
     "html": "text/html",
     "js": "text/javascript",
@@ -23,7 +23,7 @@ TYPES = {
     "svg": "image/svg+xml",
     "ts": "text/plain",
 }
-#: What is served under a path of its own; the rest is under /static/.
+#: Files with a path of their own; the others are served under /static/.
 PATHS = {
     "/": "dashboard.html",
     "/docs": "docs.html",
@@ -35,13 +35,13 @@ PATHS = {
 
 
 class PagesApi:
-    """Serves the files, each with an ETag that browsers ask for again."""
+    """Serves the files, each with an ETag with which browsers revalidate it."""
 
     def __init__(self, bus: Bus) -> None:
         self._files = {
-            file.name: (file.read_bytes(), TYPES[file.name.rpartition(".")[2]])
+            file.name: (file.read_bytes(), CONTENT_TYPES[file.name.rpartition(".")[2]])
             for file in (resources.files("sse_pg") / "static").iterdir()
-            if file.name.rpartition(".")[2] in TYPES
+            if file.name.rpartition(".")[2] in CONTENT_TYPES
             and not (bus.settings.dashboard == "off" and file.name.startswith("dashboard"))
         }
         self._tags = {name: sha256(body).hexdigest()[:20] for name, (body, _) in self._files.items()}
@@ -58,7 +58,7 @@ class PagesApi:
         return serve
 
     async def static(self, request: web.Request) -> web.StreamResponse:
-        """Answer with what a page loads."""
+        """Serve a file that a page loads."""
         return self._file(request, request.match_info["name"])
 
     def _file(self, request: web.Request, name: str) -> web.StreamResponse:
@@ -75,8 +75,8 @@ class PagesApi:
             if content_type.startswith("text/"):
                 response.charset = "utf-8"
         response.etag = ETag(self._tags[name])
-        response.headers["Cache-Control"] = "no-cache"  # keep it, and ask whether it is still so
-        response.headers["Content-Security-Policy"] = POLICY
+        response.headers["Cache-Control"] = "no-cache"  # a browser may store it, but has to revalidate it
+        response.headers["Content-Security-Policy"] = SECURITY_POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
         return response

@@ -1,4 +1,4 @@
-"""POST /api/events/publish"""
+"""POST /api/events/publish: one event or many, in one transaction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NDJSON = "application/x-ndjson"
 
 
 class PublishedJson(msgspec.Struct, frozen=True, rename="camel"):
-    """What a publisher is told. ``created_at`` is None where a repeated key names an event that was purged."""
+    """The response to a publish. ``created_at`` is None if a repeated key belongs to an event that was purged."""
 
     id: int
     channel: str
@@ -38,13 +38,13 @@ class PublishApi:
         return [web.post("/api/events/publish", self.publish)]
 
     async def publish(self, request: web.Request) -> web.Response:
-        """Publish the event or the events of a body; 201 once the commit is done."""
+        """Publish the event or events of a body; 201 after the commit."""
         access = self._bus.access
         identity = await access.identify(request)
         if request.content_type not in ("application/json", NDJSON):
             raise Problem(
                 415,
-                f"Send JSON with the header Content-Type: application/json, or lines of it with {NDJSON}.",
+                f"The body must be JSON, with the header Content-Type: application/json, or NDJSON, with {NDJSON}.",
             )
         settings, limits = self._bus.settings, self._bus.limits
         publisher = identity.user or site(limits.proxies.client(request))
@@ -59,15 +59,15 @@ class PublishApi:
         await access.require(identity, identity.user, "publish", channels, "channel")
         limits.publishing.charge(publisher, len(drafts))
         try:
-            published = _told(drafts, await self._bus.publisher.publish(drafts, batch=batch))
+            published = _response(drafts, await self._bus.publisher.publish(drafts, batch=batch))
         except EventRefused as refused:
             if not batch:
-                refused.index = None  # the problem then names the field alone
+                refused.index = None  # the problem then names the field without events[0]
             raise
         return json_response({"events": published} if batch else published[0], 201)
 
 
-def _told(drafts: Sequence[Draft], published: Sequence[Published]) -> list[PublishedJson]:
+def _response(drafts: Sequence[Draft], published: Sequence[Published]) -> list[PublishedJson]:
     return [
         PublishedJson(number, draft.channel, draft.event_type, None if created is None else timestamp(created))
         for draft, (number, created) in zip(drafts, published, strict=True)

@@ -1,4 +1,4 @@
-"""What one process's parts have counted, as the numbers of sse_pg.metric. Reads memory alone: no database, no wait."""
+"""The counts of one process's parts, under the names of core/metrics.py. Reads only memory: no database, no waiting."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sse_pg.core.metrics import BY_NAME, Numbers
 from sse_pg.db.connection import Pool
 from sse_pg.version import VERSION
 
-#: Upper ends of the classes of groups by size.
-_SIZES = (1, 10, 100, 1000)
+#: Upper bounds of the size classes of groups, in streams.
+_GROUP_SIZES = (1, 10, 100, 1000)
 _PROCESS = ProcessCollector(registry=None)
 
 
 def read(bus: Bus) -> Numbers:
-    """Return the numbers of this moment. The work grows with the open streams and groups, not with the events."""
+    """Return the current numbers. The work grows with the number of open streams and groups, not with the events."""
     now = time.monotonic()
     numbers: Numbers = {
         "sse_pg_build_info": {f"{VERSION},{platform.python_version()}": 1},
@@ -36,9 +36,9 @@ def read(bus: Bus) -> Numbers:
         **_tail(bus, now),
         **_upkeep(bus),
         "sse_pg_refused_requests_total": {
-            kind: bus.turned_away[kind] for kind in BY_NAME["sse_pg_refused_requests_total"].known
+            kind: bus.refused_requests[kind] for kind in BY_NAME["sse_pg_refused_requests_total"].known
         },
-        "sse_pg_authorization_failures_total": {status: bus.turned_away[status] for status in ("401", "403")},
+        "sse_pg_authorization_failures_total": {status: bus.refused_requests[status] for status in ("401", "403")},
     }
     for pool, kind in ((bus.pool, "requests"), (bus.tail_pool, "tail")):
         for name, value in _pool(pool).items():
@@ -80,7 +80,7 @@ def _streams(bus: Bus) -> Numbers:
     names = BY_NAME["sse_pg_groups"].known
     groups = dict.fromkeys(names, 0)
     for size in sizes:
-        groups[names[bisect_left(_SIZES, size)]] += 1
+        groups[names[bisect_left(_GROUP_SIZES, size)]] += 1
     return {
         "sse_pg_streams": {"live": live, "catching_up": len(hub.streams) - live},
         "sse_pg_streams_limit": {"": bus.settings.max_streams},
@@ -140,7 +140,7 @@ def _upkeep(bus: Bus) -> Numbers:
 
 
 def _pool(pool: Pool) -> dict[str, float]:
-    """Return what the pool counts; it leaves out what has not happened yet, and its times are in milliseconds."""
+    """Return the pool's counts. The pool omits counts that are still zero, and its times are in milliseconds."""
     stats = pool.get_stats()
     return {
         "connections": stats.get("pool_size", 0),

@@ -1,4 +1,4 @@
-"""/api/events/session: a token as a cookie that no script can read, for pages; and who one is."""
+"""/api/events/session: turns a token into a cookie that scripts cannot read, and says whose token it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sse_pg.http.problem import Problem, json_response
 
 
 class SessionApi:
-    """Begins and ends the use of a cookie. An EventSource can send no header, so a page needs one."""
+    """Sets, shows and deletes the cookie. Pages need it, because an EventSource cannot send an Authorization header."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -24,7 +24,7 @@ class SessionApi:
         return [web.get(path, self.show), web.post(path, self.begin), web.delete(path, self.end)]
 
     async def show(self, request: web.Request) -> web.Response:
-        """Say who the token is of and what it allows; 401 without one, except on a server that asks for none."""
+        """Return whose token it is and what it allows. 401 without a token, unless the server requires none."""
         return json_response(_shown(await self._bus.access.identify(request)))
 
     async def begin(self, request: web.Request) -> web.Response:
@@ -34,7 +34,7 @@ class SessionApi:
         if token is None and not access.is_open:
             raise Problem(
                 401,
-                "Send the token in the header Authorization: Bearer; the answer sets the cookie.",
+                "Send the token in the header Authorization: Bearer; the response sets the cookie.",
                 headers={"WWW-Authenticate": 'Bearer realm="sse-pg"'},
             )
         identity = await access.identify(request)
@@ -52,7 +52,7 @@ class SessionApi:
         return response
 
     async def end(self, request: web.Request) -> web.Response:
-        """Take the cookie away. Streams that are open stay so until their token expires."""
+        """Delete the cookie. Open streams stay open until their token expires."""
         response = json_response({"ended": True})
         response.del_cookie(
             self._bus.settings.token_cookie,
@@ -78,10 +78,10 @@ def _shown(identity: Identity) -> dict[str, object]:
 
 
 def _path(request: web.Request) -> str:
-    """Return where this application is mounted: the cookie is for nothing else on the host."""
+    """Return the path at which this application is mounted: browsers send the cookie nowhere else on the host."""
     return request.path.removesuffix("api/events/session") or "/"
 
 
 def _is_secure(request: web.Request) -> bool:
-    """Tell whether the browser speaks TLS. Who lies in the header harms nobody but their own cookie."""
+    """Tell whether the browser uses TLS. A client that forges the header affects only its own cookie."""
     return request.secure or request.headers.get("X-Forwarded-Proto", "").lower() == "https"

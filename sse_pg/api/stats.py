@@ -1,4 +1,4 @@
-"""GET /api/events/stats: the bus at a glance, for the dashboard and for whoever asks with curl."""
+"""GET /api/events/stats: the bus at a glance, for the dashboard and for curl."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from sse_pg.core.meter import HISTORY_S, Second
 from sse_pg.http.problem import json_response
 from sse_pg.http.query import query_integer
 
-#: Channels in an answer, the most recently active ones.
-CHANNELS = 100
-#: Seconds for which the database's part of an answer serves everybody who asks.
-KEPT = 0.5
+#: Maximum number of channels in a response: the most recently active ones.
+MAX_CHANNELS = 100
+#: Time for which the database's part of a response is reused for further requests.
+DATABASE_CACHE_S = 0.5
 
 
 class StatsApi:
-    """What this server knows of itself, and what the database knows of all."""
+    """The state of this server from its memory, and of all servers from the database."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._asking = asyncio.Lock()
-        self._asked_at = float("-inf")
-        self._found: tuple[tuple[Any, ...], list[tuple[Any, ...]]] | None = None
+        self._lock = asyncio.Lock()
+        self._queried_at = float("-inf")
+        self._queried: tuple[tuple[Any, ...], list[tuple[Any, ...]]] | None = None
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of this module."""
         return [web.get("/api/events/stats", self.stats)]
 
     async def stats(self, request: web.Request) -> web.Response:
-        """Return the numbers of this moment, and of the last seconds one by one."""
+        """Return the current numbers, and those of the last seconds one by one."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
         seconds = query_integer(request.query, "seconds", 60, 0, HISTORY_S)
-        (version, newest, oldest, purged_to, settled_to, partitions, publishers), servers = await self._ask()
+        (version, newest, oldest, purged_to, settled_to, partitions, publishers), servers = await self._query()
         bus, settings, now = self._bus, self._bus.settings, time.time()
         body = {
             "time": timestamp(round((now - POSTGRES_EPOCH_S) * 1_000_000)),
@@ -62,15 +62,15 @@ class StatsApi:
         }
         return json_response(body)
 
-    async def _ask(self) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
-        async with self._asking:
-            if self._found is None or time.monotonic() - self._asked_at > KEPT:
-                self._found = await self._bus.store.stats(), await self._bus.store.servers_state()
-                self._asked_at = time.monotonic()
-            return self._found
+    async def _query(self) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
+        async with self._lock:
+            if self._queried is None or time.monotonic() - self._queried_at > DATABASE_CACHE_S:
+                self._queried = await self._bus.store.stats(), await self._bus.store.servers_state()
+                self._queried_at = time.monotonic()
+            return self._queried
 
     def _server(self, newest: int) -> dict[str, object]:
-        """Return what the server that answers knows of itself at this moment."""
+        """Return the current state of the server that serves the request."""
         bus = self._bus
         read_at = bus.tail.read_at
         return {
@@ -95,14 +95,14 @@ class StatsApi:
             "activeConnections": active,
             "position": position,
             "lag": max(0, newest - position),
-            # For a moment, while it goes from one to the other, a server shows both; publishers ring then.
+            # A server that changes from one to the other shows both for a moment; publishers ring then.
             "bell": "asleep" if asleep else "awake" if awake else "silent",
         }
 
     def _channels(self, now: float) -> list[dict[str, object]]:
         found: list[dict[str, object]] = []
         for name, channel in reversed(self._bus.hub.meter.channels.items()):
-            if len(found) == CHANNELS:
+            if len(found) == MAX_CHANNELS:
                 break
             found.append(
                 {

@@ -20,7 +20,7 @@ from sse_pg.delivery.stream import Stream
 from sse_pg.errors import BusUnavailable, ClientGone, CursorError
 from sse_pg.http.problem import FieldError, Problem, invalid, unavailable
 from sse_pg.http.query import query_channels, query_flag, query_user
-from sse_pg.http.takeover import OpenAnswer, take_over
+from sse_pg.http.takeover import StreamHead, take_over
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ HEADERS = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
-#: Seconds that a stream without a cursor waits for the tail before it opens.
-READ_UP = 1.0
-#: Channels of a stream that a log line names.
-SHOWN = 5
+#: Maximum time that a stream without a cursor waits for the tail to read what is committed.
+FRESH_TIMEOUT_S = 1.0
+#: Maximum number of channels that a log line names.
+MAX_LOGGED_CHANNELS = 5
 
 
 class StreamApi:
-    """Opening streams and seeing them to their end."""
+    """Opens streams and cleans up after them."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -47,12 +47,12 @@ class StreamApi:
         return [web.get("/api/events/stream", self.stream, allow_head=False)]
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a stream, which goes on when this has returned: until the client goes or the server ends it."""
+        """Respond with a stream. It goes on after this has returned, until the client leaves or the server ends it."""
         bus = self._bus
         identity = await bus.access.identify(request)
         user = query_user(request.query)
         stream = await self._admit(request, user, bus.access.user(identity, user))
-        response = OpenAnswer(headers=HEADERS)
+        response = StreamHead(headers=HEADERS)
         response.force_close()
         bus.limits.streams.take(stream.user, stream.remote)
         try:
@@ -72,21 +72,21 @@ class StreamApi:
                 max(0.0, identity.expires - time.time()), stream.end, EndReason.EXPIRED
             )
         log.info("stream opened: %s", _whom(stream), extra=logs.fields(**_about(stream)))
-        if bus.draining:  # it was asked for before, and is not among those that are ended one by one
+        if bus.draining:  # draining began while it was being opened, so it is not among the streams that are ended
             stream.end(EndReason.DRAIN)
-        if stream.reason is None:  # a rule may have ended it while its head went out
-            stream.task = asyncio.create_task(self._bring_up(stream, _asked_for(request)))
+        if stream.reason is None:  # a revocation may have ended it while its head was being sent
+            stream.task = asyncio.create_task(self._bring_up(stream, _requested_cursor(request)))
         return response
 
     def _release(self, stream: Stream) -> None:
-        """Give back what a stream has taken."""
+        """Release what a stream holds in the limits and access rules."""
         self._bus.limits.streams.give_back(stream.user, stream.remote)
         self._bus.authorizer.unwatch(stream)
         if stream.follows is not None:
             self._bus.followers.leave(stream, stream.follows)
 
     def _ended(self, stream: Stream) -> None:
-        """Forget a stream that has ended."""
+        """Clean up after a stream that has ended."""
         reason = stream.reason
         assert reason is not None
         self._bus.hub.leave(stream, reason)
@@ -106,18 +106,19 @@ class StreamApi:
         )  # fmt: skip
 
     async def _admit(self, request: web.Request, user: str | None, asked_about: str | None) -> Stream:
-        """Return the stream that is asked for, not yet open; raises the problem that says why there is none.
+        """Return the requested stream, which is not open yet. Raises the problem that says why it cannot be opened.
 
-        ``asked_about`` is whom the access rules are asked about.
+        ``asked_about`` is the user for whom the access rule is asked.
         """
         bus = self._bus
         channels = query_channels(request.query, "channels", bus.settings.max_channels)
         envelope = query_flag(request.query, "envelope")
         if user is None and not channels:
-            raise invalid([FieldError("channels", "name channels, or a userId, or both")])
+            raise invalid([FieldError("channels", "required, unless userId is given")])
         await self._require_ready(request)
         if len(bus.hub.streams) >= bus.settings.max_streams:
-            raise unavailable(f"This server has its {bus.settings.max_streams} streams.", limit="streams")
+            detail = f"Stream limit reached ({bus.settings.max_streams} on this server); retry later."
+            raise unavailable(detail, limit="streams")
         if user is not None and channels:
             await self._require_subscribed(user, channels)
         if request.transport is None:
@@ -137,10 +138,10 @@ class StreamApi:
         )
 
     async def _require_ready(self, request: web.Request) -> None:
-        """Wait a moment for the LISTEN connection; turn the client away where it does not come, or the server stops.
+        """Wait briefly for the LISTEN connection. Refuse the client if it does not come up, or the server is stopping.
 
-        An EventSource never comes back after an answer other than 200, and comes back after a lost connection. So who
-        asks for an event stream by name has its connection dropped; anybody else is told 503.
+        An EventSource never reconnects after a response other than 200, but does after a lost connection. So if the
+        Accept header names event streams, the connection is dropped; other clients get a 503.
         """
         bus = self._bus
         if not bus.draining and not bus.tail.listening.is_set():
@@ -151,7 +152,7 @@ class StreamApi:
         if reason is None:
             return
         if "text/event-stream" in request.headers.get("Accept", "") and request.transport is not None:
-            bus.turned_away["not_ready"] += 1
+            bus.refused_requests["not_ready"] += 1
             request.transport.abort()
             raise ClientGone
         raise unavailable(f"Not ready: {reason}.", limit="not_ready")
@@ -167,7 +168,7 @@ class StreamApi:
             )
 
     async def _bring_up(self, stream: Stream, asked: str | None) -> None:
-        """Greet a stream and make it live; where the database is away, wait with the stream open."""
+        """Send the first block and make the stream live. While the database is unavailable, the open stream waits."""
         greeted = False
         try:
             while True:
@@ -179,18 +180,18 @@ class StreamApi:
                     await self._bus.replay.catch_up(stream)
                     return
                 except BusUnavailable as error:
-                    log.warning("a stream waits for the database: %s", error)
+                    log.warning("stream waits for the database: %s", error)
                     await asyncio.sleep(0.2 + 0.6 * random())  # noqa: S311 - jitter
                     await self._bus.tail.listening.wait()
         except Exception:
-            # The head is out: a problem document would land in the middle of the blocks.
-            log.exception("a stream failed: %s", _whom(stream))
+            # The head is already sent, so a problem document would end up among the blocks.
+            log.exception("stream failed: %s", _whom(stream))
             stream.end(EndReason.ERROR)
         finally:
             stream.task = None
 
     async def _start_of(self, asked: str | None) -> tuple[Cursor | None, bool]:
-        """Return where a stream begins (None: now), and whether what was asked for is of no log, or of a lost one."""
+        """Return where a stream begins (None: now), and whether the requested cursor is of a lost or unknown log."""
         counts, kind = self._bus.cursors, "none"
         try:
             if asked is not None:
@@ -200,16 +201,16 @@ class StreamApi:
         except CursorError:
             kind = "malformed"
         counts[kind] += 1
-        # Let the tail read what is committed, so that "from now on" leaves it out. It may be behind: not for long.
+        # "From now on" excludes what is committed already, so let the tail read that first, if it is not far behind.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READ_UP):
+            async with asyncio.timeout(FRESH_TIMEOUT_S):
                 await self._bus.tail.fresh()
         return None, asked is not None
 
     def _greet(self, stream: Stream, cursor: Cursor, lost: str | None) -> None:
-        """Send the first block, and say so where the cursor that the client asked for means nothing here.
+        """Send the first block, and with it a gap if the cursor that the client asked for is unknown here.
 
-        In one write: a client that drops between the two would take the hello's position for its own.
+        Both go out in one write: a client that disconnected between the two would resume from the hello's position.
         """
         retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
         stream.cursor = cursor
@@ -221,8 +222,8 @@ class StreamApi:
         stream.write_position(greeting, cursor, time.monotonic())
 
 
-def _asked_for(request: web.Request) -> str | None:
-    """Return the cursor a client came with. The header is newer than the URL: browsers repeat the URL as it was."""
+def _requested_cursor(request: web.Request) -> str | None:
+    """Return the client's cursor. The header is newer than the URL, which browsers repeat unchanged."""
     for text in (
         request.headers.get("Last-Event-ID"),
         request.query.get("lastEventId"),
@@ -234,22 +235,23 @@ def _asked_for(request: web.Request) -> str | None:
 
 
 def _printable(asked: str) -> str:
-    """Return what can be told of a text that is no cursor; a header may hold bytes that are not UTF-8."""
+    """Return the start of a text that is no cursor as valid UTF-8; a header may contain other bytes."""
     return asked[:128].encode(errors="replace").decode()
 
 
 def _about(stream: Stream) -> dict[str, object]:
-    """Return what both log lines of a stream have; its number is of this process."""
+    """Return the fields that both log lines of a stream have. Its number is unique within this process."""
     return {
         "stream": stream.number,
         "remote": stream.remote,
         "user": stream.user,
-        "channels": sorted(stream.channels)[:SHOWN],
+        "channels": sorted(stream.channels)[:MAX_LOGGED_CHANNELS],
         "channel_count": len(stream.channels),
     }
 
 
 def _whom(stream: Stream) -> str:
     names = sorted(stream.channels)
-    shown = ",".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    others = len(names) - MAX_LOGGED_CHANNELS
+    shown = ",".join(names[:MAX_LOGGED_CHANNELS]) + (f" and {others} more" if others > 0 else "")
     return f"{stream.remote} user={stream.user!r} channels={shown!r}"

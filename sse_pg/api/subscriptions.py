@@ -1,4 +1,4 @@
-"""Which user is subscribed to which channel."""
+"""Subscriptions: which user is subscribed to which channel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sse_pg.http.query import query_user
 
 
 class SubscriptionApi:
-    """Subscribe, unsubscribe, list."""
+    """Subscribes, unsubscribes, lists."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -26,7 +26,7 @@ class SubscriptionApi:
         ]
 
     async def subscribe(self, request: web.Request) -> web.Response:
-        """Subscribe a user to a channel: 201 when that is new, 200 when it was there."""
+        """Subscribe a user to a channel: 201 if the subscription is new, 200 if it existed."""
         access = self._bus.access
         identity = await access.identify(request)
         body = bodies.subscription_body(await bodies.read_json(request, self._bus.limits.bodies))
@@ -36,7 +36,7 @@ class SubscriptionApi:
         return json_response({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
 
     async def unsubscribe(self, request: web.Request) -> web.Response:
-        """End a subscription; 200 whether or not there was one. Who may no longer read a channel may still leave it."""
+        """End a subscription; 200 even if there was none. It needs no right to read, so a user can always leave."""
         identity = await self._bus.access.identify(request)
         body = bodies.subscription_body(await bodies.read_json(request, self._bus.limits.bodies))
         self._bus.access.user(identity, body.user_id)
@@ -48,7 +48,7 @@ class SubscriptionApi:
         identity = await self._bus.access.identify(request)
         user = query_user(request.query)
         if user is None:
-            raise invalid([FieldError("userId", "this parameter is needed")])
+            raise invalid([FieldError("userId", "required")])
         if not identity.observe:
             self._bus.access.user(identity, user)
         found = await self._bus.store.subscriptions(user)

@@ -1,4 +1,4 @@
-"""The rules in SQL: sse_pg.authorize() is asked, its answers hold for a moment, and a revocation ends that at once."""
+"""The access rule in SQL: asks sse_pg.authorize(), and caches its answers for a short time or until a revocation."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ log = logging.getLogger(__name__)
 
 #: user, action, channel
 Question = tuple[str | None, str, str]
-#: user, channel; None is any
+#: user, channel; None means any
 Revocation = tuple[str | None, str | None]
 
-#: Answers that are remembered; the one used longest ago makes room.
-REMEMBERED = 50000
-#: Questions of one statement.
-AT_ONCE = 500
+#: Maximum number of cached answers; the least recently used one is dropped.
+MAX_CACHED_ANSWERS = 50000
+#: Maximum number of questions in one statement.
+MAX_QUESTIONS_PER_STATEMENT = 500
 
 
 class Authorizer:
-    """Asks, and remembers. While authorize() is as shipped nobody is asked; that, too, is looked at now and then."""
+    """Asks the rule and caches its answers.
+
+    The rule as shipped allows everything. While it is in place, the rule is not asked; whether it still is in place is
+    checked as often as answers expire.
+    """
 
     def __init__(self, store: Store, tail_store: Store, *, seconds: float, timeout: float) -> None:
-        """``seconds``: how long an answer holds. ``timeout``: what one asking may take.
+        """``seconds`` is how long an answer is cached, ``timeout`` how many seconds the rule may take.
 
-        ``tail_store`` is for the asking that delivery waits for.
+        ``tail_store`` serves the questions that delivery waits for.
         """
         self._store = store
         self._tail_store = tail_store
@@ -41,13 +45,13 @@ class Authorizer:
         self._answers: OrderedDict[Question, tuple[bool, float]] = OrderedDict()
         self._shipped = False
         self._shipped_until = 0.0
-        self._looking = asyncio.Lock()
+        self._shipped_lock = asyncio.Lock()
         self._generation = 0
         self._streams: set[Stream] = set()
         self._revoked: set[Revocation] = set()
-        """For whose open streams ``recheck`` has to ask."""
+        """Whose open streams ``recheck`` has to ask about."""
         self._outdated: set[Revocation] = set()
-        """Whose answers are to be forgotten: all at once, before the next is looked up."""
+        """Whose answers have to leave the cache before the next lookup."""
 
     @property
     def asks_nobody(self) -> bool:
@@ -55,15 +59,15 @@ class Authorizer:
         return self._shipped and time.monotonic() < self._shipped_until
 
     async def allowed(self, user: str | None, action: str, channels: Collection[str]) -> frozenset[str]:
-        """Return those of the channels that the user may do this with.
+        """Return those of the channels on which the user may do this.
 
-        Raises RuleFailed where the rule gives no answer, and BusUnavailable when the database is away.
+        Raises RuleFailed if the rule gives no answer, and BusUnavailable if the database is unavailable.
         """
         answers = await self._ask([(user, action, channel) for channel in channels], self._store)
         return frozenset(channel for channel in channels if answers[user, action, channel])
 
     async def followed(self, channels: Mapping[str, Collection[str]]) -> dict[str, frozenset[str]]:
-        """Return of each user's channels those that the user may follow. Raises as ``allowed`` does."""
+        """Return, for each user, the channels that the user may read. Raises the same errors as ``allowed``."""
         questions = [(user, "subscribe", channel) for user, names in channels.items() for channel in names]
         answers = await self._ask(questions, self._tail_store)
         return {
@@ -72,31 +76,31 @@ class Authorizer:
         }
 
     def watch(self, stream: Stream) -> None:
-        """Ask again for a stream when something is revoked. Call it before the first asking: nothing falls between."""
+        """Recheck a stream after revocations. Call it before the first question, so that no revocation is missed."""
         self._streams.add(stream)
 
     def unwatch(self, stream: Stream) -> None:
-        """Forget a stream that has ended."""
+        """Stop rechecking a stream."""
         self._streams.discard(stream)
 
     def revoked(self, user: str | None, channel: str | None) -> None:
-        """Forget what was answered for a user and a channel (None: any); ``recheck`` then asks again."""
+        """Forget the answers for a user and a channel (None: any); ``recheck`` then asks again."""
         self._generation += 1
         self._shipped_until = 0.0
-        if self._answers:  # else there is nothing to forget, and nobody to take it out again
+        if self._answers:  # with an empty cache there is nothing to forget
             self._outdated.add((user, channel))
         self._revoked.add((user, channel))
 
     async def recheck(self) -> None:
-        """Ask again for the open streams that revocations concern, and end those that are no longer allowed.
+        """Ask again about the open streams that revocations concern, and end those that are no longer allowed.
 
-        Events wait for it, but no longer than one asking may take; a stream that has no answer by then ends, and its
-        client comes back. Raises BusUnavailable when the database is away.
+        Delivery waits for it, but no longer than the rule may take. A stream without an answer by then ends, and its
+        client reconnects. Raises BusUnavailable if the database is unavailable.
         """
         if not self._revoked:
             return
         revoked = frozenset(self._revoked)
-        concerned = {
+        affected = {
             stream: {
                 (stream.user, "subscribe", channel)
                 for channel in stream.channels
@@ -104,21 +108,22 @@ class Authorizer:
             }
             for stream in self._streams
         }
-        questions = sorted({each for asked in concerned.values() for each in asked}, key=repr)
+        questions = sorted({each for asked in affected.values() for each in asked}, key=repr)
         answers: dict[Question, bool] = {}
         generation = self._generation
         deadline = time.monotonic() + self._timeout
         try:
-            for start in range(0, len(questions), AT_ONCE):
+            for start in range(0, len(questions), MAX_QUESTIONS_PER_STATEMENT):
                 if time.monotonic() >= deadline:
-                    log.error("authorize() is too slow: streams end after a revocation without having been asked for")
+                    log.error("authorize() is too slow: after a revocation, streams end without having been checked")
                     break
-                answers |= await self._ask(questions[start : start + AT_ONCE], self._tail_store)
+                batch = questions[start : start + MAX_QUESTIONS_PER_STATEMENT]
+                answers |= await self._ask(batch, self._tail_store)
         except RuleFailed:
-            pass  # logged; what has no answer ends
-        if generation == self._generation:  # else the answers may be older than the last of the revocations
+            pass  # already logged; streams without an answer end
+        if generation == self._generation:  # else the answers may be older than the latest revocation
             self._revoked.clear()
-        for stream, asked in concerned.items():
+        for stream, asked in affected.items():
             if not all(answers.get(each, False) for each in asked):
                 stream.end(EndReason.REVOKED)
 
@@ -143,19 +148,19 @@ class Authorizer:
         if unknown:
             generation = self._generation
             try:
-                said = await store.authorize(unknown, self._timeout)
+                given = await store.authorize(unknown, self._timeout)
             except RuleFailed as error:
-                log.error("sse_pg.authorize() gives no answer, so nothing is allowed: %s", error)  # noqa: TRY400 - the traceback is of this server, the fault is not
+                log.error("sse_pg.authorize() failed, so nothing is allowed: %s", error)  # noqa: TRY400 - the error is in the rule, so a traceback of the server does not help
                 raise
-            answers.update(zip(unknown, said, strict=True))
+            answers.update(zip(unknown, given, strict=True))
             if generation == self._generation:  # else the answers may be older than a revocation
-                self._remember(zip(unknown, said, strict=True), time.monotonic() + self._seconds)
+                self._cache(zip(unknown, given, strict=True), time.monotonic() + self._seconds)
         return answers
 
     async def _is_shipped(self, store: Store) -> bool:
         if time.monotonic() < self._shipped_until:
             return self._shipped
-        async with self._looking:
+        async with self._shipped_lock:
             if time.monotonic() < self._shipped_until:
                 return self._shipped
             generation = self._generation
@@ -173,11 +178,11 @@ class Authorizer:
         for user, action, channel in [each for each in self._answers if _is_among(outdated, each[0], each[2])]:
             del self._answers[user, action, channel]
 
-    def _remember(self, answers: Iterable[tuple[Question, bool]], until: float) -> None:
+    def _cache(self, answers: Iterable[tuple[Question, bool]], until: float) -> None:
         for question, answer in answers:
             self._answers[question] = (answer, until)
             self._answers.move_to_end(question)
-        while len(self._answers) > REMEMBERED:
+        while len(self._answers) > MAX_CACHED_ANSWERS:
             self._answers.popitem(last=False)
 
 

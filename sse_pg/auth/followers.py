@@ -14,7 +14,7 @@ from sse_pg.errors import RuleFailed
 
 
 class Followers:
-    """Which streams follow which user, and whose subscriptions have to be read again."""
+    """Knows which streams follow which user, and whose subscriptions have to be read again."""
 
     def __init__(self, hub: Hub, store: Store, authorizer: Authorizer) -> None:
         self._hub = hub
@@ -23,13 +23,13 @@ class Followers:
         self._streams: dict[str, dict[Stream, Patterns]] = {}
         self._stale: set[str] = set()
         self._failed: dict[str, RuleFailed] = {}
-        """Users about whom the access rule gave no answer when it was asked last."""
+        """Users for whom the access rule gave no answer the last time."""
         self._lock = asyncio.Lock()
 
     async def follow(self, stream: Stream, user_id: str, patterns: Patterns) -> None:
-        """Give a stream its user's channels, now and after each change: those that patterns and access rules allow.
+        """Give a stream its user's channels, now and after each change, as far as patterns and access rule allow.
 
-        Raises RuleFailed where the rule gives no answer, and BusUnavailable when the database is away.
+        Raises RuleFailed if the rule gives no answer, and BusUnavailable if the database is unavailable.
         """
         self._streams.setdefault(user_id, {})[stream] = patterns
         self._stale.add(user_id)
@@ -38,7 +38,7 @@ class Followers:
             raise self._failed[user_id]
 
     def leave(self, stream: Stream, user_id: str) -> None:
-        """Forget a stream that has ended."""
+        """Stop following for a stream."""
         streams = self._streams.get(user_id, {})
         streams.pop(stream, None)
         if not streams:
@@ -46,16 +46,16 @@ class Followers:
             self._failed.pop(user_id, None)
 
     def changed(self, user_id: str | None) -> None:
-        """Note that the subscriptions of a user (None: of anybody) have changed."""
+        """Note that the subscriptions of a user (None: any user) have changed."""
         if user_id is None:
             self._stale.update(self._streams)
         elif user_id in self._streams:
             self._stale.add(user_id)
 
     async def refresh(self) -> None:
-        """Read what is stale. Raises BusUnavailable when the database is away; it stays stale then.
+        """Read the stale subscriptions. Raises BusUnavailable if the database is unavailable; they then stay stale.
 
-        One read at a time: the answer of an older read must not overwrite that of a newer one.
+        One read at a time, because the result of an older read must not overwrite that of a newer one.
         """
         if not self._stale and not self._lock.locked():
             return

@@ -1,4 +1,4 @@
-"""Who asks, and what their token lets them do."""
+"""Who makes a request, and what their token allows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 
 class Patterns:
-    """Names, each exact or with ``*`` for any run of characters, none included.
+    """Names, each exact or with ``*`` for any run of characters, which may be empty.
 
-    A channel cannot hold a ``*``. Matching looks for the parts between the stars from left to right and never goes
-    back, so that no pattern takes long. Rejected: regular expressions and fnmatch, where ``?``, ``[`` and ``.`` mean
-    something, and which a pattern can make run for minutes.
+    A channel cannot contain a ``*``. Matching looks for the parts between the stars from left to right and never goes
+    back, so no pattern takes long. Rejected: regular expressions and fnmatch, in which ``?``, ``[`` and ``.`` have a
+    meaning, and which a pattern can make run for minutes.
     """
 
     __slots__ = ("_exact", "_parts", "texts")
@@ -22,7 +22,7 @@ class Patterns:
         self._parts = tuple(tuple(text.split("*")) for text in self.texts if "*" in text)
 
     def match(self, name: str) -> bool:
-        """Tell whether one of the patterns takes in a name."""
+        """Tell whether one of the patterns matches a name."""
         return name in self._exact or any(_matches(parts, name) for parts in self._parts)
 
 
@@ -41,7 +41,7 @@ def _matches(parts: tuple[str, ...], name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whoever makes a request. ``user`` is None, and everything allowed, where no tokens are asked for."""
+    """Who makes a request. On a server without tokens, ``user`` is None and everything is allowed."""
 
     user: str | None
     publish: Patterns
@@ -49,7 +49,7 @@ class Identity:
     act_for: Patterns
     observe: bool
     expires: float | None
-    """Seconds since 1970 after which the token is worth nothing."""
+    """When the token expires, in seconds since 1970."""
 
 
 _EVERYTHING = Patterns(["*"])

@@ -1,4 +1,4 @@
-"""The key set of an identity provider: fetched when it is needed, kept, and fetched again now and then."""
+"""The key set of an identity provider: fetched when it is first needed, cached, and refreshed regularly."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from sse_pg.errors import KeysUnavailable
 
 log = logging.getLogger(__name__)
 
-#: Seconds for one fetch, and the most bytes of an answer.
-PATIENCE, MOST_BYTES = 5.0, 1 << 20
+#: Maximum time of one fetch, and maximum size of a key set.
+FETCH_TIMEOUT_S = 5.0
+MAX_KEY_SET_BYTES = 1 << 20
 
 
 class Jwks:
-    """Keys from a URL. Those that were fetched stay while the URL does not answer."""
+    """Keys from a URL. The last fetched keys stay in use while the URL does not respond."""
 
     def __init__(self, url: str, *, refresh: float, pause: float) -> None:
-        """``refresh``: seconds after which the set is fetched again. ``pause``: seconds between any two fetches."""
+        """``refresh``: age of the set, in seconds, at which it is fetched again. ``pause``: seconds between fetches."""
         self._url = url
         parts = urlsplit(url)
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # no password, no key
@@ -36,52 +37,52 @@ class Jwks:
         self.keys: list[Key] = []
 
     async def current(self) -> None:
-        """See to it that there are keys. Raises KeysUnavailable when there never were any and there are none now."""
+        """Make sure that there are keys. Raises KeysUnavailable if there are none and they cannot be fetched."""
         if not self.keys:
-            await self.again()
+            await self.fetch()
             if not self.keys:
-                raise KeysUnavailable("the keys of the identity provider cannot be had")
+                raise KeysUnavailable("the keys of the identity provider are unavailable")
         elif time.monotonic() - max(self._fetched_at, self._tried_at) >= self._refresh and (
             self._task is None or self._task.done()
         ):
-            # Nobody waits for it: the keys at hand are good until then.
-            self._task = asyncio.create_task(self.again())
+            # No request waits for it: the old keys are valid until then.
+            self._task = asyncio.create_task(self.fetch())
 
-    async def again(self) -> bool:
-        """Fetch the set, unless that was tried a moment ago; True when the keys are others."""
+    async def fetch(self) -> bool:
+        """Fetch the set, unless that was tried within ``pause``. Return whether the keys are newer than the call."""
         asked_at = time.monotonic()
         async with self._lock:
             if asked_at - self._tried_at < self._pause or self._fetched_at >= asked_at:
-                return self._fetched_at >= asked_at  # who came while it was fetched has what was fetched
+                return self._fetched_at >= asked_at  # a fetch that ended while this call waited serves it too
             self._tried_at = time.monotonic()
             try:
                 keys = jwk_keys(await self._get())
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 reason = str(error).replace(self._url, self._shown) or type(error).__name__
-                log.warning("the key set at %s cannot be had: %s", self._shown, reason)
+                log.warning("the key set at %s cannot be fetched: %s", self._shown, reason)
                 return False
             self._fetched_at = time.monotonic()
             self.keys = keys
             return True
 
     async def close(self) -> None:
-        """Leave a fetch that is under way."""
+        """Cancel a fetch that is under way."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
     async def _get(self) -> Any:
-        # A redirect could lead from https to anywhere.
-        timeout = aiohttp.ClientTimeout(total=PATIENCE)
+        # Redirects are not followed: they could lead from https to anywhere.
+        timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
             session.get(self._url, allow_redirects=False, headers={"Accept": "application/json"}) as response,
         ):
             if response.status != 200:
-                raise ValueError(f"it answers {response.status}")
+                raise ValueError(f"status {response.status}")
             body = bytearray()
             async for part in response.content.iter_chunked(65536):
                 body += part
-                if len(body) > MOST_BYTES:
-                    raise ValueError(f"it has more than {MOST_BYTES} bytes")
+                if len(body) > MAX_KEY_SET_BYTES:
+                    raise ValueError(f"it has more than {MAX_KEY_SET_BYTES} bytes")
             return msgspec.json.decode(bytes(body))

@@ -1,4 +1,4 @@
-"""Tokens: JSON Web Tokens that say who somebody is and what they may do; checking them, and making them."""
+"""Tokens: verifying and making JSON Web Tokens that say who somebody is and what they may do."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sse_pg.config import Settings
 from sse_pg.core.names import user_fault
 from sse_pg.errors import SettingError, TokenRefused
 
-#: Characters of a token.
-LONGEST = 16384
-#: Verified tokens that are remembered, so that each request does not cost a signature.
-REMEMBERED = 10000
-#: Seconds between looks at the key files.
-LOOK_AGAIN = 1.0
+#: Maximum length of a token, in characters.
+MAX_TOKEN_LENGTH = 16384
+#: Maximum number of verified tokens that are cached, so that not every request verifies a signature.
+MAX_CACHED_TOKENS = 10000
+#: Time between two checks whether the key files have changed.
+KEY_FILES_INTERVAL_S = 1.0
 
 
 class Rights(msgspec.Struct, rename="camel"):
-    """The claim ``sse_pg``: patterns of channels, and of users that its bearer may act for."""
+    """The claim ``sse_pg``: patterns of channels, and of users for whom the bearer may act."""
 
     publish: list[str] = []
     subscribe: list[str] = []
@@ -36,16 +36,16 @@ class Rights(msgspec.Struct, rename="camel"):
 
 
 class Verifier:
-    """Tells the identity of a token."""
+    """Verifies tokens."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read the keys that the settings name. Raises SettingError where they cannot be used."""
+        """Read the keys that the settings name. Raises SettingError if they cannot be used."""
         self._audience = settings.token_audience
         self._issuer = settings.token_issuer
         self._leeway = settings.token_leeway
         self._secret = _setting_secret(settings)
         self._files = KeyFiles(settings.token_secret_file, settings.token_public_key_files)
-        self._looked_at = time.monotonic()
+        self._checked_files_at = time.monotonic()
         self._jwks = (
             Jwks(settings.token_jwks_url, refresh=settings.token_jwks_refresh, pause=settings.token_jwks_pause)
             if settings.token_jwks_url
@@ -55,18 +55,18 @@ class Verifier:
         self._known_with: list[Key] | None = None
 
     async def close(self) -> None:
-        """Let go of what is under way."""
+        """Cancel a fetch of keys that is under way."""
         if self._jwks is not None:
             await self._jwks.close()
 
     async def verify(self, token: str) -> Identity:
         """Return the identity of a token.
 
-        Raises TokenRefused with the reason, and KeysUnavailable when nobody can say now.
+        Raises TokenRefused with the reason, and KeysUnavailable if there are no keys to verify it with.
         """
         now = time.monotonic()
-        if now - self._looked_at >= LOOK_AGAIN:
-            self._looked_at = now
+        if now - self._checked_files_at >= KEY_FILES_INTERVAL_S:
+            self._checked_files_at = now
             if self._files.refresh():
                 self._known.clear()
         if self._jwks is not None:
@@ -74,7 +74,7 @@ class Verifier:
             if self._known_with is not self._jwks.keys:
                 self._known.clear()
                 self._known_with = self._jwks.keys
-        # Not the token itself: memory that shows up in a dump should hold as few of them as can be.
+        # Not the token itself: a memory dump should contain as few tokens as possible.
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         identity = self._known.get(digest)
         if identity is not None:
@@ -83,25 +83,25 @@ class Verifier:
                 raise TokenRefused("the token has expired")
             return identity
         identity = await self._check(token)
-        while len(self._known) >= REMEMBERED:
+        while len(self._known) >= MAX_CACHED_TOKENS:
             self._known.popitem(last=False)
         self._known[digest] = identity
         return identity
 
     async def _check(self, token: str) -> Identity:
-        if len(token) > LONGEST:
-            raise TokenRefused(f"a token has at most {LONGEST} characters")
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise TokenRefused(f"the token is longer than {MAX_TOKEN_LENGTH} characters")
         try:
             header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, ValueError, RecursionError):  # the last: older ones of PyJWT let it through
+        except (jwt.PyJWTError, ValueError, RecursionError):  # older versions of PyJWT do not catch the last one
             raise TokenRefused("it is not a JSON Web Token") from None
         if "crit" in header:
-            raise TokenRefused("the token demands an extension that is not known here")
+            raise TokenRefused("the token requires an unknown extension")
         try:
             return self._identity(self._claims(token, header))
         except TokenRefused:
-            # A key that the set does not have yet? Another token with a wrong signature does not get us here: `pause`.
-            if self._jwks is None or self._suits(header, self._jwks.keys) or not await self._jwks.again():
+            # The key may be newer than the cached set. `pause` bounds the fetches that bad tokens can cause.
+            if self._jwks is None or self._suits(header, self._jwks.keys) or not await self._jwks.fetch():
                 raise
         return self._identity(self._claims(token, header))
 
@@ -109,7 +109,7 @@ class Verifier:
         return [*self._secret, *self._files.keys, *(self._jwks.keys if self._jwks is not None else [])]
 
     def _suits(self, header: dict[str, Any], keys: Sequence[Key]) -> list[Key]:
-        """Return the keys that may have signed a token with such a header."""
+        """Return the keys that can have signed a token with this header."""
         kid = header.get("kid")
         return [
             key
@@ -127,7 +127,7 @@ class Verifier:
                     audience=self._audience,
                     issuer=self._issuer,
                     leeway=self._leeway,
-                    # When a token was issued is said for the record, and clocks differ.
+                    # The time of issue restricts nothing, and clocks differ.
                     options={"require": ["exp", "sub"], "verify_iat": False},
                 )
             except jwt.InvalidSignatureError:
@@ -145,12 +145,12 @@ class Verifier:
             except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
                 raise TokenRefused("the token cannot be read") from None
             return claims
-        raise TokenRefused("no key here verifies the token's signature")
+        raise TokenRefused("no key of this server verifies the token's signature")
 
     def _identity(self, claims: dict[str, Any]) -> Identity:
         user = claims["sub"]
         if not isinstance(user, str) or user_fault(user):
-            raise TokenRefused("the claim sub is no user id")
+            raise TokenRefused("the claim sub is not a valid user id")
         try:
             rights = msgspec.convert(claims.get("sse_pg", {}), Rights)
         except msgspec.ValidationError as error:
@@ -179,17 +179,17 @@ def mint(
     act_for: Sequence[str] = (),
     observe: bool = False,
 ) -> str:
-    """Return a token for the configured secret, good for ``ttl`` seconds.
+    """Return a token that is signed with the configured secret and valid for ``ttl`` seconds.
 
-    Raises SettingError when no secret is configured, and ValueError for a user id that none can be.
+    Raises SettingError if no secret is configured, and ValueError for an invalid user id.
     """
     if fault := user_fault(user):
         raise ValueError(fault)
     keys = _setting_secret(settings) or KeyFiles(settings.token_secret_file, ()).keys
     if not keys:
         raise SettingError(
-            "set SSE_PG_TOKEN_SECRET or SSE_PG_TOKEN_SECRET_FILE: a token is made with the secret that the server "
-            "checks it with; a public key makes none"
+            "set SSE_PG_TOKEN_SECRET or SSE_PG_TOKEN_SECRET_FILE: making a token needs the secret with which the "
+            "server verifies it; a public key cannot make one"
         )
     now = int(time.time())
     rights: dict[str, Any] = {"publish": list(publish), "subscribe": list(subscribe)}

@@ -1,1 +1,1 @@
-"""What every HTTP request goes through: problems, limits, access, parameters, bodies."""
+"""What every HTTP request passes through: problem documents, limits, access, parameters, bodies."""

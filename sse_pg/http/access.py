@@ -1,4 +1,4 @@
-"""Who makes a request, and whether they may: tokens, the rules in SQL, and the origin of pages that use a cookie."""
+"""Who makes a request and what they may do: tokens, the access rule in SQL, the origin of pages that use a cookie."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sse_pg.config import Settings
 from sse_pg.errors import TokenRefused
 from sse_pg.http.problem import FieldError, Problem
 
-#: Channels that a refusal names.
-NAMED = 20
+#: Maximum number of channels that a refusal names.
+MAX_NAMED_CHANNELS = 20
 _VERBS = {"publish": "publish to", "subscribe": "read"}
 
 
 class Access:
-    """What handlers ask before they do anything."""
+    """Identifies requests and checks their rights. Every handler asks it first."""
 
     def __init__(self, settings: Settings, authorizer: Authorizer) -> None:
-        """Raises SettingError where the keys cannot be used."""
+        """Raises SettingError if the keys cannot be used."""
         self._verifier = Verifier(settings) if settings.asks_for_tokens else None
         self._authorizer = authorizer
         self._any_host = settings.open
@@ -34,16 +34,16 @@ class Access:
 
     @property
     def is_open(self) -> bool:
-        """Whether no tokens are asked for."""
+        """Whether the server requires no tokens."""
         return self._verifier is None
 
     async def close(self) -> None:
-        """Let go of what is under way."""
+        """Cancel a fetch of keys that is under way."""
         if self._verifier is not None:
             await self._verifier.close()
 
     async def identify(self, request: web.Request) -> Identity:
-        """Return who makes a request. Raises the 401 or 403 that says why nobody can be seen in it."""
+        """Return who makes a request. Raises the 401 or 403 that says why the request identifies nobody."""
         if self._verifier is None:
             if not self._any_host:
                 self._require_own_host(request)
@@ -51,64 +51,63 @@ class Access:
         for name in ("token", "access_token"):
             if name in request.query:
                 raise _unauthorized(
-                    "A token does not go into the URL, where logs and histories keep it: send the header "
-                    "Authorization: Bearer, or the cookie.",
+                    "Tokens are not accepted in the URL, because logs and browser histories keep URLs: "
+                    "send the header Authorization: Bearer, or the cookie.",
                     "invalid_request",
                 )
         token = bearer(request)
         if token is None:
             token = request.cookies.get(self._cookie)
             if not token:
-                raise _unauthorized("A token is needed: send it in the header Authorization: Bearer, or in the cookie.")
+                raise _unauthorized("A token is required: send the header Authorization: Bearer, or the cookie.")
             self._require_own_origin(request)
         try:
             return await self._verifier.verify(token)
         except TokenRefused as refused:
-            raise _unauthorized(f"The token is not accepted: {refused}.", "invalid_token", str(refused)) from None
+            raise _unauthorized(f"The token was refused: {refused}.", "invalid_token", str(refused)) from None
 
     def user(self, identity: Identity, claimed: str | None) -> str | None:
-        """Return whom a request is about; None is nobody in particular. Raises 403 where the token is for another."""
+        """Return the user that a request is about, or None. Raises 403 if the token may not act for that user."""
         if identity.user is None:
             return claimed
         if claimed is None or claimed == identity.user or identity.act_for.match(claimed):
             return claimed or identity.user
         raise Problem(
             403,
-            f"The token is of the user {identity.user} and may not act for {claimed}.",
+            f"The token belongs to user {identity.user} and may not act for {claimed}.",
             errors=[FieldError("userId", claimed)],
         )
 
     def require_observer(self, identity: Identity) -> None:
-        """Raise 403 unless the token lets its bearer look at the whole server."""
+        """Raise 403 unless the token lets its bearer see the state of the whole server."""
         if not identity.observe:
-            raise Problem(403, "The token does not have observe, which this takes.")
+            raise Problem(403, "This needs a token with the right observe.")
 
     async def require(
         self, identity: Identity, user: str | None, action: str, channels: Collection[str], field: str
     ) -> None:
-        """Raise the 403 that names the channels with which the user may not do this; ``field`` is where they stand.
+        """Raise a 403 that names the channels on which the user may not do this; ``field`` is the field they are in.
 
-        Raises RuleFailed where the rule gives no answer, and BusUnavailable when the database is away.
+        Raises RuleFailed if the access rule gives no answer, and BusUnavailable if the database is unavailable.
         """
         if identity is not OPEN:
             patterns = identity.publish if action == "publish" else identity.subscribe
-            _refuse(
-                [name for name in channels if not patterns.match(name)], "The token does not allow to", action, field
+            _require_none(
+                [name for name in channels if not patterns.match(name)], "token", identity.user, action, field
             )
         if not self._authorizer.asks_nobody:
             allowed = await self._authorizer.allowed(user, action, channels)
-            whom = "It is not allowed" if user is None else f"User {user} is not allowed"
-            _refuse([name for name in channels if name not in allowed], f"{whom} to", action, field)
+            _require_none([name for name in channels if name not in allowed], "access rule", user, action, field)
 
     def _require_own_host(self, request: web.Request) -> None:
-        """Refuse a name that is not this machine's where loopback is all that keeps others out.
+        """Refuse a Host that is not a name of this machine, if loopback is all that keeps others out.
 
-        A page of anybody's can have its own name point to 127.0.0.1 once it is loaded (DNS rebinding): to the browser,
-        what it asks for then is of its own origin. An address in the place of the name cannot be rebound.
+        Any page can make its own name point to 127.0.0.1 after it was loaded (DNS rebinding). The browser then treats
+        requests to this server as requests to the page's own origin. An IP address instead of a name cannot be rebound.
         """
         host = request.headers.get("Host")
         if host is None:
-            return  # no browser
+            return  # browsers always send it
         name = host.lower().rpartition(":")[0] if not host.endswith("]") and ":" in host else host.lower()
         if name in ("localhost", self._own_host) or name.endswith(".localhost"):
             return
@@ -117,14 +116,14 @@ class Access:
         except ValueError:
             raise Problem(
                 403,
-                f"This server is open and answers to names of its own machine, of which {host[:255]} is none: set up "
-                "tokens (docs/authorize.md), or say with SSE_PG_OPEN=true that everybody may do everything.",
+                f"This server requires no tokens, so it accepts only names of its own machine, and {host[:255]} is not "
+                "one. Set up tokens (docs/authorize.md), or let everybody do everything with SSE_PG_OPEN=true.",
             ) from None
 
     def _require_own_origin(self, request: web.Request) -> None:
-        """Refuse a page of somebody else's: browsers send cookies along, whoever's page makes the request.
+        """Refuse pages of other origins: browsers send cookies along, whichever page makes the request.
 
-        The Origin is what the browser says, not the page. Reads of the own origin come without one.
+        The browser sets the Origin header; the page cannot. Reads from the own origin come without it.
         """
         origin = request.headers.get("Origin")
         if origin is not None:
@@ -136,7 +135,7 @@ class Access:
             raise Problem(
                 403,
                 f"Pages of {origin or 'another origin'} may not use this server with a cookie; "
-                "SSE_PG_CORS_ORIGINS names those that may.",
+                "SSE_PG_CORS_ORIGINS lists the origins that may.",
             )
 
 
@@ -147,25 +146,28 @@ def bearer(request: web.Request) -> str | None:
         return None
     token = token.strip()
     if not token:
-        raise _unauthorized("The header Authorization: Bearer has no token in it.", "invalid_request")
+        raise _unauthorized("The header Authorization: Bearer contains no token.", "invalid_request")
     return token
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Tell whether a page comes from where the request went. The scheme is left out: a proxy may speak TLS for us."""
+    """Tell whether a page has the host of the request. The scheme is not compared: a proxy may terminate TLS."""
     try:
         return urlsplit(origin).netloc.lower() == host.lower() != ""
     except ValueError:
         return False
 
 
-def _refuse(channels: list[str], who: str, action: str, field: str) -> None:
-    if channels:
-        names = ", ".join(channels[:NAMED]) + (f" and {len(channels) - NAMED} more" if len(channels) > NAMED else "")
+def _require_none(refused: list[str], by: str, user: str | None, action: str, field: str) -> None:
+    if refused:
+        named = refused[:MAX_NAMED_CHANNELS]
+        others = len(refused) - len(named)
+        names = ", ".join(named) + (f" and {others} more" if others else "")
+        whom = "clients without a token" if user is None else f"user {user}"
         raise Problem(
             403,
-            f"{who} {_VERBS[action]} {names}.",
-            errors=[FieldError(field, name) for name in channels[:NAMED]],
+            f"The {by} does not allow {whom} to {_VERBS[action]} {names}.",
+            errors=[FieldError(field, name) for name in named],
         )
 
 

@@ -1,4 +1,4 @@
-"""The connections of a server: how many, for how long without a request, and what is answered to what is not HTTP."""
+"""The connections of a server: how many, how long without a request, and the response to bytes that are not HTTP."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from sse_pg.config import Settings
-from sse_pg.http.problem import TURNED_AWAY, Problem, unavailable
+from sse_pg.http.problem import REFUSED_REQUESTS, Problem, internal_error, unavailable
 
 log = logging.getLogger(__name__)
 
-#: Bytes of a request line: a thousand channel names fit into a URL.
-MAX_LINE = 65536
-#: Bytes of a header, and how many headers a request has: bounds what a head can hold in memory.
-MAX_HEADER = 16384
+#: Maximum bytes of a request line: a thousand channel names fit into a URL.
+MAX_REQUEST_LINE_BYTES = 65536
+#: Maximum bytes of a header, and maximum number of headers. Together they bound the memory of a request's head.
+MAX_HEADER_BYTES = 16384
 MAX_HEADERS = 64
-#: Connections that wait to be accepted.
+#: Maximum number of connections that wait in the kernel to be accepted.
 BACKLOG = 1024
-#: Connections beyond the limit that are told so; more are cut without a word.
-TOLD = 1000
-#: Seconds that one of them gets to send its request, which has to be read before it is answered.
-PATIENCE = 2.0
-#: Seconds for which the rest of a body is read and thrown away, so that its sender gets to read the answer.
-LINGER = 5.0
+#: Connections above the limit that are open at the same time to receive a 503. Further ones are closed at once.
+MAX_REFUSALS = 1000
+#: Time within which such a connection has to send its request: the 503 is the response to it.
+REFUSAL_TIMEOUT_S = 2.0
+#: Time for which the rest of a body is read and discarded after an early response, so that the client can read that.
+LINGER_S = 5.0
 
 
 class Connection(web.RequestHandler):
-    """A connection. What aiohttp cannot take for a request is answered with a problem document, too."""
+    """A connection. Bytes that aiohttp cannot parse as a request get a problem document as well."""
 
     __slots__ = ()
 
@@ -44,14 +44,14 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what never came to a handler."""
+        """Respond to a request that never reached a handler."""
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun")
+            raise ConnectionError("a response has already begun")
         if status >= 500:
-            log.error("a request from %s failed", request.remote, exc_info=exc)
-            problem = Problem(status, "Something went wrong here; the server's log has more.")
+            log.error("request from %s failed", request.remote, exc_info=exc)
+            problem = internal_error(status)
         else:
-            log.debug("a bad request from %s: %s", request.remote, message)
+            log.debug("bad request from %s: %s", request.remote, message)
             problem = _not_http(exc)
         response = problem.response()
         response.force_close()
@@ -61,18 +61,18 @@ class Connection(web.RequestHandler):
 def _not_http(error: BaseException | None) -> Problem:
     text = str(error.args[0] if error is not None and error.args else "")
     if isinstance(error, LineTooLong):
-        if str(error.args[1]) == str(MAX_LINE):
-            return Problem(414, f"The URL is too long: a request line has at most {MAX_LINE} bytes.")
-        return Problem(431, f"A header is too long: it has at most {MAX_HEADER} bytes.")
+        if str(error.args[1]) == str(MAX_REQUEST_LINE_BYTES):
+            return Problem(414, f"The request line is longer than {MAX_REQUEST_LINE_BYTES} bytes.")
+        return Problem(431, f"A header is longer than {MAX_HEADER_BYTES} bytes.")
     if "headers" in text.lower() and "many" in text.lower():
-        return Problem(431, f"There are too many headers: at most {MAX_HEADERS}.")
-    return Problem(400, "This is not an HTTP request.")
+        return Problem(431, f"The request has more than {MAX_HEADERS} headers.")
+    return Problem(400, "This is not a valid HTTP request.")
 
 
 class Site(web.BaseSite):
-    """Listens for a runner, on an address or on a socket that listens already."""
+    """Listens for a runner, on an address or on a socket that is already listening."""
 
-    __slots__ = ("_host", "_port", "_refused", "_settings", "_sock", "_streams")
+    __slots__ = ("_host", "_port", "_refusals", "_settings", "_sock", "_streams")
 
     def __init__(
         self,
@@ -84,33 +84,33 @@ class Site(web.BaseSite):
         sock: socket.socket | None = None,
         streams: Callable[[], int],
     ) -> None:
-        """``streams`` tells how many connections are streams: aiohttp no longer counts those."""
+        """``streams`` returns the number of connections that are streams, which aiohttp no longer counts."""
         super().__init__(runner, backlog=BACKLOG)
         self._settings = settings
         self._host = host
         self._port = port
         self._sock = sock
         self._streams = streams
-        self._refused: set[Refusal] = set()
+        self._refusals: set[Refusal] = set()
 
     @property
     def name(self) -> str:
-        """Return where it listens, for aiohttp's own messages."""
+        """Return the address, for aiohttp's own messages."""
         host, port = (self._host, self._port) if self._sock is None else self._sock.getsockname()[:2]
         return f"http://{host}:{port}"
 
     async def start(self) -> None:
-        """Begin to accept. Raises OSError where the address cannot be listened on."""
+        """Begin to accept connections. Raises OSError if the address cannot be listened on."""
         await super().start()
         loop = asyncio.get_running_loop()
         where: dict[str, Any] = {"sock": self._sock} if self._sock else {"host": self._host, "port": self._port}
         self._server = await loop.create_server(self._accept, backlog=BACKLOG, **where)
 
     async def leave(self) -> None:
-        """Accept no more and close the port. Who has connected is taken in first: closing would cut him off.
+        """Close the port. Clients that have already connected are accepted first: closing would reset them.
 
-        A proxy may have sent a publish to a connection that nobody has accepted yet, and must not send it again
-        elsewhere; one that is refused, it may. Between the last one taken and the end of the port lie two system calls.
+        A proxy may have sent a publish on a connection that is not accepted yet, and must not repeat it elsewhere after
+        a reset. After a refused connection it may. Only two system calls lie between the last accept and the close.
         """
         server = self._server
         assert isinstance(server, asyncio.Server)
@@ -118,7 +118,7 @@ class Site(web.BaseSite):
         ports = [each.dup() for each in server.sockets]
         for each in server.sockets:
             loop.remove_reader(each)
-        await asyncio.sleep(0)  # asyncio drops those whose acceptance is under way when it closes a server
+        await asyncio.sleep(0)  # closing an asyncio server drops connections that it is just accepting
         server.close()
         waiting: list[socket.socket] = []
         for port in ports:
@@ -133,47 +133,47 @@ class Site(web.BaseSite):
         server = self._runner.server
         assert server is not None
         if len(server.connections) + self._streams() >= self._settings.max_connections:
-            if isinstance(self._runner, web.AppRunner) and TURNED_AWAY in self._runner.app:
-                self._runner.app[TURNED_AWAY]["connections"] += 1
-            return Refusal(self._refused, self._settings.max_connections)
+            if isinstance(self._runner, web.AppRunner) and REFUSED_REQUESTS in self._runner.app:
+                self._runner.app[REFUSED_REQUESTS]["connections"] += 1
+            return Refusal(self._refusals, self._settings.max_connections)
         options: dict[str, Any] = {
-            # Runs from the moment of the connection, and again from each answer, until the head of a request is whole:
-            # it bounds silence as well as a head that drips.
+            # Runs from the start of the connection, and again from each response, until the head of a request is
+            # complete. So it bounds idle connections as well as heads that arrive byte by byte.
             "keepalive_timeout": self._settings.idle,
             "access_log": None,
-            "lingering_time": LINGER,
-            "max_line_size": MAX_LINE,
-            "max_field_size": MAX_HEADER,
+            "lingering_time": LINGER_S,
+            "max_line_size": MAX_REQUEST_LINE_BYTES,
+            "max_field_size": MAX_HEADER_BYTES,
             "max_headers": MAX_HEADERS,
         }
         return Connection(server, loop=asyncio.get_running_loop(), **options)
 
 
 class Refusal(asyncio.Protocol):
-    """A connection beyond the limit: it is told to come back, once its request has begun to arrive."""
+    """A connection above the limit: it gets a 503 as soon as its request begins to arrive."""
 
-    def __init__(self, told: set[Refusal], limit: int) -> None:
-        self._told = told
+    def __init__(self, refusals: set[Refusal], limit: int) -> None:
+        self._refusals = refusals
         self._limit = limit
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for a request, if few others do."""
+        """Wait for the request, unless too many refused connections already do."""
         assert isinstance(transport, asyncio.Transport)
-        if len(self._told) >= TOLD:
+        if len(self._refusals) >= MAX_REFUSALS:
             transport.abort()
             return
-        self._told.add(self)
+        self._refusals.add(self)
         self._transport = transport
-        self._timer = asyncio.get_running_loop().call_later(PATIENCE, transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(REFUSAL_TIMEOUT_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Answer, whatever the request is, and end the connection."""
+        """Respond, whatever the request is, and close the connection."""
         transport, self._transport = self._transport, None
         if transport is None:
             return
-        problem = unavailable(f"This server has its {self._limit} connections.")
+        problem = unavailable(f"Connection limit reached ({self._limit} on this server); retry later.")
         response = problem.response()
         body = response.body
         assert isinstance(body, bytes)
@@ -184,6 +184,6 @@ class Refusal(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Make room for the next one."""
-        self._told.discard(self)
+        self._refusals.discard(self)
         if self._timer is not None:
             self._timer.cancel()

@@ -1,4 +1,4 @@
-"""What one client may take of a server: streams, publishes, memory for bodies. Each limit is of one process."""
+"""How much one client may use: streams, publishes, memory for bodies. Each limit is counted per process."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sse_pg.config import Settings
 from sse_pg.errors import SettingError
 from sse_pg.http.problem import Problem, unavailable
 
-#: Seconds after which a client that has all its streams may ask again.
-STREAMS_RETRY = 10
-#: Characters of the longest address, with room for an interface's name.
-LONGEST_ADDRESS = 64
+#: Retry-After of a client that has reached its limit of streams.
+STREAMS_RETRY_AFTER_S = 10
+#: Maximum characters of an address, with room for the name of an interface.
+MAX_ADDRESS_LENGTH = 64
 
 
 class Proxies:
-    """The proxies whose word on a client's address is taken."""
+    """The proxies that are trusted to say a client's address."""
 
     def __init__(self, text: str) -> None:
-        """Read addresses and networks, separated by commas. Raises SettingError."""
+        """Parse addresses and networks, separated by commas. Raises SettingError."""
         try:
             self._networks = [ip_network(part.strip()) for part in text.split(",") if part.strip()]
         except ValueError as error:
@@ -36,10 +36,10 @@ class Proxies:
             ) from None
 
     def client(self, request: web.BaseRequest) -> str:
-        """Return the address of who asks: the last one in X-Forwarded-For that is no proxy of ours.
+        """Return the client's address: the last one in X-Forwarded-For that is not a trusted proxy.
 
-        A header of a peer that is no trusted proxy is not looked at, and neither is what stands left of an
-        address that is not trusted: the client wrote it.
+        The header is ignored if the peer is not a trusted proxy. Entries to the left of an address that is not trusted
+        are ignored too, because the client wrote them.
         """
         address = request.remote or "unknown"
         if not self._networks or not self._trusts(address):
@@ -59,10 +59,10 @@ class Proxies:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    return _parsed(text) if len(text) <= LONGEST_ADDRESS else None
+    return _parsed(text) if len(text) <= MAX_ADDRESS_LENGTH else None
 
 
-@lru_cache(4096)  # each request asks, and reading an address takes as long as decoding an event
+@lru_cache(4096)  # every request needs it, and parsing an address takes as long as decoding an event
 def _parsed(text: str) -> IPv4Address | IPv6Address | None:
     try:
         address = ip_address(text)
@@ -74,8 +74,8 @@ def _parsed(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def site(text: str) -> str:
-    """Return what counts as one address: of IPv6 a whole /64, which is what one household has."""
-    return _site(text) if len(text) <= LONGEST_ADDRESS else text
+    """Return what counts as one address. For IPv6 this is a whole /64, which is what one household gets."""
+    return _site(text) if len(text) <= MAX_ADDRESS_LENGTH else text
 
 
 @lru_cache(4096)
@@ -87,23 +87,25 @@ def _site(text: str) -> str:
 
 
 class StreamLimits:
-    """How many streams a user and an address have open."""
+    """The number of open streams of each user and each address."""
 
     def __init__(self, per_user: int, per_address: int) -> None:
-        self._most = {"user": per_user, "address": per_address}
+        """0 means no limit."""
+        self._limits = {"user": per_user, "address": per_address}
         self._open: Counter[tuple[str, str]] = Counter()
 
     def take(self, user: str | None, address: str) -> None:
-        """Count a stream. Raises the 429 where there are enough."""
+        """Count a stream. Raises a 429 if the limit is reached."""
         keys = _keys(user, address)
         for kind, key in keys:
-            most = self._most[kind]
-            if most and self._open[kind, key] >= most:
-                raise too_many(f"This {kind} has its {most} streams on this server.", STREAMS_RETRY, f"streams_{kind}")
+            limit = self._limits[kind]
+            if limit and self._open[kind, key] >= limit:
+                detail = f"Stream limit reached: {limit} on this server for one {kind}."
+                raise too_many(detail, STREAMS_RETRY_AFTER_S, f"streams_{kind}")
         self._open.update(keys)
 
     def give_back(self, user: str | None, address: str) -> None:
-        """Count a stream no longer."""
+        """Stop counting a stream."""
         for each in _keys(user, address):
             self._open[each] -= 1
             if not self._open[each]:
@@ -115,76 +117,77 @@ def _keys(user: str | None, address: str) -> list[tuple[str, str]]:
 
 
 class PublishRate:
-    """So many events a second for each who publishes: a bucket that holds one second's worth.
+    """The rate at which each publisher may publish: a token bucket that holds one second's worth of events.
 
-    Who has anything left may publish a batch of any size, and waits until it is paid off.
+    A batch of any size is accepted while anything is left in the bucket; the excess is paid off by waiting.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
         self._clock = clock
-        self._full_at: dict[str, float] = {}  # when the bucket is full again; absent: it is
-        self._look_again = 1000
+        self._full_at: dict[str, float] = {}  # when a bucket is full again; full buckets are absent
+        self._sweep_size = 1000
 
     def check(self, who: str) -> None:
-        """Raise the 429 where ``who`` has published too much of late."""
+        """Raise a 429 if the bucket of ``who`` is empty."""
         if not self._rate:
             return
         owed = max(0.0, self._full_at.get(who, 0.0) - self._clock()) * self._rate
         left = max(1.0, self._rate) - owed
-        if left < 1 - 1e-6:  # a rounding error is no debt
+        if left < 1 - 1e-6:  # less than a rounding error
             wait = (1 - left) / self._rate
-            detail = f"At most {self._rate:g} events a second; nothing was published."
+            detail = f"Publish rate limit reached ({self._rate:g} events per second); nothing was published."
             raise too_many(detail, max(1, math.ceil(wait)), "publish_rate")
 
     def charge(self, who: str, events: int) -> None:
-        """Take the price of some events."""
+        """Take events out of the bucket of ``who``."""
         if not self._rate:
             return
         now = self._clock()
         self._full_at[who] = max(self._full_at.get(who, 0.0), now) + events / self._rate
-        if len(self._full_at) > self._look_again:
+        if len(self._full_at) > self._sweep_size:
             self._full_at = {name: full for name, full in self._full_at.items() if full > now}
-            self._look_again = max(1000, 2 * len(self._full_at))
+            self._sweep_size = max(1000, 2 * len(self._full_at))
 
 
 class Bodies:
-    """Reads request bodies: each within a time and a size, all of them together within an amount of memory."""
+    """Reads request bodies, with limits on the time and size of each and on the memory of all together."""
 
-    def __init__(self, largest: int, most: int, seconds: float) -> None:
-        self._largest = largest
-        self._most = most
-        self._seconds = seconds
+    def __init__(self, max_body: int, max_total: int, timeout: float) -> None:
+        """Sizes are in bytes, ``timeout`` is in seconds."""
+        self._max_body = max_body
+        self._max_total = max_total
+        self._timeout = timeout
         self.held = 0
-        """Bytes of the bodies of the requests that are not answered yet."""
+        """Bytes of the bodies of all requests that have no response yet."""
 
     async def read(self, request: web.Request) -> bytes:
-        """Return a body; it counts until the request is answered. Raises the 408, 413 or 503 that names the limit."""
-        body = bytearray()  # not a list of parts: a body that comes byte by byte would take 40 times its size
+        """Return a body, which counts until its request ends. Raises a 408, 413 or 503 that names the limit."""
+        body = bytearray()  # not a list of parts: a body that arrives byte by byte would take 40 times its size
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(lambda _: self._release(len(body)))  # aiohttp has a task for each request
         content = request.content
-        if content.is_eof():  # it came with the head, as small ones do: nothing to wait for
+        if content.is_eof():  # it arrived with the head, as small bodies do
             self._add(body, content.read_nowait())
             return bytes(body)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._timeout):
                 async for part in content.iter_any():
                     self._add(body, part)
         except TimeoutError:
-            detail = f"The body did not arrive within {self._seconds:g} s."
+            detail = f"The body did not arrive within {self._timeout:g} s."
             raise Problem(408, detail, headers={"Connection": "close"}) from None
         return bytes(body)
 
     def _add(self, body: bytearray, part: bytes) -> None:
         self.held += len(part)
         body += part
-        if len(body) > self._largest:
-            # Not request.client_max_size: that is of the application that this one is mounted in.
-            raise Problem(413, f"The body is larger than {self._largest} bytes.")
-        if self.held > self._most:
-            problem = unavailable("This server reads as many bodies now as it has memory for.", limit="bodies")
+        if len(body) > self._max_body:
+            # Not request.client_max_size, which belongs to the application that this one is mounted in.
+            raise Problem(413, f"The body is larger than {self._max_body} bytes.")
+        if self.held > self._max_total:
+            problem = unavailable("Request-body memory limit reached; retry later.", limit="bodies")
             problem.headers["Connection"] = "close"
             raise problem
 
@@ -193,7 +196,7 @@ class Bodies:
 
 
 class Limits:
-    """The limits of a server, put together."""
+    """All limits of a server."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingError."""
@@ -204,5 +207,5 @@ class Limits:
 
 
 def too_many(detail: str, seconds: int, limit: str) -> Problem:
-    """Return the 429 that says when to come back."""
+    """Return a 429 that says when to retry."""
     return Problem(429, detail, headers={"Retry-After": str(seconds)}, limit=limit)

@@ -1,4 +1,4 @@
-"""JSON responses, and errors over HTTP: RFC 9457 problem documents, one line of help each."""
+"""JSON responses, and errors over HTTP as RFC 9457 problem documents."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from sse_pg.errors import (
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
-RETRY_AFTER = 2
-#: Where an application counts who was turned away: by Problem.limit, or by the status 401 or 403.
-TURNED_AWAY = web.AppKey("TURNED_AWAY", Counter[str])
-#: Fields that an answer names: a body of 16 MiB has room for a million that are wrong.
-MOST_ERRORS = 100
+#: Retry-After of a 503.
+RETRY_AFTER_S = 2
+#: Where an application counts refused requests: by Problem.limit, or by the status 401 or 403.
+REFUSED_REQUESTS = web.AppKey("REFUSED_REQUESTS", Counter[str])
+#: Maximum number of wrong fields that a response names: a body of 16 MiB has room for a million.
+MAX_NAMED_ERRORS = 100
 
 
 def json_response(
@@ -41,21 +42,21 @@ def json_response(
     headers: Mapping[str, str] | None = None,
     content_type: str = "application/json",
 ) -> web.Response:
-    """Return a body as JSON, with a line end behind it: for whoever asks from a terminal."""
+    """Return a body as JSON. The line end after it is for terminals."""
     return web.Response(
         status=status, body=msgspec.json.encode(body) + b"\n", content_type=content_type, headers=headers
     )
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """Which field is wrong, and what is allowed."""
+    """A field that is wrong, and what is allowed."""
 
     field: str
     detail: str
 
 
 class Problem(Exception):
-    """An answer other than 2xx."""
+    """An error that becomes a problem document."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.limit = limit
-        """Under which name it is counted; none where it is not."""
+        """The name under which it is counted; empty if it is not."""
         self.status = status
         self.detail = detail
         self.errors = errors
@@ -92,19 +93,24 @@ class Problem(Exception):
             body, self.status, headers={"Cache-Control": "no-store", **self.headers}, content_type=CONTENT_TYPE
         )
         if self.headers.get("Connection") == "close":
-            response.force_close()  # the header alone leaves it to the client
+            response.force_close()  # the header alone leaves closing to the client
         return response
 
 
 def invalid(errors: Sequence[FieldError]) -> Problem:
-    """Return the 422 that names the fields."""
-    named = [f"{error.field}: {error.detail}" if error.field else error.detail for error in errors[:5]]
-    return Problem(422, "; ".join(named), errors=errors[:MOST_ERRORS])
+    """Return a 422 that names the fields."""
+    named = [f"{error.field or 'body'}: {error.detail}" for error in errors[:5]]
+    return Problem(422, "; ".join(named), errors=errors[:MAX_NAMED_ERRORS])
 
 
 def unavailable(detail: str, *, limit: str = "", kind: str = "about:blank", title: str | None = None) -> Problem:
-    """Return the 503 that asks to come back."""
-    return Problem(503, detail, kind=kind, title=title, headers={"Retry-After": str(RETRY_AFTER)}, limit=limit)
+    """Return a 503 that asks the client to retry."""
+    return Problem(503, detail, kind=kind, title=title, headers={"Retry-After": str(RETRY_AFTER_S)}, limit=limit)
+
+
+def internal_error(status: int = 500) -> Problem:
+    """Return the problem of an error that only the log explains."""
+    return Problem(status, "Internal error; the server's log has the details.")
 
 
 def _problem_of(error: Exception) -> Problem:
@@ -112,8 +118,8 @@ def _problem_of(error: Exception) -> Problem:
         return error
     if isinstance(error, OutcomeUnknown):
         return unavailable(
-            "The connection to the database was lost during the commit: the event may or may not be published. "
-            "Publish again with the same idempotencyKey to be sure.",
+            "The connection to the database was lost during the commit: the event may or may not have been published. "
+            "To be sure, publish again with the same idempotencyKey.",
             limit="outcome_unknown",
             kind="urn:sse-pg:outcome-unknown",
             title="Outcome unknown",
@@ -125,18 +131,18 @@ def _problem_of(error: Exception) -> Problem:
             limit="key_held",
         )
     if isinstance(error, BusUnavailable):
-        return unavailable(f"The database does not answer; nothing was published. ({error})", limit="database")
+        return unavailable(f"The database is unavailable; nothing was published. ({error})", limit="database")
     if isinstance(error, EventRefused):
         return _refused(error)
     if isinstance(error, KeysUnavailable):
-        return unavailable("Tokens cannot be checked now: the keys cannot be had.", limit="keys")
+        return unavailable("Tokens cannot be checked at the moment: no keys are available.", limit="keys")
     if isinstance(error, RuleFailed):
         if error.late:
-            return unavailable("The access rule does not answer in time, so nothing is allowed.", limit="rule")
-        return Problem(500, "The access rule failed, so nothing is allowed; the server's log has more.")
+            return unavailable("The access rule took too long, so nothing is allowed.", limit="rule")
+        return Problem(500, "The access rule failed, so nothing is allowed; the server's log has the details.")
     if isinstance(error, CursorError):
         return Problem(422, str(error))
-    return Problem(500, "Something went wrong here; the server's log has more.")
+    return internal_error()
 
 
 def _refused(error: EventRefused) -> Problem:
@@ -148,16 +154,16 @@ def _refused(error: EventRefused) -> Problem:
 
 
 class _NoResponse(web.StreamResponse):
-    """Ends the connection of a request that nobody waits for, whichever aiohttp runner has it."""
+    """Ends the connection of a request whose client has left, in any aiohttp runner."""
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Send nothing: aiohttp takes this error for a client that has left, and closes the connection."""
+        """Send nothing. aiohttp takes this error for a client that has left, and closes the connection."""
         raise ConnectionResetError
 
 
 _DETAILS = {
-    404: "There is nothing at {path}.",
-    405: "{method} is not allowed here; allowed: {allow}.",
+    404: "No resource at {path}.",
+    405: "{method} is not allowed here, only {allow}.",
 }
 
 
@@ -179,21 +185,21 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except ClientGone:
         return _NoResponse()
     except web.RequestPayloadError:
-        problem = Problem(400, "The body cannot be read: its chunks or its Content-Encoding are broken.")
+        problem = Problem(400, "The body is malformed: its chunks or its Content-Encoding cannot be decoded.")
         problem.headers["Connection"] = "close"
     except Exception as error:
         problem = _problem_of(error)
         if problem.status == 500:
             log.exception("%s %r failed", request.method, request.path)
     if problem.status == 413:
-        # What is left of the body is not read; the connection cannot serve another request.
+        # The rest of the body is not read, so the connection cannot serve another request.
         problem.headers.setdefault("Connection", "close")
     _count(request, problem)
     return problem.response()
 
 
 def _count(request: web.Request, problem: Problem) -> None:
-    what = problem.limit or (str(problem.status) if problem.status in (401, 403) else "")
-    counts = request.config_dict.get(TURNED_AWAY)
-    if what and counts is not None:
-        counts[what] += 1
+    reason = problem.limit or (str(problem.status) if problem.status in (401, 403) else "")
+    counts = request.config_dict.get(REFUSED_REQUESTS)
+    if reason and counts is not None:
+        counts[reason] += 1

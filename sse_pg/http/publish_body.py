@@ -1,4 +1,4 @@
-"""The bodies of a publish: one event, a list, ``{"events": [...]}``, or NDJSON. Payloads stay the text they are."""
+"""The bodies of a publish: one event, a list, ``{"events": [...]}``, or NDJSON. Payloads stay JSON text."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ _list = msgspec.json.Decoder(list[EventBody])
 _events = msgspec.json.Decoder(_Events)
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
-#: Bytes of a JSON body whose fields are gone through one by one: as pieces, it can take 40 times its size.
-EXPLAINED = 1 << 20
-#: Characters of what is said of a larger one: the name of a field can be as long as the body.
-MAX_PLACE, MAX_MESSAGE = 100, 300
+#: Maximum bytes of a JSON body in which every wrong field is looked for: decoded into pieces, it takes up to 40 times
+#: its size. Of a larger one, only the decoder's first error is reported.
+MAX_EXPLAINED_BYTES = 1 << 20
+#: Maximum characters of that error's field and text: the name of a field can be as long as the body.
+MAX_FIELD_LENGTH, MAX_MESSAGE_LENGTH = 100, 300
 _FIELDS = ("channel", "eventType", "payload", "idempotencyKey")
 
 
 def drafts(body: bytes, *, ndjson: bool, max_payload: int, max_batch: int) -> tuple[list[Draft], bool]:
-    """Read a body; return its drafts and whether it was a batch.
+    """Decode a body; return its drafts and whether it was a batch.
 
-    Raises the 400, 413 or 422 that says what is wrong and, in a batch, with which item.
+    Raises a 400, 413 or 422 that says what is wrong and, in a batch, with which event.
     """
     try:
         body.decode()
@@ -51,29 +52,29 @@ def drafts(body: bytes, *, ndjson: bool, max_payload: int, max_batch: int) -> tu
         try:
             events, batch = _decode(body, ndjson)
         except msgspec.ValidationError as error:
-            if len(body) > EXPLAINED and not ndjson:
-                raise invalid([_first_fault(str(error))]) from None
+            if len(body) > MAX_EXPLAINED_BYTES and not ndjson:
+                raise invalid([_first_error(str(error))]) from None
             raise _explain(body, ndjson) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise (_bad_line(body) if ndjson else None) or bodies.malformed(error) from None
     if batch and not events:
-        raise invalid([FieldError("events", "at least one event is needed")])
+        raise invalid([FieldError("events", "must contain at least one event")])
     if len(events) > max_batch:
-        raise Problem(413, f"At most {max_batch} events in one request; this one has {len(events)}.")
+        raise Problem(413, f"A request may contain {max_batch} events; this one has {len(events)}.")
     made = []
-    good: set[tuple[str, str]] = set()  # a batch has few channels and types
+    checked: set[tuple[str, str]] = set()  # a batch has few channels and types
     for place, event in enumerate(events):
         names = (event.channel, event.event_type)
-        if names not in good or event.idempotency_key is not None or len(event.payload) > max_payload:
+        if names not in checked or event.idempotency_key is not None or len(event.payload) > max_payload:
             _check(event, f"events[{place}]." if batch else "", max_payload)
-            good.add(names)
+            checked.add(names)
         made.append(Draft(event.channel, event.event_type, bytes(event.payload).decode(), event.idempotency_key))
     return made, batch
 
 
 def _decode(body: bytes, ndjson: bool) -> tuple[Sequence[EventBody], bool]:
     if ndjson:
-        # Not decode_lines(): it takes several events on a line, and one on several.
+        # Not decode_lines(): it accepts several events on one line, and one event on several lines.
         return [_one.decode(line) for line in BytesIO(body) if not line.isspace()], True
     if body.lstrip()[:1] == b"[":
         return _list.decode(body), True
@@ -96,7 +97,7 @@ def _check(event: EventBody, prefix: str, max_payload: int) -> None:
     if errors:
         raise invalid(errors)
     if len(event.payload) > max_payload:
-        detail = f"at most {max_payload} bytes; this one has {len(event.payload)}"
+        detail = f"{len(event.payload)} bytes, {max_payload} are allowed"
         raise Problem(413, f"The payload is too large: {detail}.", errors=[FieldError(f"{prefix}payload", detail)])
 
 
@@ -109,7 +110,7 @@ def _bad_line(body: bytes) -> Problem | None:
                 continue
             except (msgspec.DecodeError, RecursionError) as error:
                 if _holds_more(line):
-                    return Problem(400, f"Line {number} holds more than one event: send one event a line.")
+                    return Problem(400, f"Line {number} contains more than one event: send one event per line.")
                 return Problem(400, f"Line {number} is not JSON: {error}.")
     return None
 
@@ -121,14 +122,14 @@ def _holds_more(line: bytes) -> bool:
         return False
 
 
-def _first_fault(message: str) -> FieldError:
-    """Return what msgspec says of the first field that is wrong; it ends with the place: "... - at `$[3].channel`"."""
-    path = message.rpartition("`$")[2].rstrip("`")[:MAX_PLACE] if "`$" in message else ""
-    return FieldError(f"events{path}" if path.startswith("[") else path.removeprefix("."), message[:MAX_MESSAGE])
+def _first_error(message: str) -> FieldError:
+    """Return msgspec's error, whose text ends with the path of the field: "... - at `$[3].channel`"."""
+    path = message.rpartition("`$")[2].rstrip("`")[:MAX_FIELD_LENGTH] if "`$" in message else ""
+    return FieldError(f"events{path}" if path.startswith("[") else path.removeprefix("."), message[:MAX_MESSAGE_LENGTH])
 
 
 def _explain(body: bytes, ndjson: bool) -> Problem:
-    """Name every field that is wrong in the first event that is; raises what a decoder raises beyond that event."""
+    """Return a 422 that names every wrong field of the first wrong event. Raises decoder errors found on the way."""
     items: Iterable[bytes | msgspec.Raw]
     if ndjson:
         items = (line for line in BytesIO(body) if not line.isspace())
@@ -137,10 +138,10 @@ def _explain(body: bytes, ndjson: bool) -> Problem:
         items, batch = _items(body)
     for place, item in enumerate(items):
         prefix = f"events[{place}]." if batch else ""
-        errors = _faults(bytes(item), prefix)
+        errors = _errors(bytes(item), prefix)
         if errors:
             return invalid(errors)
-    return invalid([FieldError("events", "a list of events is needed")])
+    return invalid([FieldError("events", "must be a list of events")])
 
 
 def _items(body: bytes) -> tuple[Sequence[bytes | msgspec.Raw], bool]:
@@ -153,7 +154,7 @@ def _items(body: bytes) -> tuple[Sequence[bytes | msgspec.Raw], bool]:
     except msgspec.ValidationError:
         return [body], False
     if "events" in whole and not whole.keys() & set(_FIELDS):
-        others = [FieldError(name, "there is no such field; there is events") for name in whole if name != "events"]
+        others = [FieldError(name, "unknown field; allowed: events") for name in whole if name != "events"]
         if others:
             raise invalid(others)
         try:
@@ -163,20 +164,18 @@ def _items(body: bytes) -> tuple[Sequence[bytes | msgspec.Raw], bool]:
     return [body], False
 
 
-def _faults(item: bytes, prefix: str) -> list[FieldError]:
+def _errors(item: bytes, prefix: str) -> list[FieldError]:
     try:
         given = _raw_object.decode(item)
     except msgspec.ValidationError:
-        return [FieldError(prefix.rstrip("."), "an event is an object with channel and payload")]
-    errors = [
-        FieldError(f"{prefix}{name}", "this field is needed") for name in ("channel", "payload") if name not in given
-    ]
+        return [FieldError(prefix.rstrip("."), "must be an object with channel and payload")]
+    errors = [FieldError(f"{prefix}{name}", "required") for name in ("channel", "payload") if name not in given]
     for name, raw in given.items():
         if name not in _FIELDS:
-            errors.append(FieldError(f"{prefix}{name}", f"there is no such field; there are {', '.join(_FIELDS)}"))
+            errors.append(FieldError(f"{prefix}{name}", f"unknown field; allowed: {', '.join(_FIELDS)}"))
         elif name != "payload":
             try:
                 msgspec.json.decode(raw, type=str | None if name == "idempotencyKey" else str)
             except msgspec.ValidationError:
-                errors.append(FieldError(f"{prefix}{name}", "a string is needed"))
+                errors.append(FieldError(f"{prefix}{name}", "must be a string"))
     return errors

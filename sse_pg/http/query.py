@@ -1,4 +1,4 @@
-"""Query parameters: each reader returns a checked value or raises the problem that names the parameter."""
+"""Query parameters: each function returns a checked value, or raises a 422 that names the parameter."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sse_pg.http.problem import FieldError, invalid
 
 
 def collect(checks: Mapping[str, tuple[Callable[[str], str | None], str]]) -> None:
-    """Check several fields at once; raises the problem that names all that are wrong."""
+    """Check several fields at once. Raises a 422 that names all wrong ones."""
     errors = [FieldError(field, fault) for field, (rule, value) in checks.items() if (fault := rule(value))]
     if errors:
         raise invalid(errors)
 
 
 def query_channels(query: MultiMapping[str], name: str, most: int, *, field: str | None = None) -> list[str]:
-    """Return the channels of a query parameter: separated by commas, or the parameter several times."""
+    """Return the channels of a parameter, which may be repeated and may hold several, separated by commas."""
     names = [part for text in query.getall(name, []) for part in text.split(",")]
     if names == [""]:
         names = []
@@ -30,7 +30,7 @@ def query_channels(query: MultiMapping[str], name: str, most: int, *, field: str
         if fault := channel_fault(part):
             raise invalid([FieldError(field or name, f"{part[:40]!r}: {fault}")])
     if len(unique) > most:
-        raise invalid([FieldError(field or name, f"at most {most} channels")])
+        raise invalid([FieldError(field or name, f"{len(unique)} channels, {most} are allowed")])
     return unique
 
 
@@ -54,10 +54,10 @@ def query_cursor(query: MultiMapping[str], name: str) -> Cursor | None:
 
 
 def query_flag(query: MultiMapping[str], name: str) -> bool:
-    """Return a truth value from a query; absent is false."""
+    """Return a truth value from a query; the default is false."""
     text = query.get(name, "false")
     if text not in ("true", "false", "1", "0"):
-        raise invalid([FieldError(name, "true or false")])
+        raise invalid([FieldError(name, "must be true or false")])
     return text in ("true", "1")
 
 
@@ -67,7 +67,7 @@ def query_integer(query: MultiMapping[str], name: str, default: int, low: int, h
     if text is None:
         return default
     if not re.fullmatch("[0-9]{1,9}", text, re.ASCII) or not low <= int(text) <= high:
-        raise invalid([FieldError(name, f"a whole number from {low} to {high}")])
+        raise invalid([FieldError(name, f"must be a whole number from {low} to {high}")])
     return int(text)
 
 
@@ -75,5 +75,5 @@ def query_choice(query: MultiMapping[str], name: str, choices: tuple[str, ...]) 
     """Return one of several words from a query; the first is the default."""
     text = query.get(name, choices[0])
     if text not in choices:
-        raise invalid([FieldError(name, " or ".join(choices))])
+        raise invalid([FieldError(name, f"must be {' or '.join(choices)}")])
     return text

@@ -1,8 +1,8 @@
-"""Taking a connection away from aiohttp, once it has read the request and sent the head of the answer.
+"""Taking a connection over from aiohttp, after it has read the request and sent the head of the response.
 
-A stream that is open for hours needs a socket and a few numbers. What aiohttp keeps for a request that is being
-answered (parser, request, answer, two tasks with their frames) is more than half of what such a stream takes in memory,
-and is let go of here.
+A stream that is open for hours needs a socket and a few numbers. The objects that aiohttp keeps while it serves a
+request (parser, request, response, two tasks with their frames) would take most of the memory of such a stream. They
+are released here.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from aiohttp import web
 from sse_pg.delivery.stream import Stream
 from sse_pg.errors import ClientGone
 
-#: Milliseconds after which data that a peer does not acknowledge ends its connection.
+#: Time after which the kernel ends a connection whose peer acknowledges no data.
 UNACKNOWLEDGED_MS = 30000
 
 
-class OpenAnswer(web.StreamResponse):
-    """An answer that goes on when its handler has returned."""
+class StreamHead(web.StreamResponse):
+    """The head of a response whose body goes on after the handler has returned."""
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Leave the end to the stream."""
+        """Do nothing: the stream writes the end."""
 
 
 def take_over(request: web.Request, stream: Stream) -> None:
-    """Let a stream have the connection of its request, whose head was sent.
+    """Make a stream the protocol of the connection, after the head of the response was sent.
 
-    Raises ClientGone if the client closed its connection meanwhile.
+    Raises ClientGone if the client has closed the connection.
     """
     transport, handler = request.transport, request.protocol
     if transport is None or transport.is_closing():
         raise ClientGone
     transport.set_protocol(stream)
     transport.set_write_buffer_limits(high=stream.buffer_limit // 4, low=stream.buffer_limit // 4)
-    transport.resume_reading()  # aiohttp stops it for a client that sends one request after the other
+    transport.resume_reading()  # aiohttp pauses it if the client pipelines requests
     _bound_unacknowledged(transport)
-    handler.transport = None  # it would close it
+    handler.transport = None  # else the handler would close it
     handler.connection_lost(None)
 
 
 def _bound_unacknowledged(transport: asyncio.Transport) -> None:
-    """Let the kernel end a connection whose peer is gone without a word."""
+    """Let the kernel end the connection if the peer vanishes without closing it."""
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)

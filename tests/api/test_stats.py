@@ -7,7 +7,7 @@ from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
 
-from sse_pg.api.stats import CHANNELS
+from sse_pg.api.stats import MAX_CHANNELS
 
 
 async def test_an_empty_bus(client: Client) -> None:
@@ -70,10 +70,10 @@ async def test_every_server_shows_its_position(launch: Launcher, db: psycopg.Con
 
 
 async def test_channels_are_bounded(client: Client) -> None:
-    events = [{"channel": f"c{number}", "payload": number} for number in range(CHANNELS + 5)]
+    events = [{"channel": f"c{number}", "payload": number} for number in range(MAX_CHANNELS + 5)]
     status, _ = await client.post("/api/events/publish", events)
     assert status == 201
     async with client.stream(channels="c0", lastEventId="0") as stream:
         await stream.event()
     _, body = await client.get("/api/events/stats")
-    assert len(body["channels"]) == CHANNELS
+    assert len(body["channels"]) == MAX_CHANNELS

@@ -62,7 +62,7 @@ async def test_every_entrance_asks(db: psycopg.Connection, launch: Launcher) -> 
         for method, path, body in asked:
             status, answer, _ = await client.request(method, path, json=body)
             assert status == 403, path
-            assert "User 42 is not allowed to" in answer["detail"]
+            assert "The access rule does not allow user 42 to" in answer["detail"]
             assert answer["errors"][0]["detail"] == "a"
     grant(db, "42", "publish", "a")
     grant(db, "42", "subscribe", "a")

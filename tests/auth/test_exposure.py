@@ -21,7 +21,7 @@ def test_loopback_is_open_and_says_so(host: str) -> None:
 def test_elsewhere_something_has_to_be_said(host: str) -> None:
     with pytest.raises(SettingError, match=r"SSE_PG_TOKEN_SECRET.*--open"):
         exposure.check(Settings(host=host))
-    assert "whoever reaches" in str(exposure.check(Settings(host=host, open=True)))
+    assert "everybody who can reach" in str(exposure.check(Settings(host=host, open=True)))
     assert exposure.check(Settings(host=host, open=True, token_jwks_url="https://id.example/keys")) is None
 
 
@@ -34,7 +34,7 @@ def test_serve_refuses_before_it_does_anything(empty_database_url: str) -> None:
 def test_serve_says_that_it_is_open(database_url: str) -> None:
     with process("serve", PORT="0", DATABASE_URL=database_url) as server:
         server.url()
-        server.line("^open: no tokens are asked for; whoever is on this machine")
+        server.line("^open: no tokens are required; everybody on this machine")
         assert server.end() == 0
 
 

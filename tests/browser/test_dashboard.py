@@ -264,7 +264,7 @@ async def test_a_token_is_asked_for_and_kept_out_of_reach(page: Page, watch: Wat
     await expect(page.locator("#ask [name=token]")).to_be_focused()
     await page.keyboard.type("wrong")
     await page.keyboard.press("Enter")
-    await expect(page.locator("#ask-why")).to_contain_text("not accepted")
+    await expect(page.locator("#ask-why")).to_contain_text("was refused")
     await page.locator("#ask [name=token]").fill(token)
     await page.keyboard.press("Enter")
     await expect(ask).to_be_hidden()

@@ -86,14 +86,14 @@ async def test_too_many_streams_of_one_user_and_of_one_address(launch: Launcher)
         assert (await client.post("/api/events/channels/subscribe", {"userId": "u", "channel": "a"}))[0] == 201
         async with client.stream(userId="u"):
             status, body, response = await client.request("GET", "/api/events/stream?userId=u")
-            assert (status, body["detail"]) == (429, "This user has its 1 streams on this server.")
+            assert (status, body["detail"]) == (429, "Stream limit reached: 1 on this server for one user.")
             assert int(response.headers["Retry-After"]) > 0
             # An EventSource is told as well: it gives up for good, which is what the limit is there for.
             event_source = {"Accept": "text/event-stream"}
             assert (await client.request("GET", "/api/events/stream?userId=u", headers=event_source))[0] == 429
             async with client.stream("a"):
                 status, body = await client.get("/api/events/stream?channels=a")
-                assert (status, body["detail"]) == (429, "This address has its 2 streams on this server.")
+                assert (status, body["detail"]) == (429, "Stream limit reached: 2 on this server for one address.")
         await eventually(lambda: not server.bus.hub.streams)
         async with client.stream(userId="u"):
             pass
@@ -158,7 +158,10 @@ async def test_too_many_publishes(launch: Launcher) -> None:
         await client.publish("a", 1)
         event = {"channel": "a", "payload": 2}
         status, body, response = await client.request("POST", "/api/events/publish", json=event)
-        assert (status, body["detail"]) == (429, "At most 0.01 events a second; nothing was published.")
+        assert (status, body["detail"]) == (
+            429,
+            "Publish rate limit reached (0.01 events per second); nothing was published.",
+        )
         assert 90 <= int(response.headers["Retry-After"]) <= 100
         assert len((await client.get("/api/events/history?channel=a"))[1]["events"]) == 1
 
@@ -194,8 +197,8 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], Any
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"GET /" + b"a" * connections.MAX_LINE + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * (connections.MAX_HEADER + 1) + b"\r\n\r\n", 431),
+        (b"GET /" + b"a" * connections.MAX_REQUEST_LINE_BYTES + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * (connections.MAX_HEADER_BYTES + 1) + b"\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: 1\r\n" * connections.MAX_HEADERS + b"\r\n", 431),
         (b"\x16\x03\x01 this is TLS\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nX : 1\r\n\r\n", 400),
@@ -298,7 +301,7 @@ async def test_bodies_share_their_memory(launch: Launcher) -> None:
 
 
 async def test_connections_in_all(launch: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "TOLD", 1)
+    monkeypatch.setattr(connections, "MAX_REFUSALS", 1)
     server = await launch(max_connections=2)
     open_ones = [await asyncio.open_connection(*port(server.url)) for _ in range(2)]
     assert server.runner.server is not None
@@ -312,7 +315,7 @@ async def test_connections_in_all(launch: Launcher, monkeypatch: pytest.MonkeyPa
             assert await reader.read() == b""  # cut without a word
     told.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     status, headers, body = await answer(told.reader)
-    assert (status, body["detail"]) == (503, "This server has its 2 connections.")
+    assert (status, body["detail"]) == (503, "Connection limit reached (2 on this server); retry later.")
     assert int(headers["retry-after"]) > 0
     open_ones[0][1].close()
     await eventually(lambda: len(web_server.connections) == 1)
