@@ -201,6 +201,9 @@ CREATE TRIGGER announce BEFORE INSERT ON sse_pg.events
     FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.announce();
 CREATE TRIGGER close_window AFTER INSERT ON sse_pg.events
     FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.close_window();
+-- ALWAYS: also in a session whose session_replication_role is replica, as that of a logical apply worker, in which a
+-- trigger of somebody's own may publish.
+ALTER TABLE sse_pg.events ENABLE ALWAYS TRIGGER announce, ENABLE ALWAYS TRIGGER close_window;
 
 -- The last id drawn, and the windows of the publishers in flight: every id they can have drawn up to now lies in one.
 -- Read in this order: a publisher that takes a lock after the last value was read draws higher ids. So an id up to
@@ -521,6 +524,8 @@ CREATE TRIGGER moved_from AFTER UPDATE ON sse_pg.subscriptions REFERENCING OLD T
     FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed();
 CREATE TRIGGER emptied AFTER TRUNCATE ON sse_pg.subscriptions
     FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed();
+ALTER TABLE sse_pg.subscriptions ENABLE ALWAYS TRIGGER added, ENABLE ALWAYS TRIGGER removed,
+    ENABLE ALWAYS TRIGGER moved_to, ENABLE ALWAYS TRIGGER moved_from, ENABLE ALWAYS TRIGGER emptied;
 
 -- True when the subscription is new.
 CREATE FUNCTION sse_pg.subscribe(user_id text, channel text) RETURNS boolean

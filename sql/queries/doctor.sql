@@ -112,32 +112,16 @@ WITH needed(on_table, name, definition) AS (VALUES
         'FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed()'))
 SELECT w.name || ' on sse_pg.' || w.on_table AS which,
        CASE WHEN t.oid IS NULL THEN 'is missing' WHEN t.tgenabled = 'D' THEN 'is disabled'
-            ELSE 'fires on replicas only' END AS how,
-       CASE WHEN t.oid IS NULL THEN format('CREATE TRIGGER %I %s', w.name, w.definition)
-            ELSE format('ALTER TABLE sse_pg.%I ENABLE TRIGGER %I', w.on_table, w.name) END AS mend
+            WHEN t.tgenabled = 'R' THEN 'fires only where session_replication_role is replica'
+            ELSE 'does not fire where session_replication_role is replica' END AS how,
+       CASE WHEN t.oid IS NULL THEN format('CREATE TRIGGER %I %s; ', w.name, w.definition) ELSE '' END
+           || format('ALTER TABLE sse_pg.%I ENABLE ALWAYS TRIGGER %I', w.on_table, w.name) AS mend
   FROM needed w
   JOIN pg_namespace n ON n.nspname = 'sse_pg'
   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.on_table
   LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = w.name AND NOT t.tgisinternal
- WHERE t.oid IS NULL OR t.tgenabled NOT IN ('O', 'A')
+ WHERE t.oid IS NULL OR t.tgenabled <> 'A'
  ORDER BY 1
-
--- name: doctor_replication_role
--- Where session_replication_role keeps triggers from firing: for a role, a database, or (both empty) this session.
-SELECT s.setrole::regrole::text AS role, d.datname::text AS database,
-       concat_ws(' ', 'ALTER', 'ROLE ' || CASE WHEN s.setrole = 0 THEN 'ALL' ELSE s.setrole::regrole::text END,
-                 'IN DATABASE ' || quote_ident(d.datname), 'RESET session_replication_role') AS mend
-  FROM pg_db_role_setting s
-  LEFT JOIN pg_database d ON d.oid = s.setdatabase
- WHERE (s.setdatabase = 0 OR d.datname = current_database()) AND s.setrole <> 0
-   AND EXISTS (SELECT FROM unnest(s.setconfig) c WHERE c = 'session_replication_role=replica')
-UNION ALL
-SELECT NULL, d.datname, format('ALTER DATABASE %I RESET session_replication_role', d.datname)
-  FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
- WHERE d.datname = current_database() AND s.setrole = 0
-   AND EXISTS (SELECT FROM unnest(s.setconfig) c WHERE c = 'session_replication_role=replica')
-UNION ALL
-SELECT NULL, NULL, NULL WHERE current_setting('session_replication_role') = 'replica'
 
 -- name: doctor_sequence
 -- How the ids are drawn, and whether the sequence is behind the table.

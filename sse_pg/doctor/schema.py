@@ -124,18 +124,6 @@ async def triggers(exam: Examination) -> list[Finding]:
         )
         for row in await exam.session.rows("doctor_triggers")
     ]
-    for role, database, mend in await exam.session.rows("doctor_replication_role"):
-        whom = f"role {role}" if role else f"database {database}" if database else "this session"
-        found.append(
-            error(
-                "triggers",
-                f"session_replication_role is replica for {whom}: its publishes fire no trigger",
-                "set it back to origin"
-                if mend
-                else "set it back to origin in postgresql.conf or the connection string",
-                mend or "",
-            )
-        )
     return found or [ok("triggers", "all are there and fire")]
 
 

@@ -483,3 +483,18 @@ def test_windows_and_positions_in_random_schedules(connect: Connect, seed: int) 
             schedule.look()
         if number % 17 == seed:
             schedule.note_settled()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '1')", "SELECT sse_pg.publish('a', 't', '1')"],
+)
+def test_a_replica_session_is_seen_as_well(db: psycopg.Connection, connect: Connect, statement: str) -> None:
+    """As a logical apply worker is one, in which a trigger that is ENABLE ALWAYS publishes."""
+    worker = connect()
+    worker.execute("SET session_replication_role = replica")
+    with worker.transaction():
+        worker.execute(statement)  # type: ignore[arg-type]
+        assert publishers(db) == (1, 0, Ranges([(1, 1)]))
+        assert db.execute("SELECT sse_pg.position()").fetchone() == ("0",)
+    assert publishers(db) == (1, None, NONE)

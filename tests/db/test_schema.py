@@ -119,10 +119,9 @@ def test_each_statement_is_valid(database_url: str) -> None:
     """PostgreSQL takes each statement in sql/queries, with NULL for what it is given."""
     for query in queries.statements().values():
         text = re.sub(r"%\(\w+\)[sb]|%s", "NULL", re.sub("--.*", "", query.decode()))
-        with psycopg.connect(database_url) as conn:
-            for statement in filter(None, map(str.strip, text.split(";"))):
-                if not statement.startswith(("LISTEN", "UNLISTEN")):
-                    conn.execute(f"EXPLAIN {statement}")  # type: ignore[arg-type]
+        if "LISTEN" not in text:
+            with psycopg.connect(database_url) as conn:
+                conn.execute(f"EXPLAIN {text}")  # type: ignore[arg-type]
 
 
 def test_a_dump_with_events_can_be_restored(database_url: str, empty_database_url: str) -> None:

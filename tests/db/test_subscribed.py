@@ -50,6 +50,12 @@ def test_subscribe_and_unsubscribe(db: psycopg.Connection, told: Told) -> None:
     assert db.execute("SELECT count(*) FROM sse_pg.subscriptions").fetchone() == (0,)
 
 
+def test_a_replica_session_tells_as_well(db: psycopg.Connection, told: Told) -> None:
+    db.execute("SET session_replication_role = replica")
+    db.execute("SELECT sse_pg.subscribe('u', 'a')")
+    assert told() == ["subscriptions u"]
+
+
 def test_of_one_user_only(db: psycopg.Connection) -> None:
     db.execute("SELECT sse_pg.subscribe('u', 'a'), sse_pg.subscribe('v', 'a'), sse_pg.subscribe('u', 'b')")
     db.execute("SELECT sse_pg.unsubscribe('u', 'a')")
