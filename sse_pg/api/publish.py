@@ -57,7 +57,7 @@ class PublishApi:
         )
         channels = {draft.channel for draft in drafts}
         await access.require(identity, identity.user, "publish", channels, "channel")
-        limits.publishing.charge(publisher, len(drafts))
+        limits.publishing.take(publisher, len(drafts))
         try:
             published = _response(drafts, await self._bus.publisher.publish(drafts, batch=batch))
         except EventRefused as refused:

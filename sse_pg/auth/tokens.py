@@ -20,6 +20,8 @@ from sse_pg.errors import SettingError, TokenRefused
 
 #: Maximum length of a token, in characters.
 MAX_TOKEN_LENGTH = 16384
+#: The last second of the year 9999. Later times in a token are mistakes, and larger numbers do not fit into a float.
+MAX_TIME_S = 253402300799
 #: Maximum number of verified tokens that are cached, so that not every request verifies a signature.
 MAX_CACHED_TOKENS = 10000
 #: Time between two checks whether the key files have changed.
@@ -126,23 +128,18 @@ class Verifier:
                     algorithms=list(key.algorithms),
                     audience=self._audience,
                     issuer=self._issuer,
-                    leeway=self._leeway,
-                    # The time of issue restricts nothing, and clocks differ.
-                    options={"require": ["exp", "sub"], "verify_iat": False},
+                    # _identity() checks the times: PyJWT takes strings and truth values for numbers.
+                    options={"require": ["exp", "sub"], "verify_exp": False, "verify_nbf": False, "verify_iat": False},
                 )
             except jwt.InvalidSignatureError:
                 continue
-            except jwt.ExpiredSignatureError:
-                raise TokenRefused("the token has expired") from None
-            except jwt.ImmatureSignatureError:
-                raise TokenRefused("the token is not valid yet") from None
             except jwt.InvalidAudienceError:
                 raise TokenRefused("the token is not for this audience") from None
             except jwt.InvalidIssuerError:
                 raise TokenRefused("the token is not from this issuer") from None
             except jwt.MissingRequiredClaimError as error:
                 raise TokenRefused(f"the token has no claim {error.claim}") from None
-            except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
                 raise TokenRefused("the token cannot be read") from None
             return claims
         raise TokenRefused("no key of this server verifies the token's signature")
@@ -155,10 +152,13 @@ class Verifier:
             rights = msgspec.convert(claims.get("sse_pg", {}), Rights)
         except msgspec.ValidationError as error:
             raise TokenRefused(f"the claim sse_pg cannot be read: {error}") from None
-        try:
-            expires = float(claims["exp"]) + self._leeway
-        except OverflowError:
-            raise TokenRefused("the claim exp is too large") from None
+        expires = _time(claims, "exp") + self._leeway
+        if expires <= time.time():
+            raise TokenRefused("the token has expired")
+        if "nbf" in claims and _time(claims, "nbf") - self._leeway > time.time():
+            raise TokenRefused("the token is not valid yet")
+        if "iat" in claims:
+            _time(claims, "iat")  # it restricts nothing, because clocks differ
         return Identity(
             user,
             Patterns(rights.publish),
@@ -167,6 +167,15 @@ class Verifier:
             rights.observe,
             expires,
         )
+
+
+def _time(claims: dict[str, Any], name: str) -> float:
+    """Return a claim that is a time in seconds since 1970. Raises TokenRefused for anything else."""
+    value = claims[name]
+    # NaN fails the comparison, too.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TIME_S:
+        raise TokenRefused(f"the claim {name} is not a time in seconds since 1970")
+    return float(value)
 
 
 def mint(

@@ -129,7 +129,11 @@ class PublishRate:
         self._sweep_size = 1000
 
     def check(self, who: str) -> None:
-        """Raise a 429 if the bucket of ``who`` is empty."""
+        """Raise a 429 if the bucket of ``who`` is empty.
+
+        Before a body is read this saves the work. Only ``take`` counts: any number of requests may be past this check
+        while their bodies arrive.
+        """
         if not self._rate:
             return
         owed = max(0.0, self._full_at.get(who, 0.0) - self._clock()) * self._rate
@@ -139,10 +143,11 @@ class PublishRate:
             detail = f"Publish rate limit reached ({self._rate:g} events per second); nothing was published."
             raise too_many(detail, max(1, math.ceil(wait)), "publish_rate")
 
-    def charge(self, who: str, events: int) -> None:
-        """Take events out of the bucket of ``who``."""
+    def take(self, who: str, events: int) -> None:
+        """Take events out of the bucket of ``who``. Raises the 429 if it is empty."""
         if not self._rate:
             return
+        self.check(who)
         now = self._clock()
         self._full_at[who] = max(self._full_at.get(who, 0.0), now) + events / self._rate
         if len(self._full_at) > self._sweep_size:

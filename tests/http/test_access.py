@@ -199,6 +199,14 @@ async def test_a_stream_ends_when_its_token_expires(server: Server, nobody: Clie
     await eventually(lambda: not server.bus.hub.streams)
 
 
+@pytest.mark.parametrize("expires", ["9" * 400, float("inf"), 10**300])
+async def test_a_time_that_is_none_makes_no_session(nobody: Client, expires: object) -> None:
+    headers = bearer(token(subscribe=["a"], claims={"exp": expires}))
+    for method in ("GET", "POST"):
+        assert (await nobody.request(method, "/api/events/session", headers=headers))[0] == 401
+    assert (await nobody.get("/api/events/stream?channels=a", headers=headers))[0] == 401
+
+
 # ---------------------------------------------------------------- cookies
 
 

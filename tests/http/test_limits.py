@@ -117,15 +117,13 @@ def test_a_rate_of_events() -> None:
     now = 100.0
     rate = PublishRate(2.0, lambda: now)
     for _ in range(2):
-        rate.check("a")
-        rate.charge("a", 1)
+        rate.take("a", 1)
     with pytest.raises(Problem) as refused:
         rate.check("a")
     assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "1"})
     rate.check("b")
     now += 0.5
-    rate.check("a")
-    rate.charge("a", 21)  # a batch of any size, paid off afterwards
+    rate.take("a", 21)  # a batch of any size, paid off afterwards
     now += 10.4
     with pytest.raises(Problem):
         rate.check("a")
@@ -136,8 +134,7 @@ def test_a_rate_of_events() -> None:
 def test_slow_rates_and_their_retry() -> None:
     now = 0.0
     rate = PublishRate(0.1, lambda: now)
-    rate.check("a")
-    rate.charge("a", 1)
+    rate.take("a", 1)
     with pytest.raises(Problem) as refused:
         rate.check("a")
     assert refused.value.headers == {"Retry-After": "10"}
@@ -147,7 +144,7 @@ def test_who_has_paid_is_forgotten() -> None:
     now = 0.0
     rate = PublishRate(10.0, lambda: now)
     for number in range(5000):
-        rate.charge(str(number), 1)
+        rate.take(str(number), 1)
         now += 0.05
     assert len(rate._full_at) <= 1001
 
@@ -163,6 +160,24 @@ async def test_too_many_publishes(launch: Launcher) -> None:
             "Publish rate limit reached (0.01 events per second); nothing was published.",
         )
         assert 90 <= int(response.headers["Retry-After"]) <= 100
+        assert len((await client.get("/api/events/history?channel=a"))[1]["events"]) == 1
+
+
+async def test_heads_that_come_before_their_bodies_do_not_pass_the_rate(launch: Launcher) -> None:
+    server = await launch(publish_rate=0.01)
+    body = b'{"channel": "a", "payload": 1}'
+    opened = [await asyncio.open_connection(*port(server.url)) for _ in range(5)]
+    for _, writer in opened:  # each is past the check of its head while no other has published
+        writer.write(PUBLISH + b"Content-Length: %d\r\n\r\n" % len(body) + body[:1])
+    await eventually(lambda: server.bus.limits.bodies.held == len(opened))
+    for _, writer in opened:
+        writer.write(body[1:])
+    async with asyncio.timeout(TIMEOUT_S):
+        statuses = [int((await reader.readline()).split()[1]) for reader, _ in opened]
+    assert sorted(statuses) == [201, 429, 429, 429, 429]
+    for _, writer in opened:
+        writer.close()
+    async with Client(server.url) as client:
         assert len((await client.get("/api/events/history?channel=a"))[1]["events"]) == 1
 
 
