@@ -610,8 +610,12 @@ $$;
 -- The lock excludes publishers although PostgreSQL attaches a partition under a weaker one. A statement routes its rows
 -- by the partitions it found when it began: a COPY that began before the attach would send an id of the new range to
 -- the default partition, and fail.
-CREATE FUNCTION sse_pg.alone(work text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$
+--
+-- The tasks are in this function, and it takes no text to execute. Like all that make_partitions() and purge() call, it
+-- runs with the rights of its caller: those two run as the owner, and whoever else calls it can do nothing new.
+CREATE FUNCTION sse_pg.alone(task text, ids bigint[], ends bigint[] DEFAULT NULL, parts regclass[] DEFAULT NULL)
+RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$
 DECLARE
     here  text[];
     stay  text[];        -- who has been here since we began to look
@@ -629,7 +633,11 @@ BEGIN
             BEGIN
                 LOCK TABLE ONLY sse_pg.events IN ACCESS EXCLUSIVE MODE;
                 PERFORM set_config('lock_timeout', '5ms', true);
-                EXECUTE work;
+                CASE task
+                    WHEN 'attach' THEN PERFORM sse_pg.attach_partitions(ids, ends);
+                    WHEN 'convert' THEN PERFORM sse_pg.convert_default(ids[1], ids[2]);
+                    WHEN 'drop' THEN PERFORM sse_pg.drop_partitions(parts, ids[1]);
+                END CASE;
                 RETURN true;
             EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
                 tries := tries + 1;
@@ -644,13 +652,13 @@ END $$;
 
 -- Makes a table like sse_pg.events that is no partition yet.
 CREATE FUNCTION sse_pg.make_table(name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     EXECUTE format('CREATE TABLE sse_pg.%I (LIKE sse_pg.events INCLUDING ALL EXCLUDING IDENTITY)', name);
 END $$;
 
 CREATE FUNCTION sse_pg.rename_table(old_name text, new_name text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     index_name name;
 BEGIN
@@ -670,7 +678,7 @@ AS $$ SELECT 'events_p' || lpad(first_id::text, greatest(15, length(first_id::te
 
 -- Run by alone(): attaches tables made before.
 CREATE FUNCTION sse_pg.attach_partitions(firsts bigint[], ends bigint[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     LOCK TABLE ONLY sse_pg.events_default IN ACCESS EXCLUSIVE MODE NOWAIT;
     IF sse_pg.last_id() >= greatest(firsts[1], 1) THEN
@@ -690,7 +698,7 @@ END $$;
 -- `size`, without a look at its rows, and puts the empty table events_default_next in its place. Where the ids in it
 -- begin later, as after a jump of the sequence, so does the partition: purge() takes its bounds for what is in it.
 CREATE FUNCTION sse_pg.convert_default(first_id bigint, size bigint) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
     start  bigint;
     end_id bigint := (greatest(sse_pg.last_id(), first_id) / size + 1) * size;
@@ -741,7 +749,7 @@ BEGIN
         ALTER TABLE sse_pg.events_default_next ADD CONSTRAINT events_default_ids CHECK (
             id BETWEEN sse_pg.id_limit('first_in_default', -9223372036854775808)
                    AND sse_pg.id_limit('last_in_default', 9223372036854775807));
-        IF sse_pg.alone(format('SELECT sse_pg.convert_default(%s, %s)', first_id, size)) THEN
+        IF sse_pg.alone('convert', ARRAY[first_id, size]) THEN
             RETURN 1;
         END IF;
         DROP TABLE sse_pg.events_default_next;
@@ -756,7 +764,7 @@ BEGIN
         RETURN 0;
     END IF;
     PERFORM sse_pg.make_table(sse_pg.partition_name(f)) FROM unnest(firsts) f;
-    IF sse_pg.alone(format('SELECT sse_pg.attach_partitions(%L, %L)', firsts, ends)) THEN
+    IF sse_pg.alone('attach', firsts, ends) THEN
         RETURN cardinality(firsts);
     END IF;
     FOR i IN 1 .. cardinality(firsts) LOOP
@@ -767,12 +775,12 @@ END $$;
 
 -- Notes that ids up to this one may be gone. Committed together with their going.
 CREATE FUNCTION sse_pg.note_purged(up_to bigint) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$ UPDATE sse_pg.log SET purged_to = up_to WHERE purged_to < up_to $$;
 
 -- Run by alone().
 CREATE FUNCTION sse_pg.drop_partitions(parts regclass[], up_to bigint) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     part regclass;
 BEGIN
@@ -869,7 +877,7 @@ BEGIN
         RETURN;
     END IF;
     gone := least(old, 8);
-    IF sse_pg.alone(format('SELECT sse_pg.drop_partitions(%L, %s)', parts[1:gone], lasts[gone])) THEN
+    IF sse_pg.alone('drop', lasts[gone:gone], parts => parts[1:gone]) THEN
         state := CASE WHEN old > gone THEN 'more' ELSE state END;      -- busy stays, where more is to go later
     ELSE
         gone := 0;
@@ -913,10 +921,41 @@ END $$;
 
 -- ------------------------------------------------------------------ rights
 
--- Nobody may call these unless it is granted: GRANT USAGE ON SCHEMA sse_pg and EXECUTE on publish() make a publisher.
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_pg FROM PUBLIC;
--- But for what a CHECK calls: it runs with the rights of whoever inserts.
-GRANT EXECUTE ON FUNCTION sse_pg.id_limit(text, bigint), sse_pg.is_channel(text), sse_pg.is_event_type(text),
-    sse_pg.payload_fits(jsonb, integer) TO PUBLIC;
--- And for the numbers of the lock classes, which whoever looks at pg_locks needs.
-GRANT EXECUTE ON FUNCTION sse_pg.lock_class(text) TO PUBLIC;
+-- Nobody may call a function unless it is granted: GRANT USAGE ON SCHEMA sse_pg and EXECUTE on publish() make a
+-- publisher. But for what a CHECK calls, which runs with the rights of whoever inserts, and the numbers of the lock
+-- classes, which whoever looks at pg_locks needs. Those are IMMUTABLE, so they read and change nothing.
+--
+-- `sse-pg migrate` calls this each time: a restore without rights (pg_restore --no-acl) lets everybody call everything.
+CREATE FUNCTION sse_pg.set_rights() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    f record;
+BEGIN
+    FOR f IN
+        SELECT format(CASE WHEN r.harmless THEN 'GRANT EXECUTE ON FUNCTION %s TO PUBLIC'
+                           ELSE 'REVOKE ALL ON FUNCTION %s FROM PUBLIC' END, r.signature) AS statement
+          FROM (SELECT p.oid::regprocedure AS signature, p.provolatile = 'i' AND NOT p.prosecdef AS harmless,
+                       EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+                                WHERE a.grantee = 0) AS open
+                  FROM pg_proc p
+                 WHERE p.pronamespace = 'sse_pg'::regnamespace AND pg_has_role(p.proowner, 'USAGE')) r
+         WHERE r.open <> r.harmless
+    LOOP
+        EXECUTE f.statement;
+    END LOOP;
+END $$;
+
+-- And what default privileges (ALTER DEFAULT PRIVILEGES ... GRANT EXECUTE ON FUNCTIONS) gave to roles just now.
+DO $$
+DECLARE
+    role regrole;
+BEGIN
+    PERFORM sse_pg.set_rights();
+    FOR role IN
+        SELECT DISTINCT a.grantee::pg_catalog.regrole
+          FROM pg_catalog.pg_proc p CROSS JOIN LATERAL pg_catalog.aclexplode(p.proacl) a
+         WHERE p.pronamespace = 'sse_pg'::pg_catalog.regnamespace AND a.grantee NOT IN (0, p.proowner)
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_pg FROM %s', role);
+    END LOOP;
+END $$;

@@ -83,6 +83,14 @@ SELECT l.may || ' on ' || regexp_replace(l.what, '^(SCHEMA|FUNCTION) |\(.*', '',
        format('GRANT %s ON %s TO %I', l.may, l.what, current_user) AS mend
   FROM lacking l ORDER BY l.what, l.may
 
+-- name: doctor_open_functions
+-- What everybody may call although it reads or changes something; see set_rights().
+SELECT p.oid::regprocedure::text AS what, 'SELECT sse_pg.set_rights()' AS mend
+  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE n.nspname = 'sse_pg' AND NOT (p.provolatile = 'i' AND NOT p.prosecdef)
+   AND EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0)
+ ORDER BY 1
+
 -- name: doctor_identity
 -- Whether log_identity(), which runs with its owner's rights, can read the parts that tell a restore and a failover.
 SELECT has_function_privilege(p.proowner, 'pg_catalog.pg_control_system()', 'EXECUTE') AS cluster,

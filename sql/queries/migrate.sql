@@ -16,5 +16,12 @@ SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0'
 -- The servers that are up and whose code does not know this migration.
 SELECT name, pid, version FROM sse_pg.live_servers() WHERE migration < %s
 
+-- name: migration_owner
+-- Whether this role may give and take the rights on the functions.
+SELECT pg_has_role(p.proowner, 'USAGE') FROM pg_proc p WHERE p.oid = to_regprocedure('sse_pg.set_rights()')
+
+-- name: migration_rights
+SELECT sse_pg.set_rights()
+
 -- name: migration_applied
 INSERT INTO sse_pg.migrations (number, name) VALUES (%s, %s)

@@ -32,7 +32,8 @@ def migrate(url: str | None, *, post: bool = False) -> list[str]:
     step is applied while a server that is older than the step is up.
 
     Safe to run from many places at once: one applies a step, the others wait for it. If nothing is missing it only
-    reads, so a role that owns nothing may run it (sql/roles.sql).
+    reads, so a role that owns nothing may run it (sql/roles.sql). The owner also sets who may call the functions, which
+    a restore without rights leaves open to everybody.
     Raises MigrationError for a database that cannot carry the schema.
     """
     applied: list[str] = []
@@ -41,6 +42,7 @@ def migrate(url: str | None, *, post: bool = False) -> list[str]:
             _check_server(conn)
             while (step := _apply_next(conn, post=post)) is not None:
                 applied.append(str(step))
+            _set_rights(conn)
     except psycopg.OperationalError as error:
         raise MigrationError(f"the database cannot be reached: {str(error).strip()}") from error
     except psycopg.errors.InsufficientPrivilege as error:
@@ -72,6 +74,13 @@ def _check_server(conn: psycopg.Connection[Any]) -> None:
     encoding = conn.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise MigrationError(f"the database must be encoded in UTF8; this one is {encoding}")
+
+
+def _set_rights(conn: psycopg.Connection[Any]) -> None:
+    with conn.transaction():
+        conn.execute(query("migration_lock"))
+        if conn.execute(query("migration_owner")).fetchone() == (True,):
+            conn.execute(query("migration_rights"))
 
 
 def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | None:

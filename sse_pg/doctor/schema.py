@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sse_pg.db import queries
 from sse_pg.db.migrate import missing
 from sse_pg.doctor.examination import Examination
@@ -52,21 +54,32 @@ async def schema(exam: Examination) -> list[Finding]:
 
 
 async def rights(exam: Examination) -> list[Finding]:
-    """Check each right that a server's role needs."""
-    lacking = await exam.session.rows("doctor_rights")
-    if not lacking:
-        return [ok("rights", "the role may do all that a server does")]
-    what = ", ".join(row.what for row in lacking[:MANY_RIGHTS])
-    if len(lacking) > MANY_RIGHTS:
-        what += f" and {len(lacking) - MANY_RIGHTS} more"
-    return [
-        error(
-            "rights",
-            f"the role lacks {what}",
-            "grant, as the owner of the schema (or all at once: sql/roles.sql, and membership of sse_pg_server)",
-            *(row.mend for row in lacking),
+    """Check each right that a server's role needs, and that nobody has one by mistake."""
+    findings = []
+    if lacking := await exam.session.rows("doctor_rights"):
+        findings.append(
+            error(
+                "rights",
+                f"the role lacks {_some(lacking)}",
+                "grant, as the owner of the schema (or all at once: sql/roles.sql, and membership of sse_pg_server)",
+                *(row.mend for row in lacking),
+            )
         )
-    ]
+    if open_to_all := await exam.session.rows("doctor_open_functions"):
+        findings.append(
+            error(
+                "rights",
+                f"everybody may call {_some(open_to_all)}, as after a restore without rights",
+                "run `sse-pg migrate` as the owner of the schema, or",
+                open_to_all[0].mend,
+            )
+        )
+    return findings or [ok("rights", "the role may do all that a server does, and nobody may do more than intended")]
+
+
+def _some(rows: list[Any]) -> str:
+    more = len(rows) - MANY_RIGHTS
+    return ", ".join(row.what for row in rows[:MANY_RIGHTS]) + (f" and {more} more" if more > 0 else "")
 
 
 async def sequence(exam: Examination) -> list[Finding]:

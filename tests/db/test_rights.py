@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from support.doctor import mend, one
 
+from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres
 
 DENIED = psycopg.errors.InsufficientPrivilege
@@ -83,6 +86,7 @@ FOR_EVERYBODY = {
     "sse_pg.is_channel(text)",
     "sse_pg.is_event_type(text)",
     "sse_pg.lock_class(text)",
+    "sse_pg.partition_name(bigint)",
     "sse_pg.payload_fits(jsonb,integer)",
 }
 
@@ -188,3 +192,81 @@ def test_the_sequence_does_not_cache(db: psycopg.Connection) -> None:
         " WHERE seqrelid = pg_get_serial_sequence('sse_pg.events', 'id')::regclass"
     ).fetchone()
     assert row == (1, 1, False)
+
+
+#: What changes something, and what it may still do for a role that has EXECUTE and nothing else.
+HELPERS = (
+    "sse_pg.alone('drop', '{1}', parts => '{public.salaries}')",
+    "sse_pg.alone('attach', '{1}', '{2}')",
+    "sse_pg.alone('convert', '{1,2}')",
+    "sse_pg.drop_partitions('{public.salaries}', 1)",
+    "sse_pg.attach_partitions('{1}', '{2}')",
+    "sse_pg.convert_default(1, 2)",
+    "sse_pg.make_table('mine')",
+    "sse_pg.rename_table('events_default', 'mine')",
+    "sse_pg.note_purged(1)",
+    "sse_pg.set_rights()",
+)
+
+
+@pytest.fixture
+def loose(db: psycopg.Connection, role: str) -> None:
+    """Everybody may call every function, as after pg_restore --no-acl."""
+    grant(db, role, "USAGE ON SCHEMA sse_pg")
+    db.execute("CREATE TABLE public.salaries ()")
+    db.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA sse_pg TO PUBLIC")
+
+
+@pytest.mark.usefixtures("loose")
+@pytest.mark.parametrize("call", HELPERS)
+def test_a_helper_runs_with_the_rights_of_its_caller(
+    db: psycopg.Connection, as_role: psycopg.Connection, call: str
+) -> None:
+    before = db.execute("SELECT oid, relname FROM pg_class ORDER BY 1").fetchall()
+    rights = db.execute("SELECT oid, proacl FROM pg_proc ORDER BY 1").fetchall()
+    with suppress(DENIED):  # set_rights() finds nothing that is the role's own
+        as_role.execute(f"SELECT {call}")  # type: ignore[arg-type]
+    assert db.execute("SELECT oid, relname FROM pg_class ORDER BY 1").fetchall() == before
+    assert db.execute("SELECT oid, proacl FROM pg_proc ORDER BY 1").fetchall() == rights
+    assert db.execute("SELECT purged_to FROM sse_pg.log").fetchone() == (0,)
+
+
+def test_no_function_executes_what_it_is_given(db: psycopg.Connection) -> None:
+    """A function that builds statements of its own makes them with format(), and is not given them."""
+    bodies = db.execute(
+        "SELECT p.oid::regprocedure::text, m[1] FROM pg_proc p, regexp_matches(p.prosrc, '^ *EXECUTE ([^;]*);', 'ng') m"
+        " WHERE p.pronamespace = 'sse_pg'::regnamespace"
+    ).fetchall()
+    assert len(bodies) > 5
+    assert [row for row in bodies if not row[1].startswith("format(") and row[1] != "f.statement"] == []
+
+
+@pytest.mark.usefixtures("loose")
+async def test_migrate_takes_back_what_everybody_may(db: psycopg.Connection, database_url: str, role: str) -> None:
+    db.execute("REVOKE EXECUTE ON FUNCTION sse_pg.is_channel FROM PUBLIC")
+    grant(db, role, "EXECUTE ON FUNCTION sse_pg.publish", "SELECT ON sse_pg.migrations")
+    assert "everybody may call sse_pg." in (await one("rights", database_url)).found
+    migrate(make_conninfo(database_url, user=role))
+    assert (await one("rights", database_url)).state == "error", "a role that owns nothing changes nothing"
+    migrate(database_url)
+    assert (await one("rights", database_url)).state == "ok"
+    db.execute(f"REVOKE EXECUTE ON FUNCTION sse_pg.publish FROM {role}")  # type: ignore[arg-type]
+    test_no_function_is_for_everybody(db, role)
+
+
+async def test_the_doctor_s_statement_takes_it_back(loose: None, db: psycopg.Connection, database_url: str) -> None:
+    mend(db, [await one("rights", database_url)])
+    assert (await one("rights", database_url)).state == "ok"
+
+
+def test_default_privileges_give_nothing(empty_database_url: str, role: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute(f"ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO {role}")  # type: ignore[arg-type]
+        migrate(empty_database_url)
+        may = conn.execute(
+            "SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'sse_pg'::regnamespace"
+            "   AND p.provolatile <> 'i' AND has_function_privilege(%s, p.oid, 'EXECUTE')",
+            [role],
+        )
+        assert may.fetchall() == []
+        conn.execute(f"DROP OWNED BY {role}")  # type: ignore[arg-type]

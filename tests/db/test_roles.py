@@ -81,7 +81,7 @@ FORGERY = (
     "SELECT * FROM sse_pg.idempotency_keys",
     "SELECT sse_pg.begin_epoch()",
     "SELECT sse_pg.note_purged(1)",
-    "SELECT sse_pg.alone('SELECT 1')",
+    "SELECT sse_pg.alone('drop', '{1}', parts => '{sse_pg.events_default}')",
     "SELECT sse_pg.drop_partitions('{}', 1)",
     "SELECT sse_pg.make_table('mine')",
     "UPDATE sse_pg.log SET purged_to = 1",
