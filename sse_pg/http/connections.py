@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from sse_pg.config import Settings
-from sse_pg.http.problem import REFUSED_REQUESTS, Problem, internal_error, unavailable
+from sse_pg.http.problem import REFUSED_REQUESTS, Problem, http_problem, internal_error, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,10 @@ class Connection(web.RequestHandler):
         """Respond to a request that never reached a handler."""
         if request.writer.output_size > 0:
             raise ConnectionError("a response has already begun")
-        if status >= 500:
+        if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
+            # aiohttp quotes an unknown expectation in its response, and fails if it is not UTF-8.
+            problem = http_problem(web.HTTPExpectationFailed(), request)
+        elif status >= 500:
             log.error("request from %s failed", request.remote, exc_info=exc)
             problem = internal_error(status)
         else:
@@ -56,6 +59,15 @@ class Connection(web.RequestHandler):
         response = problem.response()
         response.force_close()
         return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send a response. An error that aiohttp raises before the middlewares run becomes a problem document, too."""
+        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            resp = http_problem(resp, request).response()
+            resp.force_close()  # the body was not read
+        return await super().finish_response(request, resp, start_time)
 
 
 def _not_http(error: BaseException | None) -> Problem:
@@ -141,6 +153,7 @@ class Site(web.BaseSite):
             # complete. So it bounds idle connections as well as heads that arrive byte by byte.
             "keepalive_timeout": self._settings.idle,
             "access_log": None,
+            "auto_decompress": False,  # inflate.py does it
             "lingering_time": LINGER_S,
             "max_line_size": MAX_REQUEST_LINE_BYTES,
             "max_field_size": MAX_HEADER_BYTES,

@@ -14,6 +14,8 @@ from aiohttp import web
 
 from sse_pg.config import Settings
 from sse_pg.errors import SettingError
+from sse_pg.http.connections import Connection
+from sse_pg.http.inflate import inflater
 from sse_pg.http.problem import Problem, unavailable
 
 #: Retry-After of a client that has reached its limit of streams.
@@ -172,14 +174,24 @@ class Bodies:
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(lambda _: self._release(len(body)))  # aiohttp has a task for each request
+        decoder = inflater(request)
+        if not isinstance(request.protocol, Connection):
+            decoder = None  # this application is mounted in another one, whose connections decode
         content = request.content
-        if content.is_eof():  # it arrived with the head, as small bodies do
+        if decoder is None and content.is_eof():  # it arrived with the head, as small bodies do
             self._add(body, content.read_nowait())
             return bytes(body)
         try:
             async with asyncio.timeout(self._timeout):
                 async for part in content.iter_any():
-                    self._add(body, part)
+                    if decoder is None:
+                        self._add(body, part)
+                        continue
+                    for piece in decoder.feed(part):
+                        self._add(body, piece)
+                        await asyncio.sleep(0)  # a small part can become a large body
+            if decoder is not None:
+                decoder.finish()
         except TimeoutError:
             detail = f"The body did not arrive within {self._timeout:g} s."
             raise Problem(408, detail, headers={"Connection": "close"}) from None

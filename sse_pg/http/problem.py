@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import msgspec
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.typedefs import Handler
 
 from sse_pg.errors import (
@@ -85,16 +85,21 @@ class Problem(Exception):
             "type": self.kind,
             "title": self.title,
             "status": self.status,
-            "detail": self.detail,
+            "detail": _encodable(self.detail),
         }
         if self.errors:
-            body["errors"] = self.errors
+            body["errors"] = [FieldError(_encodable(error.field), _encodable(error.detail)) for error in self.errors]
         response = json_response(
             body, self.status, headers={"Cache-Control": "no-store", **self.headers}, content_type=CONTENT_TYPE
         )
         if self.headers.get("Connection") == "close":
             response.force_close()  # the header alone leaves closing to the client
         return response
+
+
+def _encodable(text: str) -> str:
+    """Replace what is not valid Unicode: a header that a text quotes may contain bytes that are not UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def invalid(errors: Sequence[FieldError]) -> Problem:
@@ -164,7 +169,19 @@ class _NoResponse(web.StreamResponse):
 _DETAILS = {
     404: "No resource at {path}.",
     405: "{method} is not allowed here, only {allow}.",
+    417: "The only expectation that is supported is 100-continue.",
 }
+
+
+def http_problem(error: web.HTTPException, request: web.BaseRequest) -> Problem:
+    """Return the problem for an error of aiohttp's own."""
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    detail = _DETAILS.get(error.status, error.reason).format(
+        path=request.path,
+        method=request.method,
+        allow=headers.get("Allow", ""),
+    )
+    return Problem(error.status, detail, headers=headers)
 
 
 @web.middleware
@@ -175,14 +192,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        detail = _DETAILS.get(error.status, error.reason).format(
-            path=request.path,
-            method=request.method,
-            allow=headers.get("Allow", ""),
-        )
-        problem = Problem(error.status, detail, headers=headers)
-    except ClientGone:
+        problem = http_problem(error, request)
+    except (ClientGone, ClientConnectionResetError):  # the latter from a stream's head
         return _NoResponse()
     except web.RequestPayloadError:
         problem = Problem(400, "The body is malformed: its chunks or its Content-Encoding cannot be decoded.")
