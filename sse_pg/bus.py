@@ -39,7 +39,7 @@ class Bus:
         self.pool = make_pool(settings.database_url, settings.pool_size, settings.pool_timeout, pooled=pooled)
         self.store = Store(self.pool)
         self.publisher = Publisher(self.pool)
-        self.hub = Hub(settings.ring_events, settings.ring_bytes)
+        self.hub = Hub(settings.ring_events, settings.ring_bytes, settings.stream_buffer // 4)
         # The tail reads subscriptions between two deliveries, and must not wait for a connection behind requests.
         self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, pooled=pooled)
         tail_store = Store(self.tail_pool)

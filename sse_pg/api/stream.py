@@ -41,6 +41,7 @@ class StreamApi:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._on_end = self._ended  # one object for all streams
+        bus.hub.fell_behind = self._catch_up
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of this module."""
@@ -167,9 +168,13 @@ class StreamApi:
                 errors=[FieldError("channels", name) for name in missing],
             )
 
+    def _catch_up(self, stream: Stream) -> None:
+        """Bring a stream up again that was live."""
+        stream.task = asyncio.create_task(self._bring_up(stream, None))
+
     async def _bring_up(self, stream: Stream, asked: str | None) -> None:
         """Send the first block and make the stream live. While the database is unavailable, the open stream waits."""
-        greeted = False
+        greeted = stream.greeted
         try:
             while True:
                 try:

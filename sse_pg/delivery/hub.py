@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from sse_pg.core import wire
@@ -21,8 +21,6 @@ from sse_pg.delivery.stream import Stream
 Key = tuple[frozenset[str], bool, bool]
 Step = Literal["joined", "more", "behind", "ahead"]
 
-#: Bytes that are written to a stream that catches up before its client has to read some.
-MAX_CATCH_UP_BYTES = 262144
 #: Catch-ups cached for the next client with the same channels and cursor. Even a crowd has few different ones.
 MAX_CACHED_CATCH_UPS = 64
 
@@ -54,7 +52,12 @@ class Group:
 class Hub:
     """Every stream of this process, and the position up to which the live streams were served."""
 
-    def __init__(self, ring_events: int, ring_bytes: int) -> None:
+    def __init__(self, ring_events: int, ring_bytes: int, max_write: int = 262144) -> None:
+        """``max_write``: bytes that are written to a stream before its client has to read some.
+
+        An event that is larger is one write all the same.
+        """
+        self.max_write = max_write
         self._ring_size = (ring_events, ring_bytes)
         self.position = START
         self.ring = Ring(*self._ring_size, START)
@@ -74,6 +77,8 @@ class Hub:
         self._groups: dict[Key, Group] = {}
         self._by_channel: dict[str, set[Group]] = {}
         self._catch_ups: dict[tuple[Key, Cursor], CatchUp] = {}
+        self.fell_behind: Callable[[Stream], None] | None = None
+        """Called with each live stream that goes back to catching up, because a batch is too large for one write."""
 
     def begin(self, position: Cursor) -> None:
         """Start at a position, with an empty ring."""
@@ -101,12 +106,21 @@ class Hub:
                 if not group.batch:
                     touched.append(group)
                 group.batch.append(entry.frame(group.envelope))
-        if position is not self.position:
+        before = self.position
+        if position is not before:
             self.position = position
             self._catch_ups.clear()
         now = time.monotonic()
         for group in touched:
             data = b"".join(group.batch)
+            if len(data) > self.max_write and len(group.batch) > 1 and self.fell_behind is not None:
+                # In one write each stream would buffer all of it. They read it from the ring, at their own speed.
+                group.batch = []
+                for stream in list(group.streams):
+                    self._exit(stream)
+                    stream.live, stream.cursor = False, before
+                    self.fell_behind(stream)
+                continue
             deliveries += len(group.batch) * len(group.streams)
             group.events += len(group.batch)
             group.batch = []
@@ -157,7 +171,7 @@ class Hub:
             missed = self.ring.since(cursor, stream.channels)
             if missed is None:
                 return "behind"
-            catch_up = _catch_up(missed, stream)
+            catch_up = _catch_up(missed, stream, self.max_write)
             if len(self._catch_ups) >= MAX_CACHED_CATCH_UPS:
                 self._catch_ups.clear()
             self._catch_ups[key, cursor] = catch_up
@@ -222,13 +236,11 @@ def _key(stream: Stream) -> Key:
     return stream.channels, stream.envelope, stream.chunked
 
 
-def _catch_up(missed: list[Entry], stream: Stream) -> CatchUp:
-    """Return what a stream missed, or the first part of it: little more than MAX_CATCH_UP_BYTES."""
+def _catch_up(missed: list[Entry], stream: Stream, max_write: int) -> CatchUp:
+    """Return what a stream missed, or the first part of it: of at most ``max_write`` bytes or one event."""
     cursor, size = stream.cursor, 0
     blocks: list[bytes] = []
     for entry in missed:
-        if size > MAX_CATCH_UP_BYTES:
-            break
         after = cursor | entry.cursor
         # If the client comes from another server, it may have been offered ids that were gaps here at this entry.
         block = (
@@ -236,6 +248,8 @@ def _catch_up(missed: list[Entry], stream: Stream) -> CatchUp:
             if after == entry.cursor
             else wire.frame(entry.event, after, envelope=stream.envelope)
         )
+        if blocks and size + len(block) > max_write:
+            break
         cursor = after
         size += len(block)
         blocks.append(block)

@@ -24,14 +24,26 @@ MAX_CACHED_PAGES = 16
 Key = tuple[frozenset[str], bool, bool, Cursor, int]
 
 
-class FramedPage(NamedTuple):
-    """A page as it is sent, and the cursor of a stream after it."""
+class Part(NamedTuple):
+    """What is written to a stream before its client has to read some, and the stream's cursor after it."""
 
     framed: bytes
-    reached: Cursor
+    cursor: Cursor
     events: int
+
+
+class FramedPage(NamedTuple):
+    """A page as it is sent."""
+
+    parts: list[Part]
+    """At least one; the cursor of the last covers the page."""
     expired: bool
     """Whether it begins with a gap event because events were purged."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(len(part.framed) for part in self.parts)
 
 
 class Replay:
@@ -103,21 +115,23 @@ class Replay:
         return claimed & self._hub.position, False
 
     async def _send_page(self, stream: Stream, limit: int) -> int:
-        """Send one page from the table; return the limit for the next page, in events."""
-        cursor = stream.cursor
-        page = await self._framed_page((stream.channels, stream.envelope, stream.chunked, cursor, limit))
-        if stream.cursor is not cursor:
-            return limit  # the log was replaced in the meantime
-        stream.cursor = page.reached
-        if page.framed:
-            now = time.monotonic()
-            stream.push(page.framed, now)
-            stream.replayed += page.events
-            self.events += page.events
-            if page.expired:
-                self._hub.gap_notices["expired"] += 1
-            stream.sent_position, stream.sent_position_at = page.reached, now
-        return max(1, limit // 4) if len(page.framed) > TARGET_PAGE_BYTES else min(self._page, limit * 2)
+        """Send one page from the table, part by part; return the limit for the next page, in events."""
+        cursor, channels = stream.cursor, stream.channels
+        page = await self._framed_page((channels, stream.envelope, stream.chunked, cursor, limit))
+        for number, part in enumerate(page.parts):
+            if stream.cursor is not cursor or stream.channels != channels:
+                return limit  # the log was replaced in the meantime, or a channel was revoked
+            stream.cursor = cursor = part.cursor
+            if part.framed:
+                now = time.monotonic()
+                stream.push(part.framed, now)
+                stream.replayed += part.events
+                self.events += part.events
+                if page.expired and number == 0:
+                    self._hub.gap_notices["expired"] += 1
+                stream.sent_position, stream.sent_position_at = cursor, now
+                await stream.drained()
+        return max(1, limit // 4) if page.size > TARGET_PAGE_BYTES else min(self._page, limit * 2)
 
     async def _framed_page(self, key: Key) -> FramedPage:
         """Return a page from the cache, wait for it if it is being read, or read it."""
@@ -144,7 +158,7 @@ class Replay:
         return await asyncio.shield(task)  # the end of one stream does not cancel the read for the others
 
     def _cache(self, key: Key, page: FramedPage) -> None:
-        if len(page.framed) > TARGET_PAGE_BYTES:
+        if page.size > TARGET_PAGE_BYTES:
             return
         if len(self._cached) >= MAX_CACHED_PAGES:
             del self._cached[next(iter(self._cached))]
@@ -153,19 +167,30 @@ class Replay:
     async def _read(self, key: Key, position: Cursor) -> FramedPage:
         channels, envelope, chunked, cursor, limit = key
         step = await self._store.step(sorted(channels), cursor, position, limit)
-        blocks: list[bytes] = []
+        blocks: list[tuple[bytes, Cursor, int]] = []
         expired = bool(cursor.missing_up_to(step.purged_to))
         if expired:
             cursor_after_gap = cursor | Cursor(step.purged_to)
-            blocks.append(wire.gap("expired", cursor.text, cursor_after_gap))
+            blocks.append((wire.gap("expired", cursor.text, cursor_after_gap), cursor_after_gap, 0))
             cursor = cursor_after_gap
         for event in step.events:
             if not cursor.offered(event.id):
-                blocks.append(wire.frame(event, cursor | position.clip(event.id), envelope=envelope))
-        data = b"".join(blocks)
-        return FramedPage(
-            wire.chunk(data) if data and chunked else data,
-            cursor | step.cursor,
-            len(blocks) - expired,
-            expired,
-        )
+                after = cursor | position.clip(event.id)
+                blocks.append((wire.frame(event, after, envelope=envelope), after, 1))
+        return FramedPage(_parts(blocks, cursor | step.cursor, self._hub.max_write, chunked=chunked), expired)
+
+
+def _parts(blocks: list[tuple[bytes, Cursor, int]], reached: Cursor, max_write: int, *, chunked: bool) -> list[Part]:
+    """Join blocks, each with the cursor after it and the number of its events, to parts of ``max_write`` bytes.
+
+    ``reached`` is the cursor after all of them. A block that is larger is a part of its own.
+    """
+    parts: list[Part] = []
+    data, cursor, events = b"", reached, 0
+    for block, after, count in blocks:
+        if data and len(data) + len(block) > max_write:
+            parts.append(Part(wire.chunk(data) if chunked else data, cursor, events))
+            data, events = b"", 0
+        data, cursor, events = data + block, after, events + count
+    parts.append(Part(wire.chunk(data) if data and chunked else data, reached, events))
+    return parts

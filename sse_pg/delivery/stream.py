@@ -11,6 +11,8 @@ from sse_pg.delivery.end_reason import EndReason
 
 #: Time that a client has to read the rest of what was sent when the server ends its stream.
 LINGER_S = 5.0
+#: A client that catches up and reads nothing of what was sent for this long is cut off.
+STALLED_S = 60.0
 
 
 class Stream(asyncio.Protocol):
@@ -140,10 +142,16 @@ class Stream(asyncio.Protocol):
                 asyncio.get_running_loop().call_soon(self._finish)
 
     async def drained(self) -> None:
-        """Wait until the client has read most of what was sent."""
-        if self._paused:
+        """Wait until the client has read most of what was sent; end the stream if it reads nothing for a while."""
+        while self._paused and self.reason is None:
+            unread = self.transport.get_write_buffer_size()
             self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
+            try:
+                async with asyncio.timeout(STALLED_S):
+                    await self._drained
+            except TimeoutError:
+                if self.transport.get_write_buffer_size() >= unread:
+                    self.end(EndReason.SLOW)
 
     def _finish(self) -> None:
         for pending in (self.task, self.expiry):

@@ -648,12 +648,12 @@ async def test_heartbeats_come_only_on_silence(launch: Launcher) -> None:
         await eventually(lambda: stream.live)
         heartbeat, began = server.bus.heartbeat, stream.written_at
         before = stream.sent_bytes
-        heartbeat._touch(stream, began + 999)
+        heartbeat._check(stream, began + 999)
         assert stream.sent_bytes == before
         stream.written_at = began + 999  # as an event would
-        heartbeat._touch(stream, began + 1998)
+        heartbeat._check(stream, began + 1998)
         assert stream.sent_bytes == before
-        heartbeat._touch(stream, began + 1999)
+        heartbeat._check(stream, began + 1999)
         assert stream.sent_bytes > before
         assert (await reader.block()).comment
 

@@ -17,7 +17,6 @@ from support.log_model import EPOCH, FOREVER, QUIET, WAIT, Log
 from support.streams import Block, parse_block
 from support.waiting import eventually
 
-import sse_pg.delivery.hub
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.event import Event
@@ -311,8 +310,40 @@ async def test_ahead_in_a_gap(hub: Hub) -> None:
     assert transport.ids() == ["12"], "and not the id with the gap, at which 11 would come again"
 
 
-async def test_more_than_should_be_buffered_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse_pg.delivery.hub, "MAX_CATCH_UP_BYTES", 100)
+async def test_a_batch_that_is_too_large_for_one_write_is_read_from_the_ring(hub: Hub) -> None:
+    hub.max_write = 300
+    behind: list[Stream] = []
+    hub.fell_behind = behind.append
+    stream, transport = live(hub, "a")
+    other, quiet = live(hub, "b")
+    deliver(hub, *[event(number, payload='"' + "x" * 90 + '"') for number in range(11, 17)])
+    assert behind == [stream]
+    assert (stream.live, stream.cursor, transport.writes) == (False, Cursor(10), [])
+    assert (other.live, quiet.writes) == (True, [])
+    deliver(hub, event(17), event(18, "b"))
+    assert transport.writes == [], "it is read from the ring, with what came before"
+    steps = []
+    while not stream.live:
+        steps.append(hub.join(stream))
+    assert steps == ["more", "more", "joined"]
+    assert max(map(len, transport.writes)) <= 300
+    deliver(hub, event(19))
+    assert transport.ids() == [str(number) for number in (*range(11, 18), 19)]
+    assert quiet.ids() == ["18"]
+    assert stream.replayed == 7
+
+
+async def test_an_event_larger_than_a_write_goes_out_live(hub: Hub) -> None:
+    hub.max_write = 100
+    hub.fell_behind = pytest.fail  # type: ignore[assignment]
+    stream, transport = live(hub, "a")
+    deliver(hub, event(11, payload='"' + "x" * 500 + '"'))
+    assert stream.live
+    assert transport.ids() == ["11"]
+
+
+async def test_more_than_should_be_buffered_at_once(hub: Hub) -> None:
+    hub.max_write = 100
     deliver(hub, *[event(number, payload='"' + "x" * 90 + '"') for number in range(11, 15)])
     stream, transport = opened(hub, "a", at=Cursor(10))
     steps = []
@@ -432,8 +463,10 @@ class Reader:
         self.clock = clock
         start = log.start()
         self.frontier = Frontier(start, WAIT)
-        self.hub = Hub(ring, 10**9)
+        self.hub = Hub(ring, 10**9, 60)
         self.hub.begin(start)
+        self.behind: list[Stream] = []
+        self.hub.fell_behind = self.behind.append
         self.replay = Replay(self.hub, cast("Any", Table(log)), cast("Any", self), 3)
 
     def read(self, limit: int = FOREVER) -> None:
@@ -444,6 +477,13 @@ class Reader:
         if len(rows) < limit:
             self.frontier.settle(last, alive)
         self.hub.deliver(self.frontier.release(now), self.frontier.position)
+
+    async def bring_up(self) -> None:
+        """Bring up the streams that fell behind at a large batch, unless they have ended since."""
+        streams, self.behind[:] = list(self.behind), []
+        for stream in streams:
+            if stream in self.hub.streams:
+                await asyncio.wait_for(self.replay.catch_up(stream), 20)
 
     async def fresh(self) -> None:
         self.read()
@@ -524,6 +564,9 @@ class TwoServers(RuleBasedStateMachine):
         limit=st.sampled_from([FOREVER, FOREVER, 2]),
     )
     def reads(self, which: int, seconds: float, limit: int) -> None:
+        self.sound = False
+        self.runner.run(self.servers[which].bring_up())
+        self.sound = True
         self.servers[which].read(limit)
         self.now += seconds
 
@@ -609,8 +652,7 @@ def schedules(ring: int, options: settings) -> None:
 
 
 @pytest.mark.parametrize("ring", [0, 3, 1000])
-def test_no_event_is_lost_or_doubled_between_two_servers(ring: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse_pg.delivery.hub, "MAX_CATCH_UP_BYTES", 60)
+def test_no_event_is_lost_or_doubled_between_two_servers(ring: int) -> None:
     schedules(ring, SCHEDULES)
 
 

@@ -16,6 +16,7 @@ from support.waiting import eventually
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.db.store import Store
+from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.replay import MAX_CACHED_PAGES
 
 BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(1, %s) g"
@@ -140,3 +141,50 @@ async def crowd_later(
             server,
             [await stack.enter_async_context(client.stream("a", last_event_id="0")) for _ in range(3)],
         )
+
+
+LARGE = """
+    INSERT INTO sse_pg.events (channel, payload)
+    SELECT 'a', to_jsonb(g || repeat('x', 50000)) FROM generate_series(1, %s) g
+"""
+
+
+async def read_and_watch(server: Server, reader: StreamReader, events: int) -> int:
+    """Read events of LARGE in order; return the most bytes that the server held for the stream meanwhile."""
+    (stream,) = server.bus.hub.streams
+    held = 0
+    for number in range(1, events + 1):
+        assert (await reader.event()).json() == str(number) + "x" * 50000
+        held = max(held, stream.transport.get_write_buffer_size())
+    return held
+
+
+async def test_a_page_waits_for_the_client(launch: Launcher, db: psycopg.Connection) -> None:
+    """A page of 50 events is ten times what a client is sent before it has to read."""
+    server = await launch(ring_events=0)
+    db.execute(LARGE, [200])
+    async with Client(server.url) as client, client.stream("a", last_event_id="0") as reader:
+        assert await read_and_watch(server, reader, 200) <= server.bus.settings.stream_buffer // 2 + 51000
+        assert server.bus.replay.sources["table"] == 1
+
+
+async def test_a_large_transaction_waits_for_the_client(launch: Launcher, db: psycopg.Connection) -> None:
+    """Streams that are live when it comes read it from memory, at their own speed."""
+    server = await launch(ring_bytes=10**8)
+    async with Client(server.url) as client, client.stream("a") as reader:
+        await eventually(lambda: all(stream.live for stream in server.bus.hub.streams))
+        db.execute(LARGE, [100])
+        assert await read_and_watch(server, reader, 100) <= server.bus.settings.stream_buffer // 2 + 51000
+        await eventually(lambda: all(stream.live for stream in server.bus.hub.streams))
+        db.execute("SELECT sse_pg.publish('a', 'm', '1')")
+        assert (await reader.event()).json() == 1
+
+
+async def test_a_client_that_reads_nothing_of_a_page_is_cut_off(
+    launch: Launcher, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_pg.delivery.stream.STALLED_S", 0.05)
+    server = await launch(ring_events=0)
+    db.execute(LARGE, [200])
+    async with Client(server.url) as client, client.stream("a", last_event_id="0"):
+        await eventually(lambda: server.bus.hub.closed[EndReason.SLOW] == 1)
