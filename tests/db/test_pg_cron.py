@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from support.client import Client
+from support.cluster import throwaway
 from support.process import CHECKOUT
 from support.server import Launcher
 from support.waiting import eventually
 
 from sse_pg.db.migrate import migrate
-from sse_pg.embedded import EmbeddedPostgres, find_binaries
+from sse_pg.embedded import find_binaries
 
 #: Seconds: a minute until the job, and the time that a busy machine needs for it.
 TIMEOUT_S = 150
@@ -28,23 +27,16 @@ def cron_url() -> Iterator[str]:
     """A database with the schema, in a PostgreSQL that has pg_cron."""
     if not INSTALLED:
         pytest.skip("pg_cron is not installed (Debian: postgresql-15-cron)")
-    directory = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp"))
-    directory.chmod(0o755)
-    binaries = find_binaries(INSTALLED[-1].parent.parent / "bin")
     options = {
         "shared_preload_libraries": "pg_cron",
         "cron.use_background_workers": "on",  # else it connects over TCP
         "cron.database_name": "postgres",
         "max_worker_processes": "20",
-        "fsync": "off",
     }
-    try:
-        with EmbeddedPostgres(directory, binaries=binaries, options=options) as server:
-            url = psycopg.conninfo.make_conninfo(server.url, dbname="postgres")
-            migrate(url)
-            yield url
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with throwaway(find_binaries(INSTALLED[-1].parent.parent / "bin"), **options) as server:
+        url = psycopg.conninfo.make_conninfo(server.url, dbname="postgres")
+        migrate(url)
+        yield url
 
 
 async def test_the_jobs_of_the_docs(cron_url: str) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,6 +15,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from support import openapi
+from support.cluster import directory
 from support.pages import Page, Reader, all_pages, syntax_errors
 from support.process import CHECKOUT, SSE_PG, process
 from support.waiting import wait_for
@@ -31,10 +31,8 @@ _OF_EVERY_MACHINE = ("/home/you/",)
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A folder that the user PostgreSQL runs as gets to."""
-    made = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp")).resolve()
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with directory() as made:
+        yield made
 
 
 def broken(page: Page, link: str) -> str:

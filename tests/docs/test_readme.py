@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.cluster import directory
 from support.pages import Page, Reader, syntax_errors
 from support.process import CHECKOUT, process
 
@@ -17,10 +17,8 @@ README = Page("README.md")
 @pytest.fixture(scope="module")
 def data() -> Iterator[Path]:
     """A data directory that the user PostgreSQL runs as gets to."""
-    made = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp")).resolve()
-    made.chmod(0o755)
-    yield made / "data"
-    shutil.rmtree(made, ignore_errors=True)
+    with directory() as made:
+        yield made / "data"
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl on this machine")

@@ -10,7 +10,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from support.cluster import directory
 from support.process import CHECKOUT
 
 from sse_pg.embedded import Binaries, EmbeddedPostgres, default_data_dir, find_binaries, running
@@ -33,9 +33,9 @@ needs_root = pytest.mark.skipif(not ROOT, reason="only root becomes another user
 def installed() -> dict[int, Binaries]:
     """Every PostgreSQL of this machine that counts, by its major version."""
     found: dict[int, Binaries] = {}
-    for directory, _ in embedded_binaries.places():
+    for programs, _ in embedded_binaries.places():
         with contextlib.suppress(EmbeddedError):
-            one = find_binaries(directory)
+            one = find_binaries(programs)
             found.setdefault(one.major, one)
     return found
 
@@ -64,10 +64,8 @@ with EmbeddedPostgres(Path(sys.argv[1])) as server:
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that every user can pass through; tmp_path is closed to the user PostgreSQL runs as."""
-    made = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp")).resolve()
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    with directory() as made:
+        yield made
 
 
 def wheel_package() -> Path:
@@ -512,7 +510,7 @@ def test_binaries_closed_to_the_user_are_copied_once(place: Path) -> None:
 
 
 def test_nobody_else_s_directories_change(place: Path) -> None:
-    prefixes = {Path(sys.prefix), Path(sys.base_prefix), Path.home(), Path("/tmp"), CHECKOUT}
+    prefixes = {Path(sys.prefix), Path(sys.base_prefix), Path.home(), place.parent, CHECKOUT}
     every = {above for prefix in prefixes for above in (prefix.resolve(), *prefix.resolve().parents)}
 
     def modes() -> dict[Path, tuple[int, int, int]]:

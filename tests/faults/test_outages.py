@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -18,33 +17,26 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from support.client import Client
+from support.cluster import NOT_DURABLE, binaries, throwaway
 from support.server import Launcher
 from support.waiting import TIMEOUT_S, eventually
 
 from faults.helpers import Poster, as_in_table, connection, following, insert, running, table
 from faults.launcher import QuietLauncher
 from sse_pg.db.migrate import migrate
-from sse_pg.embedded import EmbeddedPostgres, find_binaries
+from sse_pg.embedded import EmbeddedPostgres
 
-OPTIONS = {"max_connections": "50", "full_page_writes": "off", "synchronous_commit": "on", "fsync": "off"}
+OPTIONS = {"max_connections": "50", "synchronous_commit": "on"}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL that tests may stop, kill and start."""
-    programs = os.environ.get("SSE_PG_TEST_POSTGRES")
-    binaries = find_binaries(Path(programs) if programs else None)
     options = dict(OPTIONS)
-    if binaries.major >= 17:
+    if binaries().major >= 17:
         options["max_notify_queue_pages"] = "64"  # the least there can be
-    directory = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp"))
-    directory.chmod(0o755)
-    server = EmbeddedPostgres(directory, binaries=binaries, options=options)
-    try:
-        with server:
-            yield server
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with throwaway(**options) as server:
+        yield server
 
 
 @pytest.fixture
@@ -300,7 +292,7 @@ async def _fill_and_free(launch: Launcher, database_url: str, ballast: Path) -> 
 
 @asynccontextmanager
 async def _own_cluster(directory: Path) -> AsyncIterator[EmbeddedPostgres]:
-    options = {**OPTIONS, "min_wal_size": "32MB", "max_wal_size": "48MB", "shared_buffers": "16MB"}
+    options = {**NOT_DURABLE, **OPTIONS, "min_wal_size": "32MB", "max_wal_size": "48MB", "shared_buffers": "16MB"}
     server = EmbeddedPostgres(directory, options=options)
     await asyncio.to_thread(server.start)
     try:

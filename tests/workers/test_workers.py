@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import os
 import pty
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.client import Client
+from support.cluster import directory
 from support.process import CHECKOUT, SSE_PG, Process, environment, left_behind, one_line, process, run
 from support.waiting import TIMEOUT_S, wait_for
 
@@ -45,10 +44,8 @@ HAVE_TERMINAL = (
 @pytest.fixture
 def data() -> Iterator[Path]:
     """A data directory that the system user gets to."""
-    made = Path(tempfile.mkdtemp(prefix="sse-pg-test-", dir="/tmp")).resolve()
-    made.chmod(0o755)
-    yield made / "data"
-    shutil.rmtree(made, ignore_errors=True)
+    with directory() as made:
+        yield made / "data"
 
 
 # ---- processes
