@@ -27,24 +27,28 @@ with contextlib.suppress(ValueError):
 
 HERE = Path(__file__).parent
 
-#: Folders of tests that take long: they start servers, browsers, package managers, or clusters of their own.
+#: Folders whose tests take long: they start browsers, package managers, programs of users, or many servers.
 LONG = {"browser", "clients", "deploy", "docs", "embedded", "torture", "workers"}
-#: Folders whose tests start no process, unless they ask for a database. HERE itself is among them.
+#: Folders whose tests do everything in this process, unless they ask for a database. "" is this folder.
 IN_PROCESS = {"", "api", "auth", "client", "core", "delivery", "http"}
+#: Fixtures that start the PostgreSQL under test.
+CLUSTERS = {"postgres", "cluster"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the three sizes, and let what takes long begin first: the run waits for what begins last."""
+    """Mark the sizes of CONTRIBUTING.md. What takes long begins first, since the run waits for what begins last."""
     for item in items:
-        folder = item.path.relative_to(HERE).parts[0] if item.path.parent != HERE else ""
+        parts = item.path.relative_to(HERE).parts
+        folder = parts[0] if len(parts) > 1 else ""
         if folder in LONG:
             item.add_marker("long")
-        if not item.get_closest_marker("long"):
-            item.add_marker("minutes")
-        if "postgres" in getattr(item, "fixturenames", ()):
-            item.add_marker("database")
-        elif item.get_closest_marker("minutes") and folder in IN_PROCESS:
+        if item.get_closest_marker("long"):
+            continue
+        item.add_marker("minutes")
+        if CLUSTERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("oldest")
+        elif folder in IN_PROCESS:
             item.add_marker("seconds")
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 

@@ -147,6 +147,7 @@ def test_help_and_version() -> None:
 # ---- the embedded PostgreSQL
 
 
+@pytest.mark.long
 def test_serve_brings_its_own_postgresql_and_takes_it_along(data: Path) -> None:
     with process("serve", "--port", "0", SSE_PG_DATA_DIR=str(data)) as server:
         url = server.url()
@@ -170,6 +171,7 @@ def test_serve_brings_its_own_postgresql_and_takes_it_along(data: Path) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @BOTH
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["initdb", "postgres", "database", "migration", "server"])
 def test_a_signal_during_the_start_leaves_nothing(data: Path, moment: str, number: signal.Signals) -> None:
     moments = {
@@ -190,6 +192,7 @@ def test_a_signal_during_the_start_leaves_nothing(data: Path, moment: str, numbe
 
 
 @BOTH
+@pytest.mark.long
 def test_a_signal_twice_does_not_leave_the_database_running(data: Path, number: signal.Signals) -> None:
     with process("serve", "--port", "0", "--data-dir", str(data), SSE_PG_LOG_LEVEL="error") as server:
         server.url()

@@ -39,6 +39,7 @@ def cron_url() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.long
 async def test_the_jobs_of_the_docs(cron_url: str) -> None:
     launch = Launcher(cron_url)
     with psycopg.connect(cron_url, autocommit=True) as db:

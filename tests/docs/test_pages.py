@@ -126,6 +126,7 @@ def test_every_snippet_can_be_read_by_its_language(path: str, kind: str, block: 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.oldest
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl on this machine")
 def test_operating(home: Path, database_url: str, db: psycopg.Connection) -> None:
     """With the programs of the PostgreSQL that the tests run on, and a server that has noted which log this is."""

@@ -10,7 +10,7 @@ import pytest
 
 from torture.run import Plan, torture
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("torture")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("torture"), pytest.mark.oldest]
 
 PROGRAMS = os.environ.get("SSE_PG_TEST_POSTGRES")
 
