@@ -72,7 +72,7 @@ async def test_connections_are_cut(launch: Launcher, database_url: str) -> None:
 
 async def test_connections_hang(launch: Launcher, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is said any more, on connections that stay open: the server notices, says so, and comes back."""
-    monkeypatch.setattr(tail_module, "DEADLINE", 0.5)
+    monkeypatch.setattr(tail_module, "RESPONSE_DEADLINE_S", 0.5)
     monkeypatch.setattr(database_module, "RESPONSE_DEADLINE_S", 0.5)
     monkeypatch.setattr("sse_pg.db.publisher.RESPONSE_DEADLINE_S", 0.5)
     async with proxied(database_url) as (proxy, url):
@@ -106,7 +106,7 @@ async def test_connections_hang(launch: Launcher, database_url: str, monkeypatch
 async def test_a_server_stops_though_its_connections_hang(
     launch: Launcher, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail_module, "DEADLINE", 0.5)
+    monkeypatch.setattr(tail_module, "RESPONSE_DEADLINE_S", 0.5)
     monkeypatch.setattr(database_module, "RESPONSE_DEADLINE_S", 0.5)
     monkeypatch.setattr("sse_pg.db.publisher.RESPONSE_DEADLINE_S", 0.5)
     async with proxied(database_url) as (proxy, url):
