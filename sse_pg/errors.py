@@ -10,6 +10,7 @@
     ├── BusUnavailable      the database does not answer
     │   ├── KeyHeld         ... because another transaction holds an idempotency key
     │   └── OutcomeUnknown  ... and it went away in the middle of a commit
+    ├── LogUnreadable       the tail cannot read past an event of the log, or any of it
     ├── TokenRefused        a token proves nothing here
     ├── KeysUnavailable     the keys that tokens are checked with cannot be had
     ├── RuleFailed          sse_pg.authorize() gave no answer
@@ -71,6 +72,10 @@ class KeyHeld(BusUnavailable):
 
 class OutcomeUnknown(BusUnavailable):
     """The connection was lost while the commit was under way; the event may or may not be published."""
+
+
+class LogUnreadable(SsePgError):
+    """The tail cannot read the log, or cannot read past one event; it delivers nothing until that has changed."""
 
 
 class TokenRefused(SsePgError):

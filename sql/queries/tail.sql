@@ -21,23 +21,33 @@ SELECT sse_pg.check_epoch()
 -- name: epochs
 SELECT settled_to, starts_at FROM sse_pg.epochs ORDER BY starts_at
 
--- name: purged_to
-SELECT purged_to FROM sse_pg.log
-
 -- name: publishers
 -- The last id drawn and the publishers in flight. Asked before each read that decides which missing ids are dead.
 SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()
 
 -- name: tail_read_above
--- What the tail has not read while no id below is open, the usual case: what lies above the last id seen.
-SELECT e.id, e.channel, e.event_type, e.payload::text, e.created_at
-  FROM sse_pg.events e
- WHERE e.id > %(seen)s ORDER BY e.id LIMIT %(limit)s
+-- The events above the last id seen. This is the usual case: no lower id is open.
+--
+-- Before the events comes a row with id 0. Its payload is purged_to, from the same snapshot, so that a purge that overtook
+-- this tail is noticed at the read that lacks the events. A column of its own would cost something for every event.
+SELECT id, channel, event_type, payload, created_at FROM (
+    SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type, l.purged_to::text AS payload,
+           NULL::timestamptz AS created_at
+      FROM sse_pg.log l
+    UNION ALL
+    (SELECT e.id, e.channel, e.event_type, e.payload::text, e.created_at
+       FROM sse_pg.events e
+      WHERE e.id > %(seen)s ORDER BY e.id LIMIT %(limit)s)
+) read ORDER BY id
 
 -- name: tail_read
--- The same while ids are open: those, and what lies above the last id seen. One snapshot for both, so that the events of
--- one transaction stay in order; ascending, so that a read that is cut off is a prefix.
+-- The same while ids are open: the events with these ids, and those above the last id seen. Both come from one snapshot, so
+-- that the events of one transaction stay in order; and ascending, so that a read that is cut off by its limit is a prefix.
 SELECT id, channel, event_type, payload, created_at FROM (
+    SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type, l.purged_to::text AS payload,
+           NULL::timestamptz AS created_at
+      FROM sse_pg.log l
+    UNION ALL
     SELECT e.id, e.channel, e.event_type, e.payload::text AS payload, e.created_at
       FROM unnest(%(first)s::bigint[], %(last)s::bigint[]) AS g(first, last)
      CROSS JOIN LATERAL (
@@ -47,7 +57,16 @@ SELECT id, channel, event_type, payload, created_at FROM (
     (SELECT e.id, e.channel, e.event_type, e.payload::text, e.created_at
        FROM sse_pg.events e
       WHERE e.id > %(seen)s ORDER BY e.id LIMIT %(limit)s)
-) read ORDER BY id LIMIT %(limit)s
+) read ORDER BY id LIMIT %(limit)s::bigint + 1
+
+-- name: tail_next_id
+-- Which event a read met that PostgreSQL cannot send as text: the first of those not seen, above the last that could be read.
+SELECT e.id FROM sse_pg.events e
+ WHERE e.id > %(after)s
+   AND (e.id > %(seen)s OR EXISTS (
+       SELECT FROM unnest(%(first)s::bigint[], %(last)s::bigint[]) AS g(first, last)
+        WHERE e.id BETWEEN g.first AND g.last))
+ ORDER BY e.id LIMIT 1
 
 -- name: settled
 -- Note what this tail knows of the log, unless another knows more.

@@ -99,7 +99,7 @@ class Cursor:
         """Return the cursor of a reader that was offered only the ids up to ``number``."""
         if number >= self.high:
             return self
-        return _trimmed(number, self.gaps.up_to(number))
+        return trimmed(number, self.gaps)
 
     def __or__(self, other: Cursor) -> Cursor:
         """Return the cursor of a reader that was offered what either of the two was offered."""
@@ -111,13 +111,15 @@ class Cursor:
     def __and__(self, other: Cursor) -> Cursor:
         """Return the cursor of a reader that was offered what both were offered."""
         high = min(self.high, other.high)
-        return _trimmed(high, self.gaps.up_to(high) | other.gaps.up_to(high))
+        return trimmed(high, self.gaps | other.gaps)
 
 
-def _trimmed(high: int, gaps: Ranges) -> Cursor:
-    """Return a cursor. If ``high`` lies in the last gap, the cursor ends below that gap."""
+def trimmed(high: int, gaps: Ranges) -> Cursor:
+    """Return the cursor of everything up to ``high`` except ``gaps``. If ``high`` is in a gap, it ends below it."""
+    gaps = gaps.up_to(high)
     if high in gaps:
-        return Cursor(gaps.spans[-1][0] - 1, gaps.up_to(gaps.spans[-1][0] - 1))
+        high = gaps.spans[-1][0] - 1
+        gaps = gaps.up_to(high)
     return Cursor(high, gaps)
 
 

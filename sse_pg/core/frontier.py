@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sse_pg.core.cursor import Cursor
+from sse_pg.core.cursor import Cursor, trimmed
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
 
@@ -84,6 +84,18 @@ class Frontier:
         floor = min(last, alive.spans[0][0] - 1) if alive else last
         self.seen = max(self.seen, floor)
 
+    def expire(self, purged_to: int) -> None:
+        """Give up the missing ids up to ``purged_to``: their events may have been purged before they were read.
+
+        Call this after ``feed``, if ``misses_up_to(purged_to)``; ``purged_to`` must come from the snapshot of the rows.
+        Afterwards ``position`` covers the ids that were given up, so the streams need a gap event.
+        """
+        self._counts.dead += len(self.open.up_to(purged_to))
+        self.open = self.open.above(purged_to)
+        self.seen = max(self.seen, purged_to)
+        held = Ranges((event.id, event.id) for event in self._held)
+        self.position = trimmed(max(self.position.high, purged_to), self.open | held)
+
     def release(self, now: float) -> list[tuple[Event, Cursor]]:
         """Move ``position`` as far as it can go now; return the events passed, ascending, each with its position."""
         barrier = self._barrier(now)
@@ -123,6 +135,10 @@ class Frontier:
                 return rest.spans[0][0]
             self._fresh.pop(0)
         return None
+
+    def misses_up_to(self, number: int) -> bool:
+        """Return whether an id up to ``number`` was not read and may have been committed, or may still be."""
+        return number > self.seen or bool(self.open.up_to(number))
 
     def holds_up_to(self, number: int) -> bool:
         """Return whether an event with this id or a lower one is held back."""

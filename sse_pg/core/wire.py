@@ -34,6 +34,12 @@ def frame(event: Event, cursor: Cursor, *, envelope: bool = False) -> bytes:
     return block(event.event_type, event.payload, cursor)
 
 
+def check(event: Event) -> None:
+    """Raise ValueError, with the reason, if ``frame`` cannot make a block of this event."""
+    _refuse_breaks(event.event_type)
+    _refuse_breaks(event.payload)
+
+
 def block(name: str, data: str, cursor: Cursor, *, retry_ms: int | None = None) -> bytes:
     """Return one block: event name, data, id, and perhaps the retry time in milliseconds.
 

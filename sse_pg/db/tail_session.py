@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import psycopg
+
+from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
 from sse_pg.db.connection import Connection
 from sse_pg.db.queries import query
+from sse_pg.errors import LogUnreadable, one_line
 
 
 class Publishers(NamedTuple):
@@ -29,6 +33,17 @@ class Publishers(NamedTuple):
     def all_began_after(self, last: int) -> bool:
         """Return whether every publisher took its lock after ``last`` was the last id drawn."""
         return self.least_bound is None or self.least_bound > last
+
+
+class Read(NamedTuple):
+    """What one read of the log found, from one snapshot."""
+
+    events: list[Event]
+    """Ascending by id."""
+    purged_to: int
+    """Every id up to this one may have been purged."""
+    fault: str | None
+    """Why the event after the last one cannot be delivered; None if there is no such event."""
 
 
 async def listen(conn: Connection) -> None:
@@ -64,26 +79,64 @@ async def publishers(conn: Connection) -> Publishers:
     return Publishers(last, Ranges(zip(first_ids, last_ids, strict=True)), least_bound)
 
 
-async def events(conn: Connection, seen: int, missing: Ranges, limit: int) -> list[Event]:
-    """Read the events above ``seen``, and those of the missing ids that have become visible, ascending."""
+async def events(conn: Connection, seen: int, missing: Ranges, limit: int) -> Read:
+    """Read up to ``limit`` events: those above ``seen``, and those of the missing ids that have become visible.
+
+    Raises LogUnreadable if the session cannot read any event as it was published.
+    """
+    if conn.info.encoding != "utf-8":
+        raise LogUnreadable(
+            f"client_encoding is {conn.info.parameter_status('client_encoding')} and must be UTF8; "
+            "something between this server and the database has changed it"
+        )
+    try:
+        return await _events(conn, seen, missing, limit)
+    except (psycopg.DataError, UnicodeDecodeError) as error:
+        return await _events_before_fault(conn, seen, missing, limit, error)
+
+
+async def _events(conn: Connection, seen: int, missing: Ranges, limit: int) -> Read:
     params: dict[str, object] = {"seen": seen, "limit": limit}
     name = "tail_read_above"
     if missing:
         name = "tail_read"
         params |= _spans(missing)
     cursor = await conn.execute(query(name), params, prepare=True, binary=True)
-    return [Event(*row) for row in await cursor.fetchall()]
+    rows = await cursor.fetchall()
+    if not rows or rows[0][0] != 0:
+        raise LogUnreadable("the table sse_pg.log has no row")
+    events: list[Event] = []
+    fault = None
+    for row in rows[1:]:
+        event = Event(*row)
+        try:
+            wire.check(event)
+        except ValueError as error:
+            fault = f"event {event.id}: {error}"
+            break
+        events.append(event)
+    return Read(events, int(rows[0][3]), fault)
+
+
+async def _events_before_fault(conn: Connection, seen: int, missing: Ranges, limit: int, error: Exception) -> Read:
+    """Read the events before the first that PostgreSQL cannot send as text. Its error does not say which that is."""
+    read, readable, unreadable = await _events(conn, seen, missing, 0), 0, limit
+    while unreadable - readable > 1:
+        middle = (readable + unreadable) // 2
+        try:
+            read, readable = await _events(conn, seen, missing, middle), middle
+        except (psycopg.DataError, UnicodeDecodeError):
+            unreadable = middle
+    after = read.events[-1].id if read.events else 0
+    row = await (
+        await conn.execute(query("tail_next_id"), {"after": after, "seen": seen, **_spans(missing)})
+    ).fetchone()
+    return read if read.fault else read._replace(fault=f"event {row[0] if row else '?'}: {one_line(error)}")
 
 
 async def epochs(conn: Connection) -> list[tuple[int, int]]:
     """Read, for each epoch, up to where the log before it is settled, and where the epoch starts."""
     return [(settled_to, starts_at) for settled_to, starts_at in await (await conn.execute(query("epochs"))).fetchall()]
-
-
-async def purged_to(conn: Connection) -> int:
-    """Read up to which id events were purged."""
-    ((last,),) = await (await conn.execute(query("purged_to"))).fetchall()
-    return int(last)
 
 
 async def queue_usage(conn: Connection) -> float:

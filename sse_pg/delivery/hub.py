@@ -86,15 +86,29 @@ class Hub:
         self.ring = Ring(*self._ring_size, position)
         self._catch_ups.clear()
 
-    def restart(self, position: Cursor, reason: str = "unknown") -> None:
-        """Go on at a position that does not follow from the last one; send every stream a gap event with the reason."""
-        before, now = self.position, time.monotonic()
+    def restart(self, position: Cursor) -> None:
+        """Go on in another log: send every stream a gap event, and let it go on at ``position``."""
+        before = self.position
         self.begin(position)
         for stream in [stream for stream in self.streams if stream.greeted]:
             after = before if stream.live else stream.cursor & before
             stream.cursor = position
-            stream.write_position(wire.gap(reason, after.text, position), position, now)
-            self.gap_notices[reason] += 1
+            self._write_gap(stream, "unknown", after)
+
+    def expire(self, position: Cursor) -> None:
+        """Skip ids that were purged before this server read them: send the live streams a gap event.
+
+        The ring begins anew, so that a cursor from before the gap is served from the table. There, a stream that
+        catches up, now or later, finds out what was purged.
+        """
+        before = self.position
+        self.begin(position)
+        for stream in [stream for stream in self.streams if stream.live]:
+            self._write_gap(stream, "expired", before)
+
+    def _write_gap(self, stream: Stream, reason: str, after: Cursor) -> None:
+        stream.write_position(wire.gap(reason, after.text, self.position), self.position, time.monotonic())
+        self.gap_notices[reason] += 1
 
     def deliver(self, released: Sequence[tuple[Event, Cursor]], position: Cursor) -> None:
         """Hand events on to the live streams of their channels. Then all live streams were offered ``position``."""

@@ -22,13 +22,13 @@ from sse_pg.core.frontier import Frontier, GapCounts
 from sse_pg.core.ranges import Ranges
 from sse_pg.core.tail_meter import TailMeter
 from sse_pg.db import tail_session
-from sse_pg.db.connection import Connection, connect_listener, deadline, summary
+from sse_pg.db.connection import Connection, connect_listener, deadline, is_unavailable, summary
 from sse_pg.db.tail_session import Publishers
 from sse_pg.delivery.bell import Bell
 from sse_pg.delivery.control_listener import ControlListener
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.waiters import Waiters
-from sse_pg.errors import BusUnavailable
+from sse_pg.errors import BusUnavailable, LogUnreadable
 
 log = logging.getLogger(__name__)
 
@@ -108,18 +108,22 @@ class Tail:
                     self.listening.clear()
                     self.meter.enter("down", time.monotonic())
                     await conn.close()
-            except (psycopg.Error, OSError, TimeoutError, BusUnavailable) as error:
-                self.last_error = f"the LISTEN connection is down: {summary(error)}"
+            except (psycopg.Error, OSError, TimeoutError, BusUnavailable, LogUnreadable) as error:
+                down = not isinstance(error, psycopg.Error | LogUnreadable) or is_unavailable(error)
+                level = logging.WARNING if down else logging.ERROR
+                trouble = "the LISTEN connection is down" if down else "the log cannot be read"
+                self.last_error = f"{trouble}: {summary(error)}"
             except Exception:
                 # A bug. If the tail ended, the server would deliver nothing and nobody would notice.
                 self.last_error = "the tail failed; the server's log has the error"
                 log.exception("the tail failed")
+                level = logging.ERROR
             else:
                 continue
             self.meter.failures += 1
             pause = min(MAX_RECONNECT_PAUSE_S, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
             attempt = min(attempt + 1, 10)
-            log.warning("%s; next attempt in %.2f s", self.last_error, pause)
+            log.log(level, "%s; next attempt in %.2f s", self.last_error, pause)
             await asyncio.sleep(pause)
 
     async def fresh(self) -> None:
@@ -145,7 +149,6 @@ class Tail:
             await tail_session.fall_asleep(conn, was_awake=False)
             await tail_session.check_epoch(conn)
             epochs = await self._epochs(conn)
-            purged_to = await tail_session.purged_to(conn)
             publishers = await self._publishers(conn)
         start = publishers.start
         if self._frontier is None:
@@ -154,10 +157,6 @@ class Tail:
             self._hub.begin(start)
         elif publishers.last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
             self._begin_anew(publishers)
-        elif purged_to > self._frontier.seen:
-            log.error("events up to id %d were purged while this server had read to %d", purged_to, self._frontier.seen)
-            self._frontier = Frontier(start, 0.0, self.gaps)
-            self._hub.restart(start, "expired")
         self._hub.epochs = epochs
         self._fell_asleep_at = publishers.last
         self._control.missed()
@@ -269,41 +268,69 @@ class Tail:
         return publishers
 
     async def _read_log(self, conn: Connection, *, settle: bool) -> int:
-        """Read everything that is new and hand it on; return the number of events."""
-        frontier = self._frontier
-        assert frontier is not None
+        """Read everything that is new and hand it on; return the number of events.
+
+        ``settle``: also read who is in flight if no id is open. Raises LogUnreadable at an event that cannot be
+        delivered, after the events before it are handed on.
+        """
         waiting = self._waiters.begin()
-        found = 0
+        found, cut_off = 0, True
         try:
-            while True:
-                in_flight = None
-                with deadline(conn, RESPONSE_DEADLINE_S):
-                    if settle or frontier.open:
-                        in_flight = await self._publishers(conn)
-                        if in_flight.last < frontier.seen:  # TRUNCATE ... RESTART IDENTITY, a setval
-                            await tail_session.check_epoch(conn)  # corrects what is noted about the old log
-                            in_flight = await self._publishers(conn)
-                            frontier = self._begin_anew(in_flight)
-                    rows = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS)
-                now = time.monotonic()
-                self.read_at = now
-                self.meter.reads += 1
-                frontier.feed(rows, now)
-                cut_off = len(rows) == READ_LIMIT_ROWS
-                if in_flight is not None and not cut_off:
-                    frontier.settle(in_flight.last, in_flight.alive)
-                await self._control.apply()
-                self._hub.deliver(frontier.release(now), frontier.position)
-                self.meter.note_missing(frontier.open, now)
-                found += len(rows)
-                if not cut_off:
-                    break
-            frontier.wait = self._order_wait
+            while cut_off:
+                count, cut_off = await self._read_batch(conn, settle=settle)
+                found += count
         except BaseException:
             self._waiters.requeue(waiting)
             raise
-        self._waiters.end(waiting, frontier)
+        assert self._frontier is not None
+        self._frontier.wait = self._order_wait
+        self._waiters.end(waiting, self._frontier)
         return found
+
+    async def _read_batch(self, conn: Connection, *, settle: bool) -> tuple[int, bool]:
+        """Make one read and hand on what it found; return the number of events, and whether the limit cut it off."""
+        frontier = self._frontier
+        assert frontier is not None
+        in_flight = None
+        with deadline(conn, RESPONSE_DEADLINE_S):
+            if settle or frontier.open:
+                in_flight = await self._publishers(conn)
+                if in_flight.last < frontier.seen:  # TRUNCATE ... RESTART IDENTITY, a setval
+                    await tail_session.check_epoch(conn)  # corrects what is noted about the old log
+                    in_flight = await self._publishers(conn)
+                    frontier = self._begin_anew(in_flight)
+            read = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS)
+        now = time.monotonic()
+        self.read_at = now
+        self.meter.reads += 1
+        frontier.feed(read.events, now)
+        cut_off = len(read.events) == READ_LIMIT_ROWS
+        if cut_off or read.fault is not None:  # a prefix: nothing is known above its last event
+            known_to = read.events[-1].id if read.events else 0
+            await self._skip_purged(conn, frontier, min(read.purged_to, known_to))
+        else:
+            await self._skip_purged(conn, frontier, read.purged_to)
+            if in_flight is not None:
+                frontier.settle(in_flight.last, in_flight.alive)
+        await self._control.apply()
+        self._hub.deliver(frontier.release(now), frontier.position)
+        self.meter.note_missing(frontier.open, now)
+        if read.fault is not None:
+            raise LogUnreadable(read.fault)
+        return len(read.events), cut_off
+
+    async def _skip_purged(self, conn: Connection, frontier: Frontier, purged_to: int) -> None:
+        """If events were purged before this server read them, skip them and tell the streams."""
+        if not frontier.misses_up_to(purged_to):
+            return
+        with deadline(conn, RESPONSE_DEADLINE_S):
+            if purged_to > frontier.seen and purged_to > (await tail_session.publishers(conn)).last:
+                # The note is about another log, such as the one that this table was copied from.
+                await tail_session.check_epoch(conn)
+                return
+        log.error("events up to id %d were purged before this server read all of them", purged_to)
+        frontier.expire(purged_to)
+        self._hub.expire(frontier.position)
 
     async def _note_settled(self, conn: Connection) -> None:
         """Note in the database, for the SQL function position(), up to which id the log is settled."""

@@ -384,3 +384,33 @@ def test_a_quiet_position_moves_with_the_sequence() -> None:
     frontier.settle(30, Ranges([(26, FOREVER)]))
     frontier.release(0)
     assert frontier.position == Cursor(25)
+
+
+def test_a_purge_beyond_what_was_read() -> None:
+    frontier = Frontier(Cursor(10), WAIT)
+    frontier.feed([event(15)], 0)
+    assert frontier.misses_up_to(12)
+    frontier.expire(12)
+    assert frontier.position == Cursor(12)
+    assert not frontier.misses_up_to(12)
+    frontier.settle(15, NONE)
+    assert texts(frontier.release(0)) == ["15"]
+
+
+def test_a_purge_leaves_what_is_held_to_be_handed_on() -> None:
+    frontier = Frontier(Cursor(10), WAIT)
+    frontier.feed([event(12), event(14)], 0)
+    assert ids(frontier.release(0)) == []
+    frontier.expire(20)
+    assert frontier.position == Cursor(20, Ranges([(12, 12), (14, 14)]))
+    assert texts(frontier.release(0)) == ["20~6", "20"]
+
+
+def test_a_purge_of_an_old_gap() -> None:
+    frontier = Frontier(Cursor(10), WAIT)
+    frontier.feed([event(12), event(14)], 0)
+    frontier.release(WAIT)
+    frontier.expire(11)
+    assert frontier.position == Cursor(14, Ranges([(13, 13)]))
+    assert not frontier.misses_up_to(12)
+    assert frontier.misses_up_to(13)

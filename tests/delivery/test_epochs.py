@@ -105,12 +105,12 @@ async def test_a_purge_behind_a_server_that_was_away_is_said(launch: Launcher, d
         number = await client.publish("a", 1)
         await stream.event()
         # As if the server had been away while more was published, and purged.
-        db.execute("UPDATE sse_pg.log SET purged_to = %s", (number + 90,))
         db.execute(
             "SELECT pg_terminate_backend(pid), setval('sse_pg.events_id_seq', %s) FROM pg_stat_activity"
             " WHERE application_name = 'sse-pg tail' AND datname = current_database()",
             (number + 100,),
         )
+        db.execute("UPDATE sse_pg.log SET purged_to = %s", (number + 90,))
         gap = await stream.event()
         assert (gap.event, gap.json()["reason"]) == ("sse-pg.gap", "expired")
         await client.publish("a", "new")

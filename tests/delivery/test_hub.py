@@ -389,6 +389,22 @@ async def test_restart_tells_every_stream(hub: Hub) -> None:
     assert transport.ids() == second.ids() == ["5", "6"]
 
 
+async def test_a_purge_is_told_to_live_streams_and_hidden_by_no_ring(hub: Hub) -> None:
+    deliver(hub, event(11), event(12))
+    _, live_one = live(hub, "a")
+    behind, catching_up = opened(hub, "a", at=Cursor(11))
+    behind.greeted = True
+    hub.expire(Cursor(20))
+    (block,) = live_one.blocks()
+    assert (block.event, block.id) == ("sse-pg.gap", "20")
+    assert block.json() == {"reason": "expired", "after": "12", "before": "20"}
+    assert catching_up.writes == []
+    assert behind.cursor == Cursor(11)
+    deliver(hub, event(21))
+    assert hub.join(behind) == "behind"  # the table says what was purged
+    assert live_one.ids() == ["20", "21"]
+
+
 async def test_nothing_of_the_old_log_is_served(hub: Hub) -> None:
     deliver(hub, event(11), event(12))
     known, _ = opened(hub, "a", at=Cursor(11))

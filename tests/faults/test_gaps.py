@@ -109,6 +109,67 @@ async def test_the_ring_still_has_what_was_purged(launch: Launcher, db: psycopg.
         assert [e.json() for e in await stream.events(17)] == [*range(4, 21)]
 
 
+async def test_a_purge_that_overtakes_the_tail(launch: Launcher, db: psycopg.Connection) -> None:
+    """As when a server stood still while events came and went: open streams and old cursors get the gap event."""
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as live:
+        db.execute(BULK, (1, 3))
+        assert len(await live.events(3)) == 3
+        with db.transaction():
+            db.execute(BULK, (4, 20))
+            _purge(db, 10)
+        assert await _gap(live) == {"reason": "expired", "after": "3", "before": "10"}
+        async with (
+            client.stream("a", last_event_id="3") as known_to_the_ring,
+            client.stream("a", last_event_id="1") as older,
+        ):
+            assert await _gap(known_to_the_ring) == {"reason": "expired", "after": "3", "before": "10"}
+            assert await _gap(older) == {"reason": "expired", "after": "1", "before": "10"}
+            await client.publish("a", 21)
+            for stream in (live, known_to_the_ring, older):
+                assert [e.json() for e in await stream.events(11)] == [*range(11, 22)]
+
+
+async def test_a_purge_of_what_was_in_flight(launch: Launcher, database_url: str, db: psycopg.Connection) -> None:
+    """It committed and was purged between two reads: nobody can tell it from an id that was rolled back."""
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as live:
+        with psycopg.connect(database_url) as late:
+            late.execute(BULK, (1, 1))
+            db.execute(BULK, (2, 3))
+            assert [e.json() for e in await live.events(2)] == [2, 3]
+            _purge(late, 1)
+        assert await _gap(live) == {"reason": "expired", "after": "3~2", "before": "3"}
+        db.execute(BULK, (4, 4))
+        assert (await live.event()).json() == 4
+
+
+async def test_a_purge_far_ahead_of_a_read_that_is_cut_off(
+    launch: Launcher, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One gap event for the whole of it, and every event above."""
+    monkeypatch.setattr("sse_pg.delivery.tail.READ_LIMIT_ROWS", 5)
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as live:
+        with db.transaction():
+            db.execute(BULK, (1, 100))
+            _purge(db, 50)
+        assert await _gap(live) == {"reason": "expired", "after": "0", "before": "50"}
+        assert [e.json() for e in await live.events(50)] == [*range(51, 101)]
+    assert server.bus.hub.gap_notices["expired"] == 1
+
+
+async def test_what_is_noted_as_purged_beyond_the_sequence(launch: Launcher, db: psycopg.Connection) -> None:
+    """A copy of the tables without the sequence's value: the note is corrected, and nobody is told of a gap."""
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as live:
+        db.execute("UPDATE sse_pg.log SET purged_to = 1000")
+        db.execute(BULK, (1, 3))
+        assert [e.json() for e in await live.events(3)] == [1, 2, 3]
+        await eventually(lambda: db.execute("SELECT purged_to FROM sse_pg.log").fetchone() == (0,))
+    assert not server.bus.hub.gap_notices
+
+
 @pytest.mark.parametrize("cursor", ["999999", "999999~5", "15~2", "nonsense", "9" * 40, "-1", "5~9"])
 async def test_a_cursor_of_another_database(launch: Launcher, db: psycopg.Connection, cursor: str) -> None:
     db.execute(BULK, (1, 10))
