@@ -52,7 +52,7 @@ GRANT SELECT ON
     sse_pg.migrations, sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers
 TO sse_pg_server;
 GRANT UPDATE (settled_to, open_first, open_last) ON sse_pg.log TO sse_pg_server;
-GRANT INSERT (name, pid, version, migration), UPDATE (active_connections, position, updated_at), DELETE
+GRANT INSERT (name, pid, version, migration), UPDATE (active_connections, position, read_to, updated_at), DELETE
     ON sse_pg.servers TO sse_pg_server;
 GRANT EXECUTE ON FUNCTION
     sse_pg.publish(text, text, jsonb, text),

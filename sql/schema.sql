@@ -576,7 +576,8 @@ CREATE TABLE sse_pg.servers (
     migration          integer NOT NULL,              -- the newest one that its code knows
     started_at         timestamptz NOT NULL DEFAULT now(),
     active_connections integer NOT NULL DEFAULT 0,
-    position           bigint NOT NULL DEFAULT 0,     -- up to which id it had read, a few seconds ago
+    position           bigint NOT NULL DEFAULT 0,     -- the highest id that it had read, a few seconds ago
+    read_to            bigint NOT NULL DEFAULT 0,     -- it lacked no event up to this id; lower while ids are in flight
     updated_at         timestamptz NOT NULL DEFAULT now()
 );
 
@@ -794,7 +795,7 @@ END $$;
 
 -- Drops the partitions that lie below what is to be kept, the oldest first, eight in a call: those above which
 -- `keep_events` ids are, and those whose newest event is older than `keep`. NULL is no limit; one limit is enough for a
--- partition to go. What a publisher in flight can still write to, or a server that is up has not read, stays. Where a
+-- partition to go. What a publisher in flight can still write to, or a server that is up is yet to read, stays. Where a
 -- transaction holds sse_pg.events for long, the partitions are emptied instead, which needs no lock on it; a later call
 -- drops them. Also deletes idempotency keys older than `keep_keys`, 10,000 in a call.
 --
@@ -835,9 +836,13 @@ BEGIN
         state := CASE WHEN keys = 10000 THEN 'more' ELSE state END;
     END IF;
     SELECT f.last, least(f.last, f.least_bound) INTO last, settled FROM sse_pg.publishers() f;
-    IF EXISTS (SELECT FROM sse_pg.live_servers()) THEN
-        SELECT least(settled, l.settled_to) INTO settled FROM sse_pg.log l;
-    END IF;
+    -- The slowest server counts, but not one that stands still: for a minute it has shown no progress, although an event
+    -- waited for it. When it goes on, it finds in `log` that it was overtaken, and its clients get a gap event.
+    SELECT least(settled, min(s.read_to)) INTO settled
+      FROM sse_pg.live_servers() s
+     WHERE s.updated_at >= now() - interval '1 minute'
+        OR NOT coalesce((SELECT e.created_at < now() - interval '1 minute'
+                           FROM sse_pg.events e WHERE e.id > s.read_to ORDER BY e.id LIMIT 1), false);
     SELECT coalesce(range_agg(int8range(e.settled_to + 1, e.starts_at, '[]')), '{}') INTO jumps FROM sse_pg.epochs e;
     -- The ids that were drawn in a partition's range, from its bounds alone: asking each table for its least and its
     -- highest id makes a purge slower with each partition that stays. The default partition is above all others.

@@ -52,7 +52,7 @@ class Bus:
             self.store,
             *server_identity(settings.server_name),
             streams=lambda: len(self.hub.streams),
-            position=lambda: self.hub.position.high,
+            position=lambda: self.hub.position,
         )
         self.tail = Tail(
             settings.listen_url,

@@ -47,7 +47,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('table', 'servers', '{}', 'DELETE'),
     ('table', 'log', '{settled_to,open_first,open_last}', 'UPDATE'),
     ('table', 'servers', '{name,pid,version,migration}', 'INSERT'),
-    ('table', 'servers', '{active_connections,position,updated_at}', 'UPDATE'),
+    ('table', 'servers', '{active_connections,position,read_to,updated_at}', 'UPDATE'),
     ('function', 'publish', '{}', 'EXECUTE'),
     ('function', 'publish_many', '{}', 'EXECUTE'),
     ('function', 'position', '{}', 'EXECUTE'),

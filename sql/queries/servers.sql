@@ -5,7 +5,7 @@ INSERT INTO sse_pg.servers (name, pid, version, migration) VALUES (%s, %s, %s, %
 SELECT pg_advisory_lock_shared(sse_pg.lock_class('server'), %s)
 
 -- name: server_update
-UPDATE sse_pg.servers SET active_connections = %s, position = %s, updated_at = now() WHERE id = %s
+UPDATE sse_pg.servers SET active_connections = %s, position = %s, read_to = %s, updated_at = now() WHERE id = %s
 
 -- name: server_delete
 DELETE FROM sse_pg.servers WHERE id = %s

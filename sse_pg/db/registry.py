@@ -8,10 +8,11 @@ import os
 import time
 from collections.abc import Callable
 
+from sse_pg.core.cursor import Cursor
 from sse_pg.db.connection import Connection, summary
 from sse_pg.db.migrate import missing
 from sse_pg.db.queries import migrations, query
-from sse_pg.db.store import Store
+from sse_pg.db.store import Store, read_to
 from sse_pg.errors import BusUnavailable, MigrationError
 from sse_pg.version import VERSION
 
@@ -27,9 +28,9 @@ class Registry:
     """Shows the other servers how many streams this one has, and its position, at most four times a second."""
 
     def __init__(
-        self, store: Store, name: str, pid: int, *, streams: Callable[[], int], position: Callable[[], int]
+        self, store: Store, name: str, pid: int, *, streams: Callable[[], int], position: Callable[[], Cursor]
     ) -> None:
-        """``streams`` returns how many streams are open, ``position`` the id up to which events were delivered."""
+        """``streams`` returns how many streams are open, ``position`` what was delivered."""
         self._store = store
         self._streams = streams
         self._position = position
@@ -42,7 +43,10 @@ class Registry:
         await conn.execute(query("servers_sweep"))
         if self.server_id is not None:
             # Another server deletes the row if it has been without its lock for a minute.
-            cursor = await conn.execute(query("server_update"), (self._streams(), self._position(), self.server_id))
+            position = self._position()
+            cursor = await conn.execute(
+                query("server_update"), (self._streams(), position.high, read_to(position), self.server_id)
+            )
             if cursor.rowcount == 0:
                 self.server_id = None
         if self.server_id is None:
@@ -64,7 +68,7 @@ class Registry:
     async def run(self) -> None:
         """Keep the row up to date until cancelled."""
         shown: tuple[int | None, int] = (None, 0)
-        shown_position, shown_at = 0, 0.0
+        shown_position, shown_at = Cursor(0), 0.0
         while True:
             now, position = (self.server_id, self._streams()), self._position()
             moved = position != shown_position and time.monotonic() - shown_at >= POSITION_INTERVAL_S

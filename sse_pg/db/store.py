@@ -178,10 +178,10 @@ class Store:
         """Return what ``servers`` returns, and (position, asleep, awake) of each."""
         return await self._rows("servers_state")
 
-    async def update_server(self, server_id: int, active: int, position: int) -> None:
-        """Write how many streams a server has, and up to which id it has read."""
+    async def update_server(self, server_id: int, active: int, position: Cursor) -> None:
+        """Write how many streams a server has, and what it has read."""
         async with connection(self.pool) as conn:
-            await conn.execute(query("server_update"), (active, position, server_id))
+            await conn.execute(query("server_update"), (active, position.high, read_to(position), server_id))
 
     async def remove_server(self, server_id: int) -> None:
         """Delete a server's row."""
@@ -212,3 +212,8 @@ def _windows(wanted: Ranges, *, descending: bool) -> Iterator[Ranges]:
             wanted = wanted.above(edge)
         width *= WINDOW_GROWTH
     yield wanted
+
+
+def read_to(position: Cursor) -> int:
+    """Return up to which id a reader at this position lacks nothing that may still come."""
+    return position.gaps.spans[0][0] - 1 if position.gaps else position.high

@@ -510,6 +510,47 @@ async def test_streams_that_replay_miss_nothing_silently(
     assert value(db, "SELECT purged_to FROM sse_pg.log") > 0
 
 
+# ---------------------------------------------------------------- servers that read
+
+
+def server_at(conn: psycopg.Connection, read_to: int) -> None:
+    """Be a server that has read so far."""
+    number = value(
+        conn, "INSERT INTO sse_pg.servers (name, pid, version, migration) VALUES ('s', 1, '1', 1) RETURNING id"
+    )
+    conn.execute(query("server_lock"), [number])
+    conn.execute(query("server_update"), [0, 10**6, read_to, number])
+
+
+def test_the_slowest_server_holds_the_purge_up(db: psycopg.Connection, database_url: str) -> None:
+    make(db, ahead=9)
+    fill(db, 500)
+    with connected(database_url, 2) as (slow, fast):
+        server_at(fast, 500)
+        server_at(slow, 299)
+        db.execute("UPDATE sse_pg.log SET settled_to = 500")
+        assert purge_once(db) == ("busy", 299)
+        slow.close()
+        assert wait_until(db, "SELECT count(*) = 1 FROM sse_pg.live_servers()")
+        assert purge(db) == 499
+
+
+def test_a_server_that_stands_still_is_waited_for_a_minute(db: psycopg.Connection, database_url: str) -> None:
+    make(db, ahead=9)
+    age = "UPDATE sse_pg.events SET created_at = now() - interval '61 seconds'"
+    with connected(database_url, 2) as (still, slow):
+        server_at(still, 0)
+        db.execute("UPDATE sse_pg.servers SET updated_at = now() - interval '1 hour'")
+        fill(db, 500)
+        assert purge_once(db) == ("busy", 0), "it had shown nothing for an hour because there was nothing to read"
+        db.execute(age)
+        assert purge(db) == 499
+        fill(db, 500)
+        db.execute(age)
+        server_at(slow, 500)
+        assert purge_once(db) == ("busy", 499), "this one has shown progress within the minute"
+
+
 # ---------------------------------------------------------------- the server and the command line
 
 

@@ -59,7 +59,7 @@ def test_the_sweep_takes_the_dead_and_leaves_the_fresh(db: psycopg.Connection, d
 
 def test_the_count_is_kept(db: psycopg.Connection) -> None:
     number = register(db, "one")
-    db.execute(query("server_update"), [7, 11, number])
+    db.execute(query("server_update"), [7, 11, 9, number])
     row = db.execute(query("servers_live")).fetchone()
     assert row is not None
     assert (row[0], row[1], row[-1]) == (number, "one", 7)
