@@ -206,3 +206,40 @@ def test_the_commit_of_a_publisher_is_flushed(db: psycopg.Connection, before: st
     with db.transaction(), db.transaction(force_rollback=True):
         db.execute(INSERT)
     assert db.execute("SHOW synchronous_commit").fetchone() == (before,)
+
+
+PREPARABLE = [
+    INSERT,
+    "SELECT sse_pg.publish('a', 't', '1')",
+    "SELECT sse_pg.publish('a', 't', '1', 'key')",
+    "SELECT sse_pg.publish_many('{a,b}', '{t,t}', '{1,2}')",
+]
+NOTIFYING = [
+    "SELECT sse_pg.subscribe('u', 'b')",
+    "SELECT sse_pg.unsubscribe('u', 'a')",
+    "SELECT sse_pg.revoke('u')",
+    "TRUNCATE sse_pg.subscriptions",
+]
+
+
+@pytest.mark.parametrize("states", [[], [ASLEEP], [AWAKE], [ASLEEP, AWAKE]])
+def test_one_setting_makes_two_phase_commit_work(
+    db: psycopg.Connection, tail: psycopg.Connection, rings: Rings, states: list[int]
+) -> None:
+    """Whatever the tails show. What has to notify is refused, whatever they show."""
+    for state in states:
+        show(tail, state)
+    db.execute("SELECT sse_pg.subscribe('u', 'a')")
+    name = f"prepared_{db.info.dbname}"
+    for statement in PREPARABLE + NOTIFYING:
+        db.execute("BEGIN; SET LOCAL sse_pg.bell = 'off'")
+        db.execute(statement)  # type: ignore[arg-type]
+        if statement in NOTIFYING:
+            with pytest.raises(psycopg.errors.FeatureNotSupported, match="NOTIFY"):
+                db.execute(f"PREPARE TRANSACTION '{name}'")  # type: ignore[arg-type]
+        else:
+            db.execute(f"PREPARE TRANSACTION '{name}'")  # type: ignore[arg-type]
+            db.execute(f"COMMIT PREPARED '{name}'")  # type: ignore[arg-type]
+    assert rings() == 0
+    assert db.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (5,)
+    assert db.execute("SELECT channel FROM sse_pg.subscriptions").fetchall() == [("a",)]
