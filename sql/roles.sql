@@ -62,6 +62,7 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.publishers(),
     sse_pg.last_id(),
     sse_pg.check_epoch(),
+    sse_pg.expect_log(text),
     sse_pg.subscribe(text, text),
     sse_pg.unsubscribe(text, text),
     sse_pg.authorize(text, text, text),

@@ -10,11 +10,13 @@ from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.control import Control
 from sse_pg.auth.followers import Followers
 from sse_pg.config import Settings
-from sse_pg.db.connection import make_pool
+from sse_pg.db.connection import Connection
 from sse_pg.db.maintenance import Maintenance
+from sse_pg.db.pool import make_pool
 from sse_pg.db.publisher import Publisher
 from sse_pg.db.registry import Registry, server_identity
 from sse_pg.db.store import Store
+from sse_pg.db.tail_session import log_identity
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.heartbeat import Heartbeat
 from sse_pg.delivery.hub import Hub
@@ -35,13 +37,15 @@ class Bus:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.limits = Limits(settings)
-        pooled = settings.listen_database_url is not None
-        self.pool = make_pool(settings.database_url, settings.pool_size, settings.pool_timeout, pooled=pooled)
+        behind_pooler = settings.listen_database_url is not None
+        self.pool = make_pool(
+            settings.database_url, settings.pool_size, settings.pool_timeout, behind_pooler=behind_pooler
+        )
         self.store = Store(self.pool)
         self.publisher = Publisher(self.pool)
         self.hub = Hub(settings.ring_events, settings.ring_bytes, settings.stream_buffer // 4)
         # The tail reads subscriptions between two deliveries, and must not wait for a connection behind requests.
-        self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, pooled=pooled)
+        self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, behind_pooler=behind_pooler)
         tail_store = Store(self.tail_pool)
         self.authorizer = Authorizer(
             self.store, tail_store, seconds=settings.authorize_cache, timeout=settings.authorize_timeout
@@ -62,7 +66,7 @@ class Bus:
             poll=settings.poll,
             safety_read=settings.safety_read,
             masked=settings.bell == "masked",
-            on_connect=self.registry.register,
+            on_connect=self._on_connect,
         )
         self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
         self.heartbeat = Heartbeat(self.hub, settings.heartbeat, settings.position_refresh)
@@ -84,6 +88,11 @@ class Bus:
             asyncio.create_task(part.run(), name=type(part).__name__)
             for part in (self.tail, self.registry, self.heartbeat, self.maintenance)
         ]
+
+    async def _on_connect(self, conn: Connection) -> None:
+        """Register this server on a new LISTEN connection; the pools must lead to the same log as it does."""
+        self.pool.log_identity = self.tail_pool.log_identity = await log_identity(conn)
+        await self.registry.register(conn)
 
     async def end_streams(self, seconds: float) -> None:
         """End every stream, spread over ``seconds``, so that the clients do not all reconnect at the same moment."""

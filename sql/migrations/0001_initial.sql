@@ -436,6 +436,23 @@ BEGIN
                      'sse_pg.events'::regclass::oid);
 END $$;
 
+-- Which log the caller's connection leads to. Raises SP503 on a standby, whose events may lag behind, and where the log is
+-- not the one that is expected; NULL expects any.
+CREATE FUNCTION sse_pg.expect_log(expected text) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    here text;
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'the connection leads to a standby' USING ERRCODE = 'SP503';
+    END IF;
+    here := sse_pg.log_identity();
+    IF expected <> here THEN
+        RAISE EXCEPTION 'the connection leads to another log than the connection that listens' USING ERRCODE = 'SP503';
+    END IF;
+    RETURN here;
+END $$;
+
 -- Begins an epoch: the next id is at least a thousand million higher. Call it by hand after restoring a snapshot of a disk,
 -- which looks like the cluster it was taken of. Returns the id above which the epoch's ids lie.
 CREATE FUNCTION sse_pg.begin_epoch() RETURNS bigint
@@ -487,7 +504,7 @@ END $$;
 
 CREATE TABLE sse_pg.subscriptions (
     user_id    text COLLATE "C" NOT NULL
-        CHECK (char_length(user_id) BETWEEN 1 AND 255 AND user_id !~ '[\u0001-\u001f\u007f]'),
+        CHECK (char_length(user_id) BETWEEN 1 AND 255 AND user_id !~ E'[\\u0001-\\u001f\\u007f]'),
     channel    text COLLATE "C" NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (user_id, channel),
@@ -592,14 +609,15 @@ $$;
 
 -- ------------------------------------------------------------------ retention
 
--- The partitions that are ranges of ids, ascending.
+-- The partitions that are ranges of ids, ascending. The pattern has no backslash: the text of a function is read with
+-- whatever standard_conforming_strings its caller has set.
 CREATE FUNCTION sse_pg.partitions() RETURNS TABLE (part regclass, first_id bigint, last_id bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.oid::regclass, b.bounds[1]::bigint, b.bounds[2]::bigint - 1
       FROM pg_inherits i
       JOIN pg_class c ON c.oid = i.inhrelid
      CROSS JOIN LATERAL regexp_match(pg_get_expr(c.relpartbound, c.oid),
-           '^FOR VALUES FROM \(''(\d+)''\) TO \(''(\d+)''\)$') AS b(bounds)
+           '^FOR VALUES FROM [(]''([0-9]+)''[)] TO [(]''([0-9]+)''[)]$') AS b(bounds)
      WHERE i.inhparent = 'sse_pg.events'::regclass AND b.bounds IS NOT NULL
      ORDER BY 2
 $$;

@@ -55,6 +55,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('function', 'publishers', '{}', 'EXECUTE'),
     ('function', 'last_id', '{}', 'EXECUTE'),
     ('function', 'check_epoch', '{}', 'EXECUTE'),
+    ('function', 'expect_log', '{}', 'EXECUTE'),
     ('function', 'subscribe', '{}', 'EXECUTE'),
     ('function', 'unsubscribe', '{}', 'EXECUTE'),
     ('function', 'authorize', '{}', 'EXECUTE'),
@@ -203,9 +204,6 @@ SELECT f.last, p.count AS partitions, greatest(p.top - f.last, 0) AS room,
 -- Over how many seconds the newest events that a ring of that size holds were published; NULL where all fit.
 SELECT extract(epoch FROM clock_timestamp() - e.created_at)::float8
   FROM sse_pg.events e WHERE e.id <= sse_pg.last_id() - %(events)s ORDER BY e.id DESC LIMIT 1
-
--- name: doctor_backend
-SELECT pg_backend_pid()
 
 -- name: doctor_listen
 LISTEN sse_pg_doctor

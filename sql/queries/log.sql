@@ -58,6 +58,10 @@ SELECT high, gap_first, gap_last FROM sse_pg.visible_position()
 -- name: last_id
 SELECT sse_pg.last_id()
 
+-- name: ping
+-- Reads nothing, and fails if this role may not read the tables that requests read.
+SELECT FROM sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers WHERE false
+
 -- name: stats
 -- The log at a glance, without a scan of it: the oldest id comes from the ends of the partitions' indexes.
 SELECT current_setting('server_version') AS version,

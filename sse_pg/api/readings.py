@@ -13,7 +13,7 @@ from prometheus_client.utils import floatToGoString
 from sse_pg.bus import Bus
 from sse_pg.core.meter import DELAY_BOUNDS_S, Meter
 from sse_pg.core.metrics import BY_NAME, Numbers
-from sse_pg.db.connection import Pool
+from sse_pg.db.pool import Pool
 from sse_pg.version import VERSION
 
 #: Upper bounds of the size classes of groups, in streams.

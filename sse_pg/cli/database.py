@@ -13,7 +13,9 @@ import psycopg
 from sse_pg import embedded, logs
 from sse_pg.cli import signals
 from sse_pg.config import Settings, has_database
-from sse_pg.db.connection import Pool, make_pool, summary
+from sse_pg.db.connection import summary
+from sse_pg.db.pool import Pool, make_pool
+from sse_pg.db.pooler import shares_backends
 from sse_pg.errors import BusUnavailable, EmbeddedError
 
 
@@ -55,12 +57,16 @@ async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
     """Give a pool. Raises BusUnavailable that says why, where the database cannot be reached; a pool only times out."""
     logs.configure("error", "text")
     try:
-        conn = await psycopg.AsyncConnection.connect(settings.database_url or "", connect_timeout=10)
+        conn = await psycopg.AsyncConnection.connect(
+            settings.database_url or "", connect_timeout=10, autocommit=True, prepare_threshold=None
+        )
     except psycopg.OperationalError as error:
         raise BusUnavailable(
             f"the database cannot be reached: {summary(error)}; see that it is up, and that DATABASE_URL leads to it"
         ) from error
-    await conn.close()
-    pooled = settings.listen_database_url is not None
-    async with make_pool(settings.database_url, size, settings.pool_timeout, pooled=pooled) as pool:
+    try:
+        behind_pooler = settings.listen_database_url is not None or await shares_backends(settings.database_url, conn)
+    finally:
+        await conn.close()
+    async with make_pool(settings.database_url, size, settings.pool_timeout, behind_pooler=behind_pooler) as pool:
         yield pool

@@ -25,7 +25,7 @@ from sse_pg.cli import signals
 from sse_pg.cli import tail as tail_command
 from sse_pg.cli import token as token_command
 from sse_pg.config import Settings, misspelt
-from sse_pg.db.connection import describe
+from sse_pg.db.connection import describe, refuse_pooler
 from sse_pg.db.migrate import migrate as apply_migrations
 from sse_pg.errors import EmbeddedError
 from sse_pg.server import serve as run_server
@@ -102,6 +102,7 @@ async def _serve(settings: Settings, warning: str | None) -> None:
         if warning is not None:
             click.echo(warning)
 
+    await refuse_pooler(settings.listen_url)
     try:
         await (run_server if settings.workers == 1 else supervise)(settings, announce)
     finally:

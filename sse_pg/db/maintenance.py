@@ -18,7 +18,8 @@ from typing import Any
 import psycopg
 
 from sse_pg.config import Settings
-from sse_pg.db.connection import Pool, connection, summary
+from sse_pg.db.connection import summary
+from sse_pg.db.pool import Pool, connection
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable
 

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 import psycopg
 
-from sse_pg.db.connection import RESPONSE_DEADLINE_S, Pool, deadline, is_unavailable, lend, summary
+from sse_pg.db.connection import is_unavailable, summary
+from sse_pg.db.pool import Pool, lend
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable, EventRefused, KeyHeld, KeyReused, OutcomeUnknown, PayloadTooLarge
 
@@ -191,11 +192,10 @@ class Publisher:
         try:
             async with lend(self._pool) as conn:
                 sent = True
-                with deadline(conn, RESPONSE_DEADLINE_S):
-                    if not rehearse:
-                        return await (await conn.execute(query(name), parameters, binary=True)).fetchall()
-                    async with conn.transaction(force_rollback=True):
-                        return await (await conn.execute(query(name), parameters, binary=True)).fetchall()
+                if not rehearse:
+                    return await (await conn.execute(query(name), parameters, binary=True)).fetchall()
+                async with conn.transaction(force_rollback=True):
+                    return await (await conn.execute(query(name), parameters, binary=True)).fetchall()
         except psycopg.Error as error:
             raise _meaning(error, sent) from error
 

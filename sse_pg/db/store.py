@@ -11,9 +11,10 @@ import psycopg
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
-from sse_pg.db.connection import Pool, connection, is_unavailable, summary
+from sse_pg.db.connection import is_unavailable, summary
+from sse_pg.db.pool import Pool, connection
 from sse_pg.db.queries import query
-from sse_pg.errors import RuleFailed
+from sse_pg.errors import BusUnavailable, RuleFailed
 
 #: A page is read in windows of ids. The first has so many ids, and each further one is wider by a factor.
 FIRST_WINDOW_IDS = 1_000_000
@@ -189,8 +190,11 @@ class Store:
             await conn.execute(query("server_delete"), (server_id,))
 
     async def ping(self) -> None:
-        """Make a round trip."""
-        await self._rows("last_id")
+        """Find out whether the log can be read. Raises BusUnavailable if not, whatever the reason is."""
+        try:
+            await self._rows("ping")
+        except psycopg.Error as error:
+            raise BusUnavailable(summary(error)) from error
 
     async def _rows(self, name: str, params: Any = None) -> list[tuple[Any, ...]]:
         async with connection(self.pool) as conn:

@@ -57,6 +57,12 @@ async def check_epoch(conn: Connection) -> None:
     await conn.execute(query("check_epoch"))
 
 
+async def log_identity(conn: Connection) -> str:
+    """Read which log this is."""
+    ((identity,),) = await (await conn.execute(query("expect_log"), (None,))).fetchall()
+    return str(identity)
+
+
 async def fall_asleep(conn: Connection, *, was_awake: bool) -> None:
     """Show publishers "asleep", and only then stop showing "awake"."""
     await conn.execute(query("sleep_begin"))

@@ -7,20 +7,17 @@ would stay behind on a backend that others use.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
 
 import psycopg
 
 from sse_pg.db.connection import summary
+from sse_pg.db.pooler import shares_backends
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, ok
 from sse_pg.doctor.session import ReadOnlySession, read_only_session
 
-#: Other connections that are opened at once to see whether one is given our backend.
-OTHERS = 4
-#: Seconds that a notification may take, and that a pooler may take to give a backend.
+#: Seconds that a notification may take.
 PATIENCE = 5.0
 
 PAST = "set SSE_PG_LISTEN_DATABASE_URL to PostgreSQL itself (often port 5432), or to a pooler with pool_mode = session"
@@ -32,7 +29,7 @@ async def listening(exam: Examination) -> list[Finding]:
     way = "SSE_PG_LISTEN_DATABASE_URL" if settings.listen_database_url else "DATABASE_URL"
     try:
         async with read_only_session(settings.listen_url) as session:
-            if await shared_backend(settings.listen_url, session):
+            if await shares_backends(settings.listen_url, session.conn, thorough=True):
                 return [
                     error(
                         "listen",
@@ -59,28 +56,12 @@ async def requests(exam: Examination) -> list[Finding]:
     if not exam.settings.listen_database_url:
         return []
     async with read_only_session(exam.settings.database_url) as session:
-        pooled = await shared_backend(exam.settings.database_url, session)
+        pooled = await shares_backends(exam.settings.database_url, session.conn, thorough=True)
     if pooled:
         return [
             ok("requests", "DATABASE_URL goes through a transaction pooler; requests go without prepared statements")
         ]
     return [ok("requests", "DATABASE_URL has backends of its own")]
-
-
-async def shared_backend(url: str | None, session: ReadOnlySession) -> bool:
-    """Tell whether a connection's backend is given to others between its transactions."""
-    (own,) = await session.row("doctor_backend")
-    async with contextlib.AsyncExitStack() as stack:
-        for _ in range(OTHERS):
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    other = await stack.enter_async_context(read_only_session(url))
-                    await stack.enter_async_context(other.conn.transaction())
-                    if (await other.row("doctor_backend"))[0] == own:
-                        return True
-            except TimeoutError:
-                return True  # connected, and no backend given: somebody between us and PostgreSQL counts them
-        return bool((await session.row("doctor_backend"))[0] != own)
 
 
 async def _hears(url: str | None, session: ReadOnlySession) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
-from sse_pg.db.connection import RESPONSE_DEADLINE_S, Connection, deadline
+from sse_pg.db.connection import RESPONSE_DEADLINE_S, Connection, deadline, set_up
 from sse_pg.db.queries import query
 
 
@@ -27,6 +27,7 @@ class ReadOnlySession:
         """Return the rows of a query, as named tuples."""
         with deadline(self.conn, RESPONSE_DEADLINE_S):
             async with self.conn.transaction():
+                await set_up(self.conn, local=True)
                 await self.conn.execute(query("doctor_begin"))
                 cursor = self.conn.cursor(row_factory=namedtuple_row)
                 await cursor.execute(query(name), params)

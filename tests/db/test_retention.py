@@ -20,8 +20,8 @@ from support.server import Launcher
 from support.waiting import TIMEOUT_S, eventually
 
 from sse_pg.config import Settings
-from sse_pg.db.connection import make_pool
 from sse_pg.db.maintenance import Maintenance
+from sse_pg.db.pool import make_pool
 from sse_pg.db.queries import query
 
 FILL = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(1, %s) g"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sse_pg.core.ranges import Ranges
 from sse_pg.db import store as store_module
-from sse_pg.db.connection import make_pool
+from sse_pg.db.pool import make_pool
 from sse_pg.db.queries import query
 from sse_pg.db.store import Store
 

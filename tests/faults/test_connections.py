@@ -15,7 +15,6 @@ from support.waiting import eventually
 from torture.proxy import Proxy
 
 from faults.helpers import Poster, as_in_table, connection, following, insert, running, table
-from sse_pg.db import connection as database_module
 from sse_pg.delivery import tail as tail_module
 
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
@@ -73,8 +72,7 @@ async def test_connections_are_cut(launch: Launcher, database_url: str) -> None:
 async def test_connections_hang(launch: Launcher, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is said any more, on connections that stay open: the server notices, says so, and comes back."""
     monkeypatch.setattr(tail_module, "RESPONSE_DEADLINE_S", 0.5)
-    monkeypatch.setattr(database_module, "RESPONSE_DEADLINE_S", 0.5)
-    monkeypatch.setattr("sse_pg.db.publisher.RESPONSE_DEADLINE_S", 0.5)
+    monkeypatch.setattr("sse_pg.db.pool.RESPONSE_DEADLINE_S", 0.5)
     async with proxied(database_url) as (proxy, url):
         server = await launch(database_url=url, pool_timeout=0.5)
         poster = Poster(server.url)
@@ -107,8 +105,7 @@ async def test_a_server_stops_though_its_connections_hang(
     launch: Launcher, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tail_module, "RESPONSE_DEADLINE_S", 0.5)
-    monkeypatch.setattr(database_module, "RESPONSE_DEADLINE_S", 0.5)
-    monkeypatch.setattr("sse_pg.db.publisher.RESPONSE_DEADLINE_S", 0.5)
+    monkeypatch.setattr("sse_pg.db.pool.RESPONSE_DEADLINE_S", 0.5)
     async with proxied(database_url) as (proxy, url):
         server = await launch(database_url=url, pool_timeout=0.5)
         async with Client(server.url) as client, client.stream("a") as stream:

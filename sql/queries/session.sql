@@ -1,0 +1,30 @@
+-- name: session_settings
+-- What our statements and functions rely on, so that settings of the database, of the role and of libpq's environment make
+-- no difference; with `local`, for the rest of the transaction only. Names that this release of PostgreSQL does not know are
+-- left out. With row_security = off a policy that would hide events is an error. The limits on time end what the server
+-- no longer waits for.
+SELECT pg_catalog.set_config(s.name, s.value, %(local)s)
+  FROM (VALUES ('client_encoding', 'UTF8'),
+               ('standard_conforming_strings', 'on'),
+               ('DateStyle', 'ISO'),
+               ('IntervalStyle', 'postgres'),
+               ('TimeZone', 'UTC'),
+               ('bytea_output', 'hex'),
+               ('extra_float_digits', '1'),
+               ('array_nulls', 'on'),
+               ('transform_null_equals', 'off'),
+               ('search_path', 'pg_catalog, pg_temp'),
+               ('row_security', 'off'),
+               ('default_transaction_isolation', 'read committed'),
+               ('statement_timeout', '28s'),
+               ('lock_timeout', '0'),
+               ('idle_in_transaction_session_timeout', '60s'),
+               ('idle_session_timeout', '0'),
+               ('transaction_timeout', '0')) AS s(name, value)
+ WHERE pg_catalog.current_setting(s.name, true) IS NOT NULL
+
+-- name: expect_log
+SELECT sse_pg.expect_log(%s)
+
+-- name: backend
+SELECT pg_catalog.pg_backend_pid()

@@ -1,0 +1,183 @@
+"""The pool of connections for requests: each is checked before it is lent."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import psycopg_pool
+
+from sse_pg.db import pooler
+from sse_pg.db.connection import (
+    APPLICATION,
+    PARAMETERS,
+    RESPONSE_DEADLINE_S,
+    Connection,
+    deadline,
+    is_unavailable,
+    set_up,
+    summary,
+)
+from sse_pg.db.queries import query
+from sse_pg.errors import BusUnavailable
+
+#: Seconds that the check of a connection may take.
+CHECK_DEADLINE_S = 5.0
+
+
+class PooledConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection that knows where it leads."""
+
+    log_identity: str | None = None
+    """sse_pg.log_identity() there; None as long as the connection has not been lent."""
+
+
+class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
+    """A pool that knows where its connections must lead, and for how long they were lent.
+
+    psycopg's own count of the time leaves out ``getconn``.
+    """
+
+    lent_seconds = 0.0
+    behind_pooler = False
+    """Whether a transaction pooler is in between."""
+    _is_direct = False
+    """Whether it is known that there is none."""
+    log_identity: str | None = None
+    """sse_pg.log_identity() as the LISTEN connection has it; None until it is known."""
+
+    def __init__(self, url: str, **kwargs: Any) -> None:
+        super().__init__(url, connection_class=PooledConnection, configure=self.set_up, open=False, **kwargs)
+        self._url = url
+        self._returning: set[asyncio.Task[None]] = set()
+
+    async def set_up(self, conn: PooledConnection) -> None:
+        """Set up a new connection. Nothing is set for a session behind a transaction pooler, expected or not."""
+        if self.behind_pooler:
+            return
+        if not self._is_direct:
+            await pooler.refuse(self._url, conn)
+            self._is_direct = True
+        await set_up(conn)
+
+    async def give_back(self, conn: PooledConnection) -> None:
+        """Put a connection back, even if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(self.putconn(conn))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+        await asyncio.shield(task)
+
+
+def make_pool(url: str | None, size: int, timeout: float, *, behind_pooler: bool = False) -> Pool:
+    """Return a pool of connections for requests, not yet open. ``timeout`` in seconds.
+
+    A transaction pooler gives each transaction to another backend. So behind one nothing is set for a session, and no
+    statement is prepared: a prepared statement is unknown to the next backend, unless the pooler keeps track of them.
+    """
+    pool = Pool(
+        url or "",
+        kwargs={
+            "application_name": APPLICATION,
+            **({"prepare_threshold": None} if behind_pooler else {}),
+            **PARAMETERS,
+        },
+        min_size=1,
+        max_size=size,
+        timeout=timeout,
+        reconnect_timeout=5,
+    )
+    pool.behind_pooler = behind_pooler
+    return pool
+
+
+@asynccontextmanager
+async def lend(pool: Pool) -> AsyncIterator[Connection]:
+    """Lend a connection that works and leads to the log that the LISTEN connection reads.
+
+    Behind a transaction pooler the block is one transaction. It begins with the settings and the check, which go out
+    together with the first statement.
+    """
+    conn = await _take(pool)
+    since = time.monotonic()
+    try:
+        with deadline(conn, RESPONSE_DEADLINE_S):
+            if pool.behind_pooler:
+                async with conn.pipeline(), conn.transaction():
+                    await set_up(conn, local=True)
+                    await conn.execute(query("expect_log"), (pool.log_identity,))
+                    yield conn
+            else:
+                yield conn
+    finally:
+        await pool.give_back(conn)
+        pool.lent_seconds += time.monotonic() - since
+
+
+@asynccontextmanager
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    """Lend a connection as ``lend`` does; raises BusUnavailable if the database is unavailable."""
+    try:
+        async with lend(pool) as conn:
+            yield conn
+    except psycopg.Error as error:
+        if is_unavailable(error):
+            raise BusUnavailable(summary(error)) from error
+        raise
+
+
+async def _take(pool: Pool) -> PooledConnection:
+    """Take a connection out of the pool that is alive and leads where it must.
+
+    The pool has a check of its own, but pauses for longer and longer after each connection that it finds dead: after a
+    restart of the database all of them are.
+    """
+    for _ in range(pool.max_size + 1):
+        conn = await pool.getconn()
+        try:
+            with deadline(conn, CHECK_DEADLINE_S):
+                if await _is_alive(conn) and await _leads_to_log(pool, conn):
+                    return conn
+            await conn.close()
+        except BaseException as error:
+            if isinstance(error, psycopg.Error) and is_unavailable(error):
+                await conn.close()  # the next one may lead elsewhere
+            await pool.give_back(conn)
+            raise
+        await pool.give_back(conn)
+    raise psycopg.OperationalError("the database has closed every connection")
+
+
+async def _is_alive(conn: PooledConnection) -> bool:
+    """Find out, usually without a round trip, whether a pooled connection still works.
+
+    An idle connection that has something to read was closed by the server, or was sent a notice. Asking tells which.
+    """
+    poller = select.poll()  # not select(): with thousands of streams, file numbers exceed 1024
+    try:
+        poller.register(conn.fileno(), select.POLLIN)
+        if poller.poll(0):
+            await conn.execute(b"")
+    except psycopg.Error:
+        return False
+    return not conn.closed
+
+
+async def _leads_to_log(pool: Pool, conn: PooledConnection) -> bool:
+    """Return whether a connection leads to the log that the LISTEN connection reads.
+
+    Two ways to the database can lead to different servers, as after a failover behind a pooler. A standby that lags
+    would serve a replay with a hole in it. A connection is asked once where it leads, and is of no use if the LISTEN
+    connection has moved since. Raises psycopg's errors if a new connection leads elsewhere.
+    """
+    if pool.behind_pooler:
+        return True  # lend() asks in each transaction
+    if conn.log_identity is None:
+        row = await (await conn.execute(query("expect_log"), (pool.log_identity,))).fetchone()
+        assert row is not None
+        conn.log_identity = row[0]
+    return pool.log_identity in (None, conn.log_identity)
