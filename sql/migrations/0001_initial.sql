@@ -110,7 +110,7 @@ INSERT INTO sse_pg.log DEFAULT VALUES;
 --
 -- 1. Shows that this transaction publishes: a shared lock, held until the commit is visible, whose key is a
 --    lower bound of every id the statement can draw. It is read and taken before any id is drawn. close_window() adds
---    the upper bound when the statement is over. A transaction that goes on publishing adds windows, up to four after
+--    the upper bound when the statement is over. A transaction that goes on publishing adds windows, up to eight after
 --    its first write; then the last one stays open: 10,000 statements must not take 10,000 locks.
 -- 2. The first time, rings, unless a tail is awake (it polls) and none is asleep. NOTIFY makes commits
 --    wait for each other, so it is left out where nobody needs it. A tail that goes to sleep looks at the locks of 1
@@ -146,7 +146,7 @@ BEGIN
             RETURN NULL;
         END IF;
         bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
-        IF held[2] = '4' OR held[3] = bound::text THEN
+        IF held[2] = '8' OR held[3] = bound::text THEN
             done := pg_advisory_xact_lock_shared(sse_pg.lock_class('window_open'), 0) IS NULL
                 OR set_config('sse_pg.announced', held[1] || ':open', true) IS NULL;
             RETURN NULL;

@@ -13,6 +13,7 @@ from sse_pg.core.ranges import Ranges
 
 EPOCH = 0
 FOREVER = 2**62
+#: Fewer than in the database, so that schedules come to the end of them.
 MOST_WINDOWS = 4
 WAIT = 0.02
 #: Schedules are long and many of their steps do not apply.
