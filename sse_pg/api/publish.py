@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
 from aiohttp import web
 
+from sse_pg.auth.identity import Identity
 from sse_pg.bus import Bus
 from sse_pg.core.event import timestamp
 from sse_pg.db.publisher import Draft, Published
@@ -16,6 +18,10 @@ from sse_pg.http.limits import site
 from sse_pg.http.problem import Problem, json_response
 
 NDJSON = "application/x-ndjson"
+#: Memory of a small draft, of which its text in the body is a fraction.
+DRAFT_BYTES = 150
+#: Events of a response that are made in one turn of the event loop.
+EVENTS_PER_TURN = 1000
 
 
 class PublishedJson(msgspec.Struct, frozen=True, rename="camel"):
@@ -46,29 +52,49 @@ class PublishApi:
                 415,
                 f"The body must be JSON, with the header Content-Type: application/json, or NDJSON, with {NDJSON}.",
             )
-        settings, limits = self._bus.settings, self._bus.limits
+        access.require_any(identity, "publish")
+        limits = self._bus.limits
         publisher = identity.user or site(limits.proxies.client(request))
         limits.publishing.check(publisher)
-        drafts, batch = publish_body.drafts(
-            await limits.bodies.read(request),
-            ndjson=request.content_type == NDJSON,
-            max_payload=settings.max_payload,
-            max_batch=settings.max_batch,
-        )
-        channels = {draft.channel for draft in drafts}
-        await access.require(identity, identity.user, "publish", channels, "channel")
+        drafts, batch = await self._read(request, identity)
         limits.publishing.take(publisher, len(drafts))
         try:
-            published = _response(drafts, await self._bus.publisher.publish(drafts, batch=batch))
+            published = await self._bus.publisher.publish(drafts, batch=batch)
         except EventRefused as refused:
             if not batch:
                 refused.index = None  # the problem then names the field without events[0]
             raise
-        return json_response({"events": published} if batch else published[0], 201)
+        body = await _response(drafts, published)
+        return json_response({"events": body} if batch else body[0], 201)
+
+    async def _read(self, request: web.Request, identity: Identity) -> tuple[list[Draft], bool]:
+        """Return the drafts of a body, and whether it was a batch. The rights are checked after each piece of it."""
+        settings, held = self._bus.settings, self._bus.limits.bodies
+        body = await held.read(request)
+        reader = publish_body.Drafts(
+            body,
+            ndjson=request.content_type == NDJSON,
+            max_payload=settings.max_payload,
+            max_batch=settings.max_batch,
+        )
+        drafts: list[Draft] = []
+        allowed: set[str] = set()
+        for piece in reader:
+            if channels := {draft.channel for draft in piece} - allowed:
+                await self._bus.access.require(identity, identity.user, "publish", channels, "channel")
+                allowed |= channels
+            drafts += piece
+            if len(body) > publish_body.PIECE_BYTES:
+                held.hold(len(piece) * DRAFT_BYTES)
+                await asyncio.sleep(0)  # others have their turn
+        return drafts, reader.batch
 
 
-def _response(drafts: Sequence[Draft], published: Sequence[Published]) -> list[PublishedJson]:
-    return [
-        PublishedJson(number, draft.channel, draft.event_type, None if created is None else timestamp(created))
-        for draft, (number, created) in zip(drafts, published, strict=True)
-    ]
+async def _response(drafts: Sequence[Draft], published: Sequence[Published]) -> list[PublishedJson]:
+    body = []
+    for draft, (number, created) in zip(drafts, published, strict=True):
+        at = None if created is None else timestamp(created)
+        body.append(PublishedJson(number, draft.channel, draft.event_type, at))
+        if len(body) % EVENTS_PER_TURN == 0:
+            await asyncio.sleep(0)
+    return body

@@ -83,6 +83,11 @@ class Access:
         if not identity.observe:
             raise Problem(403, "This needs a token with the right observe.")
 
+    def require_any(self, identity: Identity, action: str) -> None:
+        """Raise a 403 if the token allows this on no channel at all: that needs no look at the body."""
+        if not (identity.publish if action == "publish" else identity.subscribe).texts:
+            raise Problem(403, f"The token does not allow user {identity.user} to {_VERBS[action]} any channel.")
+
     async def require(
         self, identity: Identity, user: str | None, action: str, channels: Collection[str], field: str
     ) -> None:

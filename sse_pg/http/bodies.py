@@ -17,6 +17,11 @@ async def read_json(request: web.Request, bodies: Bodies) -> bytes:
     return await bodies.read(request)
 
 
+def without_mark(body: bytes) -> bytes:
+    """Return a body without a byte order mark, which some programs write before JSON (RFC 8259, section 8.1)."""
+    return body.removeprefix(b"\xef\xbb\xbf")
+
+
 def malformed(error: Exception) -> Problem:
     """Return the 400 for a body that is not JSON."""
     return Problem(400, f"The body is not JSON: {error}.")
@@ -32,7 +37,7 @@ class SubscriptionBody(msgspec.Struct, frozen=True):
 def subscription_body(body: bytes) -> SubscriptionBody:
     """Parse ``{"userId", "channel"}``. An integer userId stands for its digits."""
     try:
-        value = msgspec.json.decode(body)
+        value = msgspec.json.decode(without_mark(body))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise malformed(error) from None
     if not isinstance(value, dict):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
 
 from aiohttp import web
 
@@ -166,14 +167,12 @@ class Bodies:
         self._max_total = max_total
         self._timeout = timeout
         self.held = 0
-        """Bytes of the bodies of all requests that have no response yet."""
+        """Bytes of the bodies of all requests that have no response yet, and of what was decoded from them."""
+        self._held_by: dict[asyncio.Task[Any], int] = {}  # aiohttp has a task for each request
 
     async def read(self, request: web.Request) -> bytes:
         """Return a body, which counts until its request ends. Raises a 408, 413 or 503 that names the limit."""
         body = bytearray()  # not a list of parts: a body that arrives byte by byte would take 40 times its size
-        task = asyncio.current_task()
-        assert task is not None
-        task.add_done_callback(lambda _: self._release(len(body)))  # aiohttp has a task for each request
         decoder = inflater(request)
         if not isinstance(request.protocol, Connection):
             decoder = None  # this application is mounted in another one, whose connections decode
@@ -197,19 +196,29 @@ class Bodies:
             raise Problem(408, detail, headers={"Connection": "close"}) from None
         return bytes(body)
 
-    def _add(self, body: bytearray, part: bytes) -> None:
-        self.held += len(part)
-        body += part
-        if len(body) > self._max_body:
-            # Not request.client_max_size, which belongs to the application that this one is mounted in.
-            raise Problem(413, f"The body is larger than {self._max_body} bytes.")
+    def hold(self, size: int) -> None:
+        """Count memory until the request of this task ends. Raises a 503 if all requests together hold too much."""
+        task = asyncio.current_task()
+        assert task is not None
+        if task not in self._held_by:
+            self._held_by[task] = 0
+            task.add_done_callback(self._release)
+        self._held_by[task] += size
+        self.held += size
         if self.held > self._max_total:
             problem = unavailable("Request-body memory limit reached; retry later.", limit="bodies")
             problem.headers["Connection"] = "close"
             raise problem
 
-    def _release(self, size: int) -> None:
-        self.held -= size
+    def _add(self, body: bytearray, part: bytes) -> None:
+        body += part
+        if len(body) > self._max_body:
+            # Not request.client_max_size, which belongs to the application that this one is mounted in.
+            raise Problem(413, f"The body is larger than {self._max_body} bytes.")
+        self.hold(len(part))
+
+    def _release(self, task: asyncio.Task[Any]) -> None:
+        self.held -= self._held_by.pop(task)
 
 
 class Limits:

@@ -1,8 +1,13 @@
-"""The bodies of a publish: one event, a list, ``{"events": [...]}``, or NDJSON. Payloads stay JSON text."""
+"""The bodies of a publish: one event, a list, ``{"events": [...]}``, or NDJSON. Payloads stay JSON text.
+
+A large body is decoded piece by piece, so that other requests are served in between, and decoding ends at the first
+piece with an error. A thread would not help: the decoder holds the interpreter's lock.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator
 from io import BytesIO
 
 import msgspec
@@ -10,7 +15,18 @@ import msgspec
 from sse_pg.core import names
 from sse_pg.db.publisher import Draft
 from sse_pg.http import bodies
+from sse_pg.http.long_numbers import MAX_DIGITS, has_long_number, may_have_long_number
 from sse_pg.http.problem import FieldError, Problem, invalid
+
+#: Bytes of a body that are decoded at once, if no single event is larger. It takes about a millisecond.
+PIECE_BYTES = 32768
+#: Below this size, events are taken one by one.
+MIN_PIECE_BYTES = 512
+#: Maximum bytes of an event in which every wrong field is looked for: decoded into pieces, it takes up to 40 times its
+#: size. Of a larger one, only the decoder's first error is reported.
+MAX_EXPLAINED_BYTES = 1 << 20
+#: Maximum characters of that error's field and text: the name of a field can be as long as the body.
+MAX_FIELD_LENGTH, MAX_MESSAGE_LENGTH = 100, 300
 
 
 class EventBody(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, gc=False):
@@ -23,148 +39,260 @@ class EventBody(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
 
 
 class _Events(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    events: list[EventBody]
+    events: msgspec.Raw
 
 
 _one = msgspec.json.Decoder(EventBody)
 _list = msgspec.json.Decoder(list[EventBody])
 _events = msgspec.json.Decoder(_Events)
+_raw = msgspec.json.Decoder(msgspec.Raw)
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
-#: Maximum bytes of a JSON body in which every wrong field is looked for: decoded into pieces, it takes up to 40 times
-#: its size. Of a larger one, only the decoder's first error is reported.
-MAX_EXPLAINED_BYTES = 1 << 20
-#: Maximum characters of that error's field and text: the name of a field can be as long as the body.
-MAX_FIELD_LENGTH, MAX_MESSAGE_LENGTH = 100, 300
 _FIELDS = ("channel", "eventType", "payload", "idempotencyKey")
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_BETWEEN = re.compile(rb"\}[ \t\r\n]*,")
+_MALFORMED = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+
+#: The text of a piece, and the events in it.
+Piece = tuple[memoryview | bytes, list[EventBody]]
 
 
-def drafts(body: bytes, *, ndjson: bool, max_payload: int, max_batch: int) -> tuple[list[Draft], bool]:
-    """Decode a body; return its drafts and whether it was a batch.
+class Drafts:
+    """The drafts of a body, as lists: one for each piece.
 
-    Raises a 400, 413 or 422 that says what is wrong and, in a batch, with which event.
+    Making and iterating it raise the 400, 413 or 422 that says what is wrong and, in a batch, with which event.
     """
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise bodies.malformed(error) from None
-    try:
+
+    def __init__(self, body: bytes, *, ndjson: bool, max_payload: int, max_batch: int) -> None:
+        self._max_payload = max_payload
+        self._max_batch = max_batch
+        self._checked: dict[tuple[str, str], tuple[str, str]] = {}  # a batch has few channels and types
+        self.batch = True
+        """Whether the body is for many events, even if there is only one in it."""
+        if ndjson:
+            self._pieces = _lines(bodies.without_mark(body))
+        else:
+            self._pieces = self._open(bodies.without_mark(body))
+
+    def __iter__(self) -> Iterator[list[Draft]]:
+        count = 0
+        for text, events in self._pieces:
+            first = count
+            count += len(events)
+            if count > self._max_batch:
+                raise Problem(413, f"A request may contain {self._max_batch} events; this one has more.")
+            drafts = self._drafts(events, first)
+            if may_have_long_number(text):
+                self._refuse_long_numbers(drafts, first)
+            yield drafts
+        if not count:
+            raise invalid([FieldError("events", "must contain at least one event")])
+
+    def _open(self, body: bytes) -> Iterator[Piece]:
+        text = memoryview(body)
+        if not body.startswith(b"{") and _char(text, _end_of_space(text, 0)) == b"[":
+            return _elements(text)
         try:
-            events, batch = _decode(body, ndjson)
+            event = _one.decode(text)
         except msgspec.ValidationError as error:
-            if len(body) > MAX_EXPLAINED_BYTES and not ndjson:
-                raise invalid([_first_error(str(error))]) from None
-            raise _explain(body, ndjson) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise (_bad_line(body) if ndjson else None) or bodies.malformed(error) from None
-    if batch and not events:
-        raise invalid([FieldError("events", "must contain at least one event")])
-    if len(events) > max_batch:
-        raise Problem(413, f"A request may contain {max_batch} events; this one has {len(events)}.")
-    made = []
-    checked: set[tuple[str, str]] = set()  # a batch has few channels and types
-    for place, event in enumerate(events):
-        names = (event.channel, event.event_type)
-        if names not in checked or event.idempotency_key is not None or len(event.payload) > max_payload:
-            _check(event, f"events[{place}]." if batch else "", max_payload)
-            checked.add(names)
-        made.append(Draft(event.channel, event.event_type, bytes(event.payload).decode(), event.idempotency_key))
-    return made, batch
+            if b'"events"' in body and (listed := _list_of_events(text)) is not None:
+                return _elements(listed)
+            raise _wrong(text, error, "") from None
+        except _MALFORMED as error:
+            raise bodies.malformed(error) from None
+        self.batch = False
+        return iter([(text, [event])])
 
-
-def _decode(body: bytes, ndjson: bool) -> tuple[Sequence[EventBody], bool]:
-    if ndjson:
-        # Not decode_lines(): it accepts several events on one line, and one event on several lines.
-        return [_one.decode(line) for line in BytesIO(body) if not line.isspace()], True
-    if body.lstrip()[:1] == b"[":
-        return _list.decode(body), True
-    try:
-        return (_one.decode(body),), False
-    except msgspec.ValidationError:
-        if b'"events"' not in body:
-            raise
-        return _events.decode(body).events, True
-
-
-def _check(event: EventBody, prefix: str, max_payload: int) -> None:
-    errors = []
-    if fault := names.channel_fault(event.channel):
-        errors.append(FieldError(f"{prefix}channel", fault))
-    if fault := names.event_type_fault(event.event_type):
-        errors.append(FieldError(f"{prefix}eventType", fault))
-    if event.idempotency_key is not None and (fault := names.key_fault(event.idempotency_key)):
-        errors.append(FieldError(f"{prefix}idempotencyKey", fault))
-    if errors:
-        raise invalid(errors)
-    if len(event.payload) > max_payload:
-        detail = f"{len(event.payload)} bytes, {max_payload} are allowed"
-        raise Problem(413, f"The payload is too large: {detail}.", errors=[FieldError(f"{prefix}payload", detail)])
-
-
-def _bad_line(body: bytes) -> Problem | None:
-    for number, line in enumerate(BytesIO(body), 1):
-        if line.strip():
+    def _drafts(self, events: list[EventBody], first: int) -> list[Draft]:
+        made: list[Draft] = []
+        checked, max_payload = self._checked, self._max_payload
+        for event in events:
+            names = checked.get((event.channel, event.event_type))
+            if names is None or event.idempotency_key is not None or len(event.payload) > max_payload:
+                self._check(event, self._prefix(first + len(made)))
+                names = event.channel, event.event_type
+                checked[names] = names
             try:
-                _one.decode(line)
-            except msgspec.ValidationError:
-                continue
-            except (msgspec.DecodeError, RecursionError) as error:
-                if _holds_more(line):
-                    return Problem(400, f"Line {number} contains more than one event: send one event per line.")
-                return Problem(400, f"Line {number} is not JSON: {error}.")
-    return None
+                payload = bytes(event.payload).decode()
+            except UnicodeDecodeError as error:
+                raise bodies.malformed(error) from None
+            # The names as they were first seen: equal texts are in memory once.
+            made.append(Draft(names[0], names[1], payload, event.idempotency_key))
+        return made
 
+    def _refuse_long_numbers(self, drafts: list[Draft], first: int) -> None:
+        for place, draft in enumerate(drafts, first):
+            if has_long_number(draft.payload):
+                detail = f"contains a number with more than {MAX_DIGITS} digits"
+                raise invalid([FieldError(f"{self._prefix(place)}payload", detail)])
 
-def _holds_more(line: bytes) -> bool:
-    try:
-        return len(msgspec.json.Decoder(msgspec.Raw).decode_lines(line)) > 1
-    except (msgspec.DecodeError, RecursionError):
-        return False
+    def _prefix(self, place: int) -> str:
+        return f"events[{place}]." if self.batch else ""
 
-
-def _first_error(message: str) -> FieldError:
-    """Return msgspec's error, whose text ends with the path of the field: "... - at `$[3].channel`"."""
-    path = message.rpartition("`$")[2].rstrip("`")[:MAX_FIELD_LENGTH] if "`$" in message else ""
-    return FieldError(f"events{path}" if path.startswith("[") else path.removeprefix("."), message[:MAX_MESSAGE_LENGTH])
-
-
-def _explain(body: bytes, ndjson: bool) -> Problem:
-    """Return a 422 that names every wrong field of the first wrong event. Raises decoder errors found on the way."""
-    items: Iterable[bytes | msgspec.Raw]
-    if ndjson:
-        items = (line for line in BytesIO(body) if not line.isspace())
-        batch = True
-    else:
-        items, batch = _items(body)
-    for place, item in enumerate(items):
-        prefix = f"events[{place}]." if batch else ""
-        errors = _errors(bytes(item), prefix)
+    def _check(self, event: EventBody, prefix: str) -> None:
+        errors = []
+        if fault := names.channel_fault(event.channel):
+            errors.append(FieldError(f"{prefix}channel", fault))
+        if fault := names.event_type_fault(event.event_type):
+            errors.append(FieldError(f"{prefix}eventType", fault))
+        if event.idempotency_key is not None and (fault := names.key_fault(event.idempotency_key)):
+            errors.append(FieldError(f"{prefix}idempotencyKey", fault))
         if errors:
-            return invalid(errors)
-    return invalid([FieldError("events", "must be a list of events")])
+            raise invalid(errors)
+        if len(event.payload) > self._max_payload:
+            detail = f"{len(event.payload)} bytes, {self._max_payload} are allowed"
+            raise Problem(413, f"The payload is too large: {detail}.", errors=[FieldError(f"{prefix}payload", detail)])
 
 
-def _items(body: bytes) -> tuple[Sequence[bytes | msgspec.Raw], bool]:
+def _lines(body: bytes) -> Iterator[Piece]:
+    """Decode NDJSON. Not with decode_lines(): it accepts several events on one line, and one event on several lines."""
+    place = 0
+    text, events, size = [], [], 0
+    for number, line in enumerate(BytesIO(body), 1):
+        size += len(line)
+        if not line.isspace():
+            try:
+                events.append(_one.decode(line))
+            except msgspec.ValidationError as error:
+                raise _wrong(line, error, f"events[{place}].") from None
+            except _MALFORMED as error:
+                raise _bad_line(number, line, error) from None
+            text.append(line)
+            place += 1
+        if size >= PIECE_BYTES:
+            yield b"".join(text), events
+            text, events, size = [], [], 0
+    yield b"".join(text), events
+
+
+def _elements(text: memoryview) -> Iterator[Piece]:
+    """Decode a JSON array.
+
+    A piece ends at a comma after a closing brace. That comma may be inside an event; the piece then cannot be decoded,
+    and a smaller one is tried, down to single events.
+    """
+    at, place, size = _end_of_space(text, 0) + 1, 0, PIECE_BYTES
+    size = min(len(text), size)  # of most bodies, all
+    while (at := _end_of_space(text, at)) < len(text) and (place or _char(text, at) != b"]"):
+        end = _cut(text, at, size)
+        events = _try(text[at:end]) if end else None
+        if events is None and size > MIN_PIECE_BYTES:
+            size //= 4
+            continue
+        if events is None:
+            end = _end_of_value(text, at)
+            events = [_single(text, at, end, place)]
+        yield text[at:end], events
+        place += len(events)
+        size = min(PIECE_BYTES, size * 2)
+        at = _end_of_space(text, end)
+        if _char(text, at) != b",":
+            break
+        at += 1
+    if _char(text, at) != b"]" or _end_of_space(text, at + 1) < len(text):
+        _require_json(text)
+        raise bodies.malformed(ValueError("a comma or the end of the list was expected"))
+
+
+def _cut(text: memoryview, at: int, size: int) -> int:
+    """Return the end of a piece of about this size, before the comma or the bracket behind it; 0 if none is found."""
+    if len(text) - at <= 2 * size:
+        rest = bytes(text[at:]).rstrip().removesuffix(b"]").rstrip()
+        return at + len(rest) if rest else 0
+    found = _BETWEEN.search(text, at + size, at + 2 * size)
+    return found.start() + 1 if found else 0
+
+
+def _try(text: memoryview) -> list[EventBody] | None:
     try:
-        return _raw_list.decode(body), True
-    except msgspec.ValidationError:
-        pass
+        return _list.decode(b"".join((b"[", text, b"]")))
+    except _MALFORMED:
+        return None
+
+
+def _single(text: memoryview, at: int, end: int, place: int) -> EventBody:
     try:
-        whole = _raw_object.decode(body)
+        return _one.decode(text[at:end])
+    except msgspec.ValidationError as error:
+        _require_json(text)  # a body that is not JSON is a 400, also if an event before the error is wrong
+        raise _wrong(text[at:end], error, f"events[{place}].") from None
+    except _MALFORMED as error:
+        raise bodies.malformed(error) from None
+
+
+def _end_of_value(text: memoryview, at: int) -> int:
+    """Return where a JSON value ends: the decoder says at which byte something follows it."""
+    try:
+        _raw.decode(text[at:])
+    except _MALFORMED as error:
+        found = re.search(r"trailing characters \(byte (\d+)\)", str(error))
+        if found is None:
+            raise bodies.malformed(error) from None
+        return at + int(found[1]) - 1
+    return len(text)
+
+
+def _char(text: memoryview, at: int) -> bytes:
+    return bytes(text[at : at + 1])
+
+
+def _end_of_space(text: memoryview, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None
+    return found.end()
+
+
+def _require_json(text: memoryview) -> None:
+    try:
+        _raw.decode(text)
+    except _MALFORMED as error:
+        raise bodies.malformed(error) from None
+
+
+def _list_of_events(text: memoryview) -> memoryview | None:
+    """Return the list in ``{"events": [...]}``; None if the body is meant to be a single event."""
+    try:
+        listed = memoryview(_events.decode(text).events)
     except msgspec.ValidationError:
-        return [body], False
-    if "events" in whole and not whole.keys() & set(_FIELDS):
-        others = [FieldError(name, "unknown field; allowed: events") for name in whole if name != "events"]
-        if others:
-            raise invalid(others)
+        if len(text) > MAX_EXPLAINED_BYTES:
+            return None
         try:
-            return _raw_list.decode(whole["events"]), True
+            given = _raw_object.decode(text)
         except msgspec.ValidationError:
-            return [], True
-    return [body], False
+            return None
+        if "events" not in given or given.keys() & set(_FIELDS):
+            return None
+        others = [FieldError(name, "unknown field; allowed: events") for name in given if name != "events"]
+        raise invalid(others) from None
+    except _MALFORMED as error:
+        raise bodies.malformed(error) from None
+    if _char(listed, 0) != b"[":
+        raise invalid([FieldError("events", "must be a list of events")])
+    return listed
 
 
-def _errors(item: bytes, prefix: str) -> list[FieldError]:
+def _bad_line(number: int, line: bytes, error: Exception) -> Problem:
+    try:
+        several = len(msgspec.json.Decoder(msgspec.Raw).decode_lines(line)) > 1
+    except _MALFORMED:
+        several = False
+    if several:
+        return Problem(400, f"Line {number} contains more than one event: send one event per line.")
+    return Problem(400, f"Line {number} is not JSON: {error}.")
+
+
+def _wrong(item: memoryview | bytes, error: msgspec.ValidationError, prefix: str) -> Problem:
+    """Return a 422 that names every wrong field of an event, or of a large one the first."""
+    if len(item) <= MAX_EXPLAINED_BYTES:
+        try:
+            return invalid(_errors(item, prefix))
+        except _MALFORMED as malformed:
+            return bodies.malformed(malformed)
+    message = str(error)  # it ends with the path of the field: "... - at `$.channel`"
+    path = message.rpartition("`$.")[2].rstrip("`")[:MAX_FIELD_LENGTH] if "`$." in message else ""
+    return invalid([FieldError(f"{prefix}{path}".rstrip("."), message[:MAX_MESSAGE_LENGTH])])
+
+
+def _errors(item: memoryview | bytes, prefix: str) -> list[FieldError]:
     try:
         given = _raw_object.decode(item)
     except msgspec.ValidationError:

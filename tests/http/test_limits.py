@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from support.client import Client
 from support.server import Launcher
+from support.tokens import SECRET, bearer, token
 from support.waiting import TIMEOUT_S, eventually
 
+from sse_pg.db.publisher import Draft
 from sse_pg.errors import SettingError
-from sse_pg.http import connections
+from sse_pg.http import connections, publish_body
 from sse_pg.http.limits import Proxies, PublishRate, StreamLimits
 from sse_pg.http.problem import Problem
 
@@ -318,6 +321,54 @@ async def test_bodies_share_their_memory(launch: Launcher) -> None:
     await eventually(lambda: bodies.held == 0)
     for each in (holder, writer):
         each.close()
+
+
+async def test_without_the_right_to_publish_no_body_is_read(launch: Launcher) -> None:
+    server = await launch(token_secret=SECRET)
+    reader, writer = await asyncio.open_connection(*port(server.url))
+    authorization = f"Authorization: {bearer(token(subscribe=['*']))['Authorization']}\r\n".encode()
+    writer.write(PUBLISH + authorization + b"Content-Length: 16000000\r\n\r\n")
+    async with asyncio.timeout(TIMEOUT_S):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 403")
+    assert server.bus.limits.bodies.held == 0
+    writer.close()
+
+
+async def test_a_channel_that_is_not_allowed_ends_the_decoding(
+    launch: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    decode = publish_body.Drafts._drafts
+
+    def counted(self: publish_body.Drafts, events: list[publish_body.EventBody], first: int) -> list[Draft]:
+        made.append(len(events))
+        return decode(self, events, first)
+
+    monkeypatch.setattr(publish_body.Drafts, "_drafts", counted)
+    server = await launch(token_secret=SECRET)
+    body = "[" + ",".join(['{"channel":"a","payload":1}'] * 90_000) + "]"
+    async with Client(server.url, bearer(token(publish=["b"]))) as client:
+        headers = {"Content-Type": "application/json"}
+        status, _, _ = await client.request(
+            "POST", "/api/events/publish", data=io.BytesIO(body.encode()), headers=headers
+        )
+    assert status == 403
+    assert sum(made) < 3000
+
+
+async def test_the_memory_of_bodies_counts_what_is_decoded(launch: Launcher) -> None:
+    server = await launch(max_bodies=5_000_000)
+    body = "[" + ",".join(['{"channel":"a","payload":1}'] * 50_000) + "]"
+    assert len(body) < 2_000_000
+    async with Client(server.url) as client:
+        headers = {"Content-Type": "application/json"}
+        status, _, _ = await client.request(
+            "POST", "/api/events/publish", data=io.BytesIO(body.encode()), headers=headers
+        )
+        assert status == 503
+        await eventually(lambda: server.bus.limits.bodies.held == 0)
+        assert (await client.get("/api/events/history?channel=a"))[1]["events"] == []
+        await client.publish("a", 1)
 
 
 # ---- connections
