@@ -1,7 +1,8 @@
 """sse_pg: a Postgres-native event bus. INSERT publishes, NOTIFY wakes, Server-Sent Events deliver.
 
-``create_app(Settings(...))`` is the server as an aiohttp application, to be mounted in another one; ``sse_pg.client``
-is the client. The server is imported when it is asked for: who uses the client alone needs no database driver.
+``create_app(Settings(...))`` is the server as an aiohttp application, which can be mounted in another one;
+``sse_pg.client`` is the client. The server is imported on first use, so that a program that only uses the client needs
+no database driver.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The settings: one validated object, made once and passed down. Flags override the environment.
+"""The settings: one validated object, created once and passed down. Flags override the environment.
 
-Each setting is one field with its variable, unit, bounds and meaning (``setting.py``); ``.env.example`` and
-``docs/settings.md`` are printed from this table (``config_print.py``).
+Each setting is one field with its variable, unit, bounds and help text (``setting.py``). ``.env.example`` and
+``docs/settings.md`` are generated from this table (``tests/support/config_print.py``).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, get_type_hints
 from sse_pg.errors import SettingError
 from sse_pg.setting import read, require_connection_string, setting
 
-#: Bytes of a secret for tokens: as many as the digest that it keys has.
-SHORTEST_SECRET = 32
+#: Minimum length of a secret for tokens: the length of the digest.
+MIN_SECRET_BYTES = 32
 PREFIX = "SSE_PG_"
-#: How alike two names are of which one may be meant for the other, as difflib counts.
-ALIKE = 0.8
+#: Similarity from which a name counts as a misspelling of another, on the scale of difflib.
+MIN_SIMILARITY = 0.8
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a server runs with. Durations are in seconds here, whatever the unit of the variable is."""
+    """The settings of a server. Durations are in seconds here, whatever the unit of the variable is."""
 
     host: str = setting("HOST", "127.0.0.1", "Address to listen on. The container image sets 0.0.0.0.")
     port: int = setting("PORT", 8080, "Port to listen on; 0 picks a free port.", low=0, high=65535)
@@ -401,9 +401,9 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str], **flags: Any) -> Settings:
-        """Read the environment; flags that are not None win.
+        """Read the environment. Flags that are not None override it.
 
-        Raises SettingError naming the variable, its value and what is allowed.
+        Raises SettingError, which names the variable, its value and what is allowed.
         """
         hints = get_type_hints(cls)
         values: dict[str, Any] = {}
@@ -419,10 +419,10 @@ class Settings:
         return cls(**values)
 
     def __post_init__(self) -> None:
-        """Refuse what no server should start with."""
-        if self.token_secret is not None and len(self.token_secret.encode()) < SHORTEST_SECRET:
+        """Refuse invalid values."""
+        if self.token_secret is not None and len(self.token_secret.encode()) < MIN_SECRET_BYTES:
             raise SettingError(
-                f"SSE_PG_TOKEN_SECRET has fewer than {SHORTEST_SECRET} bytes; openssl rand -base64 48 makes one"
+                f"SSE_PG_TOKEN_SECRET has fewer than {MIN_SECRET_BYTES} bytes; openssl rand -base64 48 makes one"
             )
         for origin in self.allowed_origins:
             if not _ORIGIN.fullmatch(origin):
@@ -436,18 +436,18 @@ class Settings:
             raise SettingError(f"SSE_PG_TOKEN_COOKIE={self.token_cookie!r}: allowed is the name of a cookie")
 
     @property
-    def asks_for_tokens(self) -> bool:
-        """Whether requests need a token."""
+    def requires_tokens(self) -> bool:
+        """Whether every request needs a token."""
         return any((self.token_secret, self.token_secret_file, self.token_public_keys, self.token_jwks_url))
 
     @property
     def token_public_key_files(self) -> tuple[Path, ...]:
-        """The files of public keys."""
+        """The files with public keys."""
         return tuple(Path(name.strip()) for name in (self.token_public_keys or "").split(",") if name.strip())
 
     @property
     def allowed_origins(self) -> frozenset[str]:
-        """The origins whose pages may use this server."""
+        """The origins whose pages may use this server from a browser."""
         return frozenset(name.strip() for name in (self.cors_origins or "").split(",") if name.strip())
 
     @property
@@ -457,20 +457,20 @@ class Settings:
 
 
 def misspelt(env: Mapping[str, str]) -> list[str]:
-    """Say which variables look like settings and are none, and what was meant; others that share the prefix pass.
+    """Return a warning for each variable that looks like a misspelt setting. Others with the prefix are ignored.
 
-    Kubernetes sets SSE_PG_PORT=tcp://... for a service of the name sse-pg.
+    Kubernetes sets SSE_PG_PORT=tcp://... for a service with the name sse-pg.
     """
     known = {spec.metadata["env"].removeprefix(PREFIX): spec.metadata["env"] for spec in fields(Settings)}
-    told = []
+    warnings = []
     for name in sorted(env):
         if name.startswith(PREFIX) and name not in known.values() and not env[name].startswith("tcp://"):
-            near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1, ALIKE)
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1, MIN_SIMILARITY)
             if near:
-                told.append(f"{name} is no setting and changes nothing; did you mean {known[near[0]]}?")
-    return told
+                warnings.append(f"{name} is not a setting and has no effect; did you mean {known[near[0]]}?")
+    return warnings
 
 
 def has_database(settings: Settings, env: Mapping[str, str]) -> bool:
-    """Tell whether a database is named, by DATABASE_URL or in libpq's own variables."""
+    """Return whether a database is configured, by DATABASE_URL or libpq's own variables."""
     return settings.database_url is not None or any(env.get(name) for name in ("PGHOST", "PGSERVICE", "PGDATABASE"))

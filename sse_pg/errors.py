@@ -1,36 +1,38 @@
 """Every error this package raises on purpose.
 
     SsePgError
-    ├── SettingError        a setting has a value that cannot be used
-    │   └── CannotListen    ... and it is the address to listen on
-    ├── EmbeddedError       the embedded PostgreSQL cannot be had
+    ├── SettingError        a setting has an invalid value
+    │   └── CannotListen    ... or the address to listen on cannot be used
+    ├── EmbeddedError       the embedded PostgreSQL cannot be found, started or reached
     ├── MigrationError      the schema cannot be brought up to date
-    ├── WorkerError         a server process of several cannot start
+    ├── WorkerError         a worker process cannot start
     ├── CursorError         a text is not a cursor
-    ├── BusUnavailable      the database does not answer
-    │   ├── KeyHeld         ... because another transaction holds an idempotency key
-    │   └── OutcomeUnknown  ... and it went away in the middle of a commit
-    ├── LogUnreadable       the tail cannot read past an event of the log, or any of it
-    ├── TokenRefused        a token proves nothing here
-    ├── KeysUnavailable     the keys that tokens are checked with cannot be had
-    ├── RuleFailed          sse_pg.authorize() gave no answer
-    ├── EventRefused        an event breaks a rule, so it was not published
+    ├── BusUnavailable      the database is unavailable
+    │   ├── KeyHeld         ... for this event: another transaction holds its idempotency key
+    │   └── OutcomeUnknown  ... since the middle of a commit
+    ├── LogUnreadable       the tail cannot read the log, or cannot read past one event
+    ├── TokenRefused        a token is invalid
+    ├── KeysUnavailable     the keys that verify tokens are unavailable
+    ├── RuleFailed          sse_pg.authorize() made no decision
+    ├── EventRefused        an event violates a rule, so it was not published
     │   ├── PayloadTooLarge
     │   └── KeyReused
-    ├── ClientGone          a client closed its connection before its request was answered
-    └── ClientError         a server did not answer as the contract says
+    ├── ClientGone          the client closed its connection before it got a response
+    └── ClientError         a server refused a request, or its response is not what the protocol says
 
-The message of each is one line that says what to do; the command line prints it as it is.
+Each message is one line that says what to do; the command line prints it unchanged.
 """
 
 import errno
 import os
 
 
-def system_words(error: OSError) -> str:
-    """Return what the system says of an error. asyncio puts words of its own around it, which repeat the address."""
+def system_text(error: OSError) -> str:
+    """Return the operating system's text of an error. asyncio adds a text of its own, which repeats the address."""
     number = error.errno or 0
-    return os.strerror(number) if number > 0 else error.strerror or str(error)  # errors of names are below 0
+    return (
+        os.strerror(number) if number > 0 else error.strerror or str(error)
+    )  # errors of name resolution have numbers below 0
 
 
 def one_line(error: BaseException) -> str:
@@ -39,11 +41,11 @@ def one_line(error: BaseException) -> str:
 
 
 class SsePgError(Exception):
-    """Base of everything raised on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class SettingError(SsePgError):
-    """A setting has a value that cannot be used; the message names it, the value and what is allowed."""
+    """A setting has an invalid value; the message names the setting, the value and what is allowed."""
 
 
 class EmbeddedError(SsePgError):
@@ -55,7 +57,7 @@ class MigrationError(SsePgError):
 
 
 class WorkerError(SsePgError):
-    """A process of several that serve together cannot start."""
+    """A worker process cannot start."""
 
 
 class CursorError(SsePgError, ValueError):
@@ -63,31 +65,31 @@ class CursorError(SsePgError, ValueError):
 
 
 class BusUnavailable(SsePgError):
-    """The database does not answer; nothing was published."""
+    """The database is unavailable; nothing was published."""
 
 
 class KeyHeld(BusUnavailable):
-    """Another transaction that is still open has published with the same idempotency key; nothing was published."""
+    """Another open transaction has published with the same idempotency key; nothing was published."""
 
 
 class OutcomeUnknown(BusUnavailable):
-    """The connection was lost while the commit was under way; the event may or may not be published."""
+    """The connection was lost during the commit; the event may or may not be published."""
 
 
 class LogUnreadable(SsePgError):
-    """The tail cannot read the log, or cannot read past one event; it delivers nothing until that has changed."""
+    """The tail cannot read the log, or cannot read past one event; it delivers nothing until this changes."""
 
 
 class TokenRefused(SsePgError):
-    """A token that a client sent proves nothing here; the message says why, and holds nothing of the token."""
+    """A token is invalid; the message says why, and contains no part of the token."""
 
 
 class KeysUnavailable(SsePgError):
-    """The keys that tokens are checked with cannot be had now."""
+    """The keys that verify tokens are unavailable for now."""
 
 
 class RuleFailed(SsePgError):
-    """sse_pg.authorize() gave no answer, so nothing is allowed. ``late``: it took longer than it may."""
+    """sse_pg.authorize() made no decision, so nothing is allowed. ``late``: it took longer than it may."""
 
     def __init__(self, message: str, *, late: bool) -> None:
         super().__init__(message)
@@ -97,7 +99,7 @@ class RuleFailed(SsePgError):
 class EventRefused(SsePgError):
     """The database refused an event; nothing of its request was published.
 
-    ``index`` is the place of the event in its request, where it is known.
+    ``index`` is the index of the event in its request, if it is known.
     """
 
     def __init__(self, message: str, *, index: int | None = None) -> None:
@@ -106,11 +108,11 @@ class EventRefused(SsePgError):
 
 
 class PayloadTooLarge(EventRefused):
-    """The payload is larger than the table takes."""
+    """The payload is larger than the table accepts."""
 
 
 class KeyReused(EventRefused):
-    """The idempotency key was used before, for another event."""
+    """The idempotency key was used before for another event."""
 
     def __init__(self, message: str, *, key: str) -> None:
         super().__init__(message)
@@ -118,20 +120,20 @@ class KeyReused(EventRefused):
 
 
 class CannotListen(SettingError):
-    """An address that a server should listen on cannot be had."""
+    """The address to listen on cannot be used."""
 
     def __init__(self, host: str, port: int, error: OSError) -> None:
-        """Take the system's error, and say what to do where that is plain."""
-        mend = "; give another --port (0 takes a free one)" if error.errno == errno.EADDRINUSE else ""
-        super().__init__(f"cannot listen on {host}:{port}: {system_words(error)}{mend}")
+        """Make the message of the operating system's error, with a hint if there is one."""
+        hint = "; use another --port (0 picks a free one)" if error.errno == errno.EADDRINUSE else ""
+        super().__init__(f"cannot listen on {host}:{port}: {system_text(error)}{hint}")
 
 
 class ClientGone(SsePgError):
-    """The client closed its connection, or this server did, so nobody is left to answer."""
+    """The connection of the request is closed, by the client or by this server, so no response can be sent."""
 
 
 class ClientError(SsePgError):
-    """A server did not answer a request as the contract says. ``status`` is what it answered, None where nothing."""
+    """A server refused a request, or its response cannot be used. ``status`` is None if there was no response."""
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""Log lines: text on a terminal, JSON otherwise. What clients send appears escaped, so that no line can be forged.
+"""Log lines: text on a terminal, JSON otherwise. Control characters are escaped, so that a client cannot forge a line.
 
-What is logged with ``extra=fields(name=value, ...)`` has these as fields of its JSON line, beside the message.
+``log.info(..., extra=fields(name=value, ...))`` adds fields to the JSON line.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import msgspec
 
 
 def fields(**values: object) -> dict[str, Any]:
-    """Return what a call of a logger takes as ``extra`` to give its line fields."""
+    """Return the ``extra`` argument of a logging call that adds these fields to its JSON line."""
     return {"fields": values}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON."""
@@ -38,7 +38,7 @@ class JsonFormatter(logging.Formatter):
         encoded = msgspec.json.encode(line).decode()
         if encoded.isprintable():
             return encoded
-        # JSON allows what some readers take for the end of a line: U+2028, U+0085.
+        # JSON allows characters that some readers treat as the end of a line: U+2028, U+0085.
         return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in encoded)
 
 
@@ -46,7 +46,7 @@ class TextFormatter(logging.Formatter):
     """One line, with line breaks and control characters of the message shown as escapes."""
 
     def __init__(self, *, pid: bool = False) -> None:
-        """``pid``: the number of the process stands before the message, where several write to one place."""
+        """``pid`` puts the process id before the message, for several processes that write to one place."""
         super().__init__()
         self._pid = pid
 
@@ -56,7 +56,7 @@ class TextFormatter(logging.Formatter):
         message = _printable(record.getMessage())
         line = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower():7} {pid}{message}"
         if record.exc_info:
-            # The message of an exception may hold what a client sent: no line of it begins as a log line does.
+            # The message of an exception may contain what a client sent, so its lines must not begin like a log line.
             trace = self.formatException(record.exc_info).split("\n")
             line += "".join(f"\n    {_printable(each)}" for each in trace)
         return line
@@ -69,7 +69,7 @@ def _printable(text: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Return a text without lone surrogates, in which bytes of a header that are not UTF-8 are kept."""
+    """Return a text without lone surrogates, which stand for bytes of a header that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -80,7 +80,7 @@ def _clean(value: object) -> object:
 
 
 def configure(level: str, style: str, *, pid: bool = False) -> None:
-    """Send log lines to standard error. ``style`` is auto, text or json; ``pid``: of text, too, with the process."""
+    """Send log lines to standard error. ``style`` is auto, text or json. ``pid`` adds the process id to text lines."""
     as_text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter(pid=pid) if as_text else JsonFormatter())

@@ -1,4 +1,4 @@
-"""One setting: what is known of its variable, how the text of that is read, and how its values are written."""
+"""One setting: the description of its variable, reading the variable's text, and printing values."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def setting(
     choices: tuple[str, ...] = (),
     secret: bool = False,
 ) -> Any:
-    """Return the field of a dataclass for a setting with this variable, default and meaning.
+    """Return the dataclass field of a setting with this variable, default and help text.
 
-    Numbers lie from ``low`` to ``high``, in ``unit``; a ``secret`` is not shown.
+    Numbers must be between ``low`` and ``high``, in ``unit``. A ``secret`` is not shown.
     """
     return field(
         default=default,
@@ -43,23 +43,23 @@ def setting(
 
 
 def require_connection_string(name: str, text: str) -> None:
-    """Raise SettingError for what libpq cannot read; its own errors quote the password, this one nothing."""
+    """Raise SettingError if libpq cannot parse the text. libpq's own errors quote the password; this one does not."""
     try:
         parts = conninfo_to_dict(text)
         ports = str(parts.get("port") or "").split(",")
-        # A password with an @ or a : that is not percent-encoded ends up in these.
+        # An @ or a : in the password that is not percent-encoded makes part of it end up here.
         good = all(port == "" or port.isdecimal() for port in ports) and "@" not in str(parts.get("host") or "")
     except psycopg.Error:
         good = False
     if not good:
         raise SettingError(
-            f"{name} cannot be read (it is not shown, for the password in it): allowed is a postgresql:// URL, with "
-            "special characters percent-encoded, or a libpq connection string"
+            f"{name} cannot be parsed (not shown, because it may contain a password): allowed is a postgresql:// URL, "
+            "with special characters percent-encoded, or a libpq connection string"
         )
 
 
 def read(meta: Mapping[str, Any], hint: Any, text: str) -> Any:
-    """Return the value, of the type of the field, that a text stands for. Raises SettingError."""
+    """Return the value of a text, in the type of the field. Raises SettingError."""
     kind = next((t for t in get_args(hint) if t is not type(None)), hint)
     if meta["choices"]:
         if text not in meta["choices"]:
@@ -80,14 +80,14 @@ def read(meta: Mapping[str, Any], hint: Any, text: str) -> Any:
 
 
 def bounds(meta: Mapping[str, Any]) -> str:
-    """Return from where to where a number may be; empty for what is none."""
+    """Return the range of a number as text, or nothing if the setting is not a number."""
     if meta["low"] is None:
         return ""
     return f"{_number(meta['low'])} to {_number(meta['high'])}"
 
 
 def shown(meta: Mapping[str, Any], default: Any) -> str:
-    """Return the text that stands for a default."""
+    """Return a default as text."""
     if default is None:
         return ""
     if isinstance(default, bool):

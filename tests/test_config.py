@@ -46,7 +46,7 @@ def shown(number: float) -> str:
 )
 def test_a_name_that_is_nearly_a_setting_is_told(name: str, meant: str) -> None:
     (told,) = misspelt({name: "5"})
-    assert told == f"{name} is no setting and changes nothing; did you mean {meant}?"
+    assert told == f"{name} is not a setting and has no effect; did you mean {meant}?"
 
 
 def test_other_names_are_not_told() -> None:

@@ -1,5 +1,5 @@
 -- name: doctor_begin
--- A look must not wait long, and holds for its own transaction only: a pooler may give the connection to others.
+-- The time limits of a check hold for its own transaction only: a pooler may give the connection to another client.
 SELECT set_config('statement_timeout', '10s', true), set_config('lock_timeout', '2s', true)
 
 -- name: doctor_server
@@ -12,31 +12,31 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        s.setting AS read_only,
        CASE s.source WHEN 'database' THEN format('ALTER DATABASE %I RESET default_transaction_read_only', current_database())
                      WHEN 'user' THEN format('ALTER ROLE %I RESET default_transaction_read_only', current_user)
-                     ELSE '' END AS mend_read_only
+                     ELSE '' END AS fix_read_only
   FROM pg_settings s WHERE s.name = 'default_transaction_read_only'
 
 -- name: doctor_connections
--- How many connections the server allows to roles that are no superuser, and what this role and database are limited to.
+-- How many connections the server allows for ordinary roles, and the limits of this role and this database.
 SELECT current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer
            - coalesce(current_setting('reserved_connections', true), '0')::integer AS allowed,
        (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid IS NOT NULL) AS used,
        (SELECT nullif(r.rolconnlimit, -1) FROM pg_roles r WHERE r.rolname = current_user) AS role_limit,
        (SELECT nullif(d.datconnlimit, -1) FROM pg_database d WHERE d.datname = current_database()) AS database_limit,
-       'ALTER ROLE ' || quote_ident(current_user) || ' CONNECTION LIMIT ' || %(needed)s::integer AS mend_role,
-       'ALTER DATABASE ' || quote_ident(current_database()) || ' CONNECTION LIMIT ' || %(needed)s::integer AS mend_database
+       'ALTER ROLE ' || quote_ident(current_user) || ' CONNECTION LIMIT ' || %(needed)s::integer AS fix_role,
+       'ALTER DATABASE ' || quote_ident(current_database()) || ' CONNECTION LIMIT ' || %(needed)s::integer AS fix_database
 
 -- name: doctor_clock
 SELECT extract(epoch FROM clock_timestamp())::float8
 
 -- name: doctor_schema
--- From the catalogs: a role without USAGE can ask, too.
+-- From the catalogs, so that a role without USAGE can ask too.
 SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                 WHERE n.nspname = 'sse_pg' AND c.relname = 'migrations'),
        coalesce((SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace n WHERE n.nspname = 'sse_pg'), false)
 
 -- name: doctor_rights
--- What this role lacks of what a server does, as sql/roles.sql grants it to sse_pg_server, each with the statement that
--- grants it. From the catalogs by oid: a name that may not be looked up would be an error.
+-- The rights that a server needs, as sql/roles.sql grants them to sse_pg_server, and this role lacks, each with the
+-- statement that grants it. From the catalogs by oid, because looking up a name needs USAGE.
 WITH needed(kind, what, columns, may) AS (VALUES
     ('table', 'migrations', '{}'::text[], 'SELECT'),
     ('table', 'events', '{}', 'SELECT'),
@@ -81,31 +81,31 @@ lacking(may, what) AS (
     SELECT 'USAGE', 'SCHEMA sse_pg' FROM pg_namespace n
      WHERE n.nspname = 'sse_pg' AND NOT has_schema_privilege(n.oid, 'USAGE'))
 SELECT l.may || ' on ' || regexp_replace(l.what, '^(SCHEMA|FUNCTION) |\(.*', '', 'g') AS what,
-       format('GRANT %s ON %s TO %I', l.may, l.what, current_user) AS mend
+       format('GRANT %s ON %s TO %I', l.may, l.what, current_user) AS fix
   FROM lacking l ORDER BY l.what, l.may
 
 -- name: doctor_open_functions
 -- What everybody may call although it reads or changes something; see set_rights().
-SELECT p.oid::regprocedure::text AS what, 'SELECT sse_pg.set_rights()' AS mend
+SELECT p.oid::regprocedure::text AS what, 'SELECT sse_pg.set_rights()' AS fix
   FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
  WHERE n.nspname = 'sse_pg' AND NOT (p.provolatile = 'i' AND NOT p.prosecdef)
    AND EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0)
  ORDER BY 1
 
 -- name: doctor_identity
--- Whether log_identity(), which runs with its owner's rights, can read the parts that tell a restore and a failover.
+-- Whether log_identity(), which runs with its owner's rights, can read what changes with a restore and a failover.
 SELECT has_function_privilege(p.proowner, 'pg_catalog.pg_control_system()', 'EXECUTE') AS cluster,
        has_function_privilege(p.proowner, 'pg_catalog.pg_walfile_name(pg_lsn)', 'EXECUTE')
            AND has_function_privilege(p.proowner, 'pg_catalog.pg_current_wal_lsn()', 'EXECUTE') AS timeline,
        pg_get_userbyid(p.proowner)::text AS owner,
        format('GRANT EXECUTE ON FUNCTION pg_control_system(), pg_walfile_name(pg_lsn), pg_current_wal_lsn() TO %I',
-              pg_get_userbyid(p.proowner)) AS mend
+              pg_get_userbyid(p.proowner)) AS fix
   FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
  WHERE n.nspname = 'sse_pg' AND p.proname = 'log_identity'
 
 -- name: doctor_triggers
--- The triggers that the bus lives from and that do not fire, each with the statement that makes it fire again. The
--- definitions are those of sql/schema.sql.
+-- The triggers of the bus that do not fire, each with the statement that makes it fire again. The definitions are those
+-- of sql/schema.sql.
 WITH needed(on_table, name, definition) AS (VALUES
     ('events', 'announce', 'BEFORE INSERT ON sse_pg.events FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.announce()'),
     ('events', 'close_window', 'AFTER INSERT ON sse_pg.events FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.close_window()'),
@@ -121,10 +121,10 @@ WITH needed(on_table, name, definition) AS (VALUES
         'FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed()'))
 SELECT w.name || ' on sse_pg.' || w.on_table AS which,
        CASE WHEN t.oid IS NULL THEN 'is missing' WHEN t.tgenabled = 'D' THEN 'is disabled'
-            WHEN t.tgenabled = 'R' THEN 'fires only where session_replication_role is replica'
-            ELSE 'does not fire where session_replication_role is replica' END AS how,
+            WHEN t.tgenabled = 'R' THEN 'fires only if session_replication_role is replica'
+            ELSE 'does not fire if session_replication_role is replica' END AS how,
        CASE WHEN t.oid IS NULL THEN format('CREATE TRIGGER %I %s; ', w.name, w.definition) ELSE '' END
-           || format('ALTER TABLE sse_pg.%I ENABLE ALWAYS TRIGGER %I', w.on_table, w.name) AS mend
+           || format('ALTER TABLE sse_pg.%I ENABLE ALWAYS TRIGGER %I', w.on_table, w.name) AS fix
   FROM needed w
   JOIN pg_namespace n ON n.nspname = 'sse_pg'
   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.on_table
@@ -136,9 +136,9 @@ SELECT w.name || ' on sse_pg.' || w.on_table AS which,
 -- How the ids are drawn, and whether the sequence is behind the table.
 SELECT s.seqcache AS cache, s.seqincrement AS increment, s.seqcycle AS cycle, a.attidentity::text AS identity,
        sse_pg.last_id() AS last, coalesce((SELECT max(e.id) FROM sse_pg.events e), 0) AS highest,
-       'ALTER SEQUENCE sse_pg.events_id_seq CACHE 1 INCREMENT 1 NO CYCLE' AS mend_sequence,
-       'ALTER TABLE sse_pg.events ALTER COLUMN id SET GENERATED ALWAYS' AS mend_identity,
-       'SELECT setval(''sse_pg.events_id_seq'', max(id)) FROM sse_pg.events' AS mend_last
+       'ALTER SEQUENCE sse_pg.events_id_seq CACHE 1 INCREMENT 1 NO CYCLE' AS fix_sequence,
+       'ALTER TABLE sse_pg.events ALTER COLUMN id SET GENERATED ALWAYS' AS fix_identity,
+       'SELECT setval(''sse_pg.events_id_seq'', max(id)) FROM sse_pg.events' AS fix_last
   FROM pg_sequence s
   JOIN pg_class q ON q.oid = s.seqrelid AND q.relname = 'events_id_seq'
   JOIN pg_namespace n ON n.oid = q.relnamespace AND n.nspname = 'sse_pg'
@@ -154,11 +154,11 @@ SELECT pg_get_constraintdef(k.oid)
  WHERE k.conname = 'events_payload'
 
 -- name: doctor_publishers
--- Transactions that have published and are not over, the oldest first. Since when is NULL where this role may not see it.
+-- Open transactions that have published, the oldest first. The age is NULL if this role may not see it.
 SELECT DISTINCT l.pid, x.gid, coalesce(a.usename, x.owner)::text AS role, a.application_name AS program, a.state,
        extract(epoch FROM clock_timestamp() - coalesce(x.prepared, a.xact_start))::float8 AS age,
        CASE WHEN x.gid IS NULL THEN format('SELECT pg_terminate_backend(%s)', l.pid)
-            ELSE format('ROLLBACK PREPARED %L', x.gid) END AS mend
+            ELSE format('ROLLBACK PREPARED %L', x.gid) END AS fix
   FROM pg_locks l
   LEFT JOIN pg_stat_activity a ON a.pid = l.pid
   LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
@@ -171,20 +171,20 @@ SELECT DISTINCT l.pid, x.gid, coalesce(a.usename, x.owner)::text AS role, a.appl
  ORDER BY age DESC NULLS FIRST
 
 -- name: doctor_queue
--- How full the notification queue is, and whose transactions are open: who listens takes nothing in while one is. The
--- queue is the cluster's, so sessions of every database count.
+-- How full the notification queue is, and whose transactions are open: a session reads no notifications during one. The
+-- cluster has one queue, so sessions of every database count.
 SELECT pg_notification_queue_usage() AS used, a.pid, a.usename::text AS role, a.datname::text AS database,
        extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age,
        pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all,
-       format('SELECT pg_terminate_backend(%s)', a.pid) AS mend,
-       format('GRANT pg_read_all_stats TO %I', current_user) AS mend_rights
+       format('SELECT pg_terminate_backend(%s)', a.pid) AS fix,
+       format('GRANT pg_read_all_stats TO %I', current_user) AS fix_rights
   FROM (SELECT) one
   LEFT JOIN pg_stat_activity a ON a.xact_start IS NOT NULL AND a.backend_type = 'client backend'
        AND a.pid <> pg_backend_pid()
  ORDER BY a.xact_start LIMIT 3
 
 -- name: doctor_retention
--- How much of the log there is, and whether somebody makes and drops partitions. `kept` counts ids without the jumps
+-- How much is kept in the log, and whether partitions are created and dropped. `kept` counts ids without the jumps
 -- where epochs begin. `oldest` is the age in seconds of the newest event of the oldest partition that is full.
 WITH facts AS MATERIALIZED (
     SELECT sse_pg.last_id() AS last, l.purged_to FROM sse_pg.log l),
@@ -197,11 +197,11 @@ SELECT f.last, p.count AS partitions, greatest(p.top - f.last, 0) AS room,
        (SELECT extract(epoch FROM clock_timestamp() - n.created_at)::float8
           FROM (SELECT e.created_at FROM sse_pg.events e
                  WHERE e.id <= p.first_end AND p.first_end < f.last ORDER BY e.id DESC LIMIT 1) n) AS oldest,
-       'SELECT sse_pg.make_partitions()' AS mend_partitions
+       'SELECT sse_pg.make_partitions()' AS fix_partitions
   FROM facts f CROSS JOIN parts p
 
 -- name: doctor_ring
--- Over how many seconds the newest events that a ring of that size holds were published; NULL where all fit.
+-- The age in seconds of the newest event that a ring of this size has dropped; no row if all events fit.
 SELECT extract(epoch FROM clock_timestamp() - e.created_at)::float8
   FROM sse_pg.events e WHERE e.id <= sse_pg.last_id() - %(events)s ORDER BY e.id DESC LIMIT 1
 

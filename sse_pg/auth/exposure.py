@@ -16,7 +16,7 @@ def check(settings: Settings) -> str | None:
     Raises SettingError if neither tokens nor SSE_PG_OPEN are set and the address is not loopback, or if a file of keys
     cannot be used.
     """
-    if settings.asks_for_tokens:
+    if settings.requires_tokens:
         KeyFiles(settings.token_secret_file, settings.token_public_key_files)
         return None
     if settings.open:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from sse_pg.config import SHORTEST_SECRET
+from sse_pg.config import MIN_SECRET_BYTES
 from sse_pg.errors import SettingError
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class Key:
 def secret_key(text: str) -> Key:
     """Return the key for a shared secret. Raises ValueError if it is too short."""
     material = text.encode()
-    if len(material) < SHORTEST_SECRET:
-        raise ValueError(f"a secret needs at least {SHORTEST_SECRET} bytes (openssl rand -base64 48 makes one)")
+    if len(material) < MIN_SECRET_BYTES:
+        raise ValueError(f"a secret needs at least {MIN_SECRET_BYTES} bytes (openssl rand -base64 48 makes one)")
     return Key(None, ("HS256",), material)
 
 

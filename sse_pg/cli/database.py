@@ -1,4 +1,4 @@
-"""The database of a command, the one that is named or else the embedded one, and the connections to it."""
+"""The database of a command: the configured one or the embedded one, and a pool of connections to it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sse_pg.errors import BusUnavailable, EmbeddedError
 
 @contextlib.contextmanager
 def started(settings: Settings) -> Iterator[Settings]:
-    """Give settings with a database in them; an embedded one runs as long as the block."""
+    """Return settings with a database. If none is configured, start the embedded one, and stop it after the block."""
     if has_database(settings, os.environ):
         yield settings
         return
     directory = settings.data_dir or embedded.default_data_dir()
     binaries = embedded.find_binaries(settings.postgres_bin)
     postgres = embedded.EmbeddedPostgres(directory, binaries=binaries)
-    signals.be_patient()
+    signals.hold_after_first()
     try:
         postgres.start()
         click.echo(f"PostgreSQL {binaries.major} ({binaries.origin}) with its data in {directory}")
@@ -40,21 +40,22 @@ def started(settings: Settings) -> Iterator[Settings]:
 
 
 def running(settings: Settings) -> Settings:
-    """Give settings with a database that runs already."""
+    """Return settings with a database: the configured one, or the embedded one that is running."""
     if has_database(settings, os.environ):
         return settings
     directory = settings.data_dir or embedded.default_data_dir()
     url = embedded.running(directory)
     if url is None:
         raise EmbeddedError(
-            f"no server is running on {directory}: start one with `sse-pg serve`, or set DATABASE_URL to your database"
+            f"no embedded PostgreSQL is running in {directory}: start it with `sse-pg serve`, or set "
+            "DATABASE_URL to your database"
         )
     return dataclasses.replace(settings, database_url=url)
 
 
 @contextlib.asynccontextmanager
 async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
-    """Give a pool. Raises BusUnavailable that says why, where the database cannot be reached; a pool only times out."""
+    """Open a pool. Raises BusUnavailable with the reason if the database is unavailable; a pool would only time out."""
     logs.configure("error", "text")
     try:
         conn = await psycopg.AsyncConnection.connect(
@@ -62,7 +63,7 @@ async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
         )
     except psycopg.OperationalError as error:
         raise BusUnavailable(
-            f"the database cannot be reached: {summary(error)}; see that it is up, and that DATABASE_URL leads to it"
+            f"the database cannot be reached: {summary(error)}; check that it is up and that DATABASE_URL is correct"
         ) from error
     try:
         behind_pooler = settings.listen_database_url is not None or await shares_backends(settings.database_url, conn)

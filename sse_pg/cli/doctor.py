@@ -1,4 +1,4 @@
-"""``sse-pg doctor``: what is wrong with this installation, and how to mend it."""
+"""``sse-pg doctor``: says what is wrong with an installation, and how to fix it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sse_pg.doctor.finding import Finding
 from sse_pg.doctor.proxy import proxy
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "unchecked": "cyan"}
-#: Heartbeats that a quiet stream is watched for.
-HEARTBEATS = 2.5
+#: How long a quiet stream is watched by default, in heartbeat intervals.
+WATCHED_HEARTBEATS = 2.5
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the flags ask for."""
+    """The flags of the command."""
 
     database: bool = True
-    """Whether there is a database to look at, or only a URL."""
+    """Whether there is a database to check, or only a URL."""
     old: float = OLD_S
     url: str | None = None
     wait: float | None = None
@@ -38,7 +38,7 @@ class Options:
 
 
 async def doctor(settings: Settings, options: Options) -> int:
-    """Print a line for each finding, and how to mend what is wrong; return the number of errors."""
+    """Print the findings, each with its fix if it needs one; return the number of errors."""
     logs.configure("error", "text")
     terminal = Console(highlight=False) if sys.stdout.isatty() else None
     found: list[Finding] = []
@@ -63,7 +63,7 @@ async def _examine(settings: Settings, options: Options) -> AsyncIterator[Findin
         async for finding in examine(settings, old=options.old):
             yield finding
     if options.url is not None:
-        wait = HEARTBEATS * settings.heartbeat if options.wait is None else options.wait
+        wait = WATCHED_HEARTBEATS * settings.heartbeat if options.wait is None else options.wait
         if wait >= 5 and sys.stderr.isatty():
             click.echo(f"watching a quiet stream of {options.url} for {wait:g} s ...", err=True)
         token = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
@@ -72,23 +72,23 @@ async def _examine(settings: Settings, options: Options) -> AsyncIterator[Findin
 
 
 def _print(finding: Finding) -> None:
-    """Print for a file or a pipe: one line a finding, indented ones below it that say how to mend."""
+    """Print a finding to a file or a pipe: one line, and below it indented ones that say how to fix it."""
     click.echo(f"{finding.state:<9} {finding.name}: {finding.found}")
-    if finding.mend:
-        click.echo(f"          mend: {finding.mend}")
+    if finding.fix:
+        click.echo(f"          fix: {finding.fix}")
     for statement in finding.sql:
         click.echo(f"          sql: {statement};")
 
 
 def _show(terminal: Console, finding: Finding) -> None:
-    """Print for a person: colours, and long lines wrapped below their beginning."""
+    """Print a finding on a terminal, in colour and with long lines wrapped and indented."""
     style = _STYLES[finding.state]
     head = Text.assemble((f"{finding.state:<9} ", style), (f"{finding.name}: ", "bold"), finding.found)
     terminal.print(head)
-    if finding.mend:
-        terminal.print(Padding(Text(f"mend: {finding.mend}"), (0, 0, 0, 10), expand=False))
+    if finding.fix:
+        terminal.print(Padding(Text(f"fix: {finding.fix}"), (0, 0, 0, 10), expand=False))
     for statement in finding.sql:
-        # Not wrapped: it is to be copied.
+        # Not wrapped, so that it can be copied.
         terminal.print(Text(f"          {statement};", style="bold"), soft_wrap=True)
 
 

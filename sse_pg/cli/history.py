@@ -1,4 +1,4 @@
-"""``sse-pg history``: pages through stored events."""
+"""``sse-pg history``: prints stored events."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from sse_pg.core.event import event_json
 from sse_pg.db.store import Store
 from sse_pg.errors import CursorError, EventRefused
 
-PAGE = 500
+#: Number of events that are read at a time.
+PAGE_EVENTS = 500
 
 
 async def history(settings: Settings, channel: str, after: str | None, limit: int | None) -> None:
-    """Print the events of a channel after a cursor, oldest first, and the cursor at which they end."""
+    """Print the events of a channel after a cursor, oldest first, and then the cursor to continue from."""
     if fault := names.channel_fault(channel):
         raise EventRefused(fault)
     try:
@@ -31,10 +32,10 @@ async def history(settings: Settings, channel: str, after: str | None, limit: in
         left = limit
         while left is None or left > 0:
             position = await store.position()
-            count = PAGE if left is None else min(PAGE, left)
+            count = PAGE_EVENTS if left is None else min(PAGE_EVENTS, left)
             step = await store.step([channel], cursor, position, count)
             if cursor != START and cursor.missing_up_to(step.purged_to):
-                click.echo(f"sse-pg: events after {cursor} up to {step.purged_to} are purged", err=True)
+                click.echo(f"sse-pg: the events after {cursor} up to {step.purged_to} were purged", err=True)
             for event in step.events:
                 sys.stdout.write(msgspec.json.encode(event_json(event)).decode() + "\n")
             if left is not None:

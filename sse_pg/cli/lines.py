@@ -1,4 +1,4 @@
-"""The lines of a file for ``sse-pg publish``; a pipe that somebody writes to slowly gives each as it comes."""
+"""The lines of a file or pipe for ``sse-pg publish``, in batches. A line of a slow pipe is returned when it arrives."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import AsyncIterator
 
 from sse_pg.errors import EventRefused
 
-#: Lines of one transaction, and their bytes.
-BATCH_LINES = 1000
-BATCH_BYTES = 1048576
+#: Maximum number and size of the lines that are published in one transaction.
+MAX_BATCH_LINES = 1000
+MAX_BATCH_BYTES = 1048576
 READ_BYTES = 262144
 
 
 class Lines:
-    """Lines of a file descriptor. No thread reads it: nothing waits for a terminal when the command is to end."""
+    """The lines of a file descriptor. They are read without a thread, which could not be stopped while it waits."""
 
-    def __init__(self, descriptor: int, longest: int) -> None:
+    def __init__(self, descriptor: int, max_line_bytes: int) -> None:
         self._descriptor = descriptor
-        self._longest = longest
+        self._max_line_bytes = max_line_bytes
         self._ready: deque[bytes] = deque()
         self._rest = b""
         self._number = 0
@@ -30,18 +30,18 @@ class Lines:
         self.bytes_read = 0
 
     def total_bytes(self) -> int | None:
-        """Return how much there is to read, where the descriptor is a file."""
+        """Return the size of a regular file, or None for anything else."""
         found = os.fstat(self._descriptor)
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def stop(self) -> None:
-        """Give no more than the batch that is under way."""
+        """End batches() after the current batch."""
         self._stopped = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
     async def batches(self) -> AsyncIterator[list[tuple[int, bytes]]]:
-        """Give lists of numbered lines, without their line ends; blank ones are counted, not given."""
+        """Yield lists of numbered lines, without line ends. Blank lines count, but are left out."""
         ended = False
         while not self._stopped and (self._ready or not ended):
             if not self._ready:
@@ -49,7 +49,7 @@ class Lines:
                 continue
             batch: list[tuple[int, bytes]] = []
             size = 0
-            while self._ready and len(batch) < BATCH_LINES and size < BATCH_BYTES:
+            while self._ready and len(batch) < MAX_BATCH_LINES and size < MAX_BATCH_BYTES:
                 line = self._ready.popleft()
                 self._number += 1
                 size += len(line)
@@ -65,7 +65,7 @@ class Lines:
         try:
             data = os.read(self._descriptor, READ_BYTES)
         except BlockingIOError:
-            return True  # another reader of the same pipe was faster
+            return True  # another reader of the same pipe was first
         self.bytes_read += len(data)
         if not data:
             if self._rest:
@@ -74,19 +74,19 @@ class Lines:
             return False
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._ready.extend(line.removesuffix(b"\r") for line in lines)
-        if len(self._rest) > self._longest:
+        if len(self._rest) > self._max_line_bytes:
             number = self._number + len(self._ready) + 1
-            raise EventRefused(f"line {number} is longer than {self._longest} bytes; is this one event a line?")
+            raise EventRefused(f"line {number} is longer than {self._max_line_bytes} bytes; is this one event a line?")
         return True
 
     async def _readable(self) -> None:
-        """Wait until a read does not block."""
+        """Wait until a read would not block."""
         loop = asyncio.get_running_loop()
         self._waiting = loop.create_future()
         try:
             loop.add_reader(self._descriptor, self._wake)
         except PermissionError:
-            return  # a file never blocks, and cannot be waited for
+            return  # a regular file never blocks, and cannot be waited for
         try:
             await self._waiting
         finally:

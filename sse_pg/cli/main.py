@@ -1,4 +1,4 @@
-"""The command line: ``sse-pg serve | migrate | publish | tail | history | token | purge | doctor``."""
+"""The command line: all commands of ``sse-pg`` with their arguments, and how errors are printed."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _database_url = click.option(
-    "--database-url", metavar="URL", help="The database; else DATABASE_URL, else the embedded PostgreSQL."
+    "--database-url", metavar="URL", help="The database [DATABASE_URL, or the embedded PostgreSQL]."
 )
 _data_dir = click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Where the embedded PostgreSQL keeps its data."
+    "--data-dir", type=click.Path(path_type=Path), help="Data directory of the embedded PostgreSQL."
 )
 
 
 class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; a signal that it does not deal with itself gives its usual exit code."""
+        """Run a command. A signal that the command does not handle gives the usual exit code."""
         try:
             return super().invoke(ctx)
         except signals.Ended as ended:
@@ -62,12 +62,12 @@ def cli() -> None:
     """An event bus on PostgreSQL: INSERT publishes, NOTIFY wakes, Server-Sent Events deliver."""
 
 
-@cli.command(short_help="Migrate, then serve.")
+@cli.command(short_help="Apply the migrations, then serve.")
 @click.option("--host", metavar="H", help="Address to listen on [127.0.0.1].")
 @click.option("--port", type=int, metavar="P", help="Port to listen on [8080].")
-@click.option("--workers", type=int, metavar="N", help="Server processes on that port, to use more cores [1].")
+@click.option("--workers", type=int, metavar="N", help="Number of server processes that share the port [1].")
 @click.option(
-    "--open", "is_open", is_flag=True, default=None, help="Without tokens, serve others than this machine too."
+    "--open", "is_open", is_flag=True, default=None, help="Serve other machines even if tokens are not required."
 )
 @_database_url
 @_data_dir
@@ -80,8 +80,11 @@ def serve(
     database_url: str | None,
     data_dir: Path | None,
 ) -> None:
-    """Migrate, then serve. Without a database: start the embedded PostgreSQL, and stop it on exit."""
-    # To be told to stop is how a server ends, also while it starts: exit code 0.
+    """Apply the migrations, then serve.
+
+    If no database is configured, the embedded PostgreSQL is started, and stopped on exit.
+    """
+    # A signal is the normal end of a server, even while it starts: exit code 0.
     with contextlib.suppress(signals.Ended):
         settings = _settings(
             host=host, port=port, workers=workers, open=is_open, database_url=database_url, data_dir=data_dir
@@ -111,15 +114,15 @@ async def _serve(settings: Settings, warning: str | None) -> None:
 
 @cli.command(short_help="Bring the schema of the database up to date.")
 @click.option(
-    "--post", is_flag=True, help="Also apply the steps that older servers cannot work with; stop those first."
+    "--post", is_flag=True, help="Also apply the steps that older servers cannot work with. Stop those servers first."
 )
 @_database_url
 @_data_dir
 @_debug
 def migrate(post: bool, database_url: str | None, data_dir: Path | None) -> None:
-    """Bring the schema of the database up to date; safe to run from many places at once.
+    """Bring the schema of the database up to date. Several migrate commands may run at the same time.
 
-    Servers of the release before keep working. When the last of them has stopped, finish the upgrade with --post.
+    Servers of the previous release keep working. When the last of them has stopped, finish the upgrade with --post.
     """
     settings = _settings(database_url=database_url, data_dir=data_dir)
     logs.configure(settings.log_level, "text")
@@ -131,12 +134,14 @@ def migrate(post: bool, database_url: str | None, data_dir: Path | None) -> None
         click.echo("the schema is up to date")
 
 
-@cli.command(short_help="Publish an event, or one for each line.")
+@cli.command(short_help="Publish an event, or one event for each line of input.")
 @click.argument("channel")
 @click.argument("payload", required=False)
 @click.option("--type", "event_type", metavar="T", default="message", show_default=True, help="The event type.")
-@click.option("--key", metavar="K", help="Idempotency key of the one event: published once, however often it is sent.")
-@click.option("--text", is_flag=True, help="A line (or payload) that is not JSON is published as a JSON string.")
+@click.option(
+    "--key", metavar="K", help="Idempotency key: an event with a key is published once, however often it is sent."
+)
+@click.option("--text", is_flag=True, help="Publish a line or payload that is not JSON as a JSON string.")
 @_database_url
 @_data_dir
 @_debug
@@ -149,11 +154,11 @@ def publish(
     database_url: str | None,
     data_dir: Path | None,
 ) -> None:
-    """Publish one event, or one for each line of standard input ("-" or no PAYLOAD); print the ids."""
+    """Publish one event, or one event for each line of standard input ("-" or no PAYLOAD). Prints the ids."""
     settings = databases.running(_settings(database_url=database_url, data_dir=data_dir))
     from_stdin = payload in (None, "-")
     if from_stdin and key is not None:
-        raise click.UsageError("--key belongs to one event; it cannot stand for the lines of standard input")
+        raise click.UsageError("--key can only be used with a PAYLOAD, because a key belongs to one event")
     template = publish_command.Template(channel, event_type, text, settings.max_payload)
     if from_stdin:
         _run(publish_command.publish_lines(settings, template, _stdin()))
@@ -161,15 +166,15 @@ def publish(
         _run(publish_command.publish_one(settings, template, payload or "", key))
 
 
-@cli.command(short_help="Follow channels in the terminal.")
+@cli.command(short_help="Print the events of channels as they arrive.")
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
-@click.option("--from", "cursor", metavar="CURSOR", help="Where to begin; 0 is all that is retained. [now]")
-@click.option("--url", metavar="URL", help="The server [http://127.0.0.1:8080, with HOST and PORT].")
+@click.option("--from", "cursor", metavar="CURSOR", help="Where to start; 0 means everything that is retained [now].")
+@click.option("--url", metavar="URL", help="The server [http://127.0.0.1:8080, or HOST and PORT].")
 @_debug
 def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None:
-    """Follow channels in the terminal, reconnecting; one JSON line an event.
+    """Print the events of channels as they arrive, one JSON line per event. Reconnects by itself.
 
-    A server with tokens is shown the one in SSE_PG_TOKEN.
+    If SSE_PG_TOKEN is set, this token is sent to the server.
     """
     settings = _settings()
     logs.configure(settings.log_level, "text")
@@ -179,66 +184,86 @@ def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None
 
 @cli.command(short_help="Print the stored events of a channel.")
 @click.argument("channel")
-@click.option("--after", metavar="C", help="A cursor or an id; events after it.")
-@click.option("--limit", metavar="N", type=click.IntRange(1), help="At most so many events [all].")
+@click.option("--after", metavar="C", help="Start after this cursor or id.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Maximum number of events [all].")
 @_database_url
 @_data_dir
 @_debug
 def history(
     channel: str, after: str | None, limit: int | None, database_url: str | None, data_dir: Path | None
 ) -> None:
-    """Print the stored events of a channel, one JSON line each; the cursor to go on from goes to standard error."""
+    """Print the stored events of a channel, one JSON line per event.
+
+    The cursor to continue from is printed to standard error.
+    """
     settings = databases.running(_settings(database_url=database_url, data_dir=data_dir))
     _run(history_command.history(settings, channel, after, limit))
 
 
-@cli.command(short_help="Make a token.")
-@click.option("--user", metavar="U", required=True, help="Whose token it is.")
-@click.option("--publish", metavar="P", multiple=True, help="A channel or pattern (orders.*) to publish to.")
-@click.option("--subscribe", metavar="P", multiple=True, help="A channel or pattern to read.")
-@click.option("--act-for", metavar="P", multiple=True, help="A user or pattern that it may act for.")
-@click.option("--observe", is_flag=True, help="It may look at the whole server: connections, anybody's subscriptions.")
-@click.option("--ttl", metavar="T", default="1h", show_default=True, help="How long it is good: 90s, 15m, 12h, 30d.")
+@cli.command(short_help="Create a token.")
+@click.option("--user", metavar="U", required=True, help="The user that the token is for.")
+@click.option("--publish", metavar="P", multiple=True, help="Channel or pattern (orders.*) that it may publish to.")
+@click.option("--subscribe", metavar="P", multiple=True, help="Channel or pattern that it may read.")
+@click.option("--act-for", metavar="P", multiple=True, help="User or pattern that it may act for.")
+@click.option(
+    "--observe", is_flag=True, help="It may read the state of the whole server: connections, everybody's subscriptions."
+)
+@click.option("--ttl", metavar="T", default="1h", show_default=True, help="How long it is valid: 90s, 15m, 12h, 30d.")
 @_debug
 def token(
     user: str, publish: tuple[str, ...], subscribe: tuple[str, ...], act_for: tuple[str, ...], observe: bool, ttl: str
 ) -> None:
-    """Make a token with the configured secret (SSE_PG_TOKEN_SECRET or its file).
+    """Create a token with the configured secret (SSE_PG_TOKEN_SECRET or SSE_PG_TOKEN_SECRET_FILE).
 
-    Options for channels may be repeated, or hold several with commas between.
+    Options for channels can be repeated, and can contain several channels separated by commas.
     """
     click.echo(token_command.token(_settings(), user, publish, subscribe, act_for, observe, ttl))
 
 
-@cli.command(short_help="Apply retention now.")
-@click.option("--keep-events", type=int, metavar="N", help="Keep the newest N events; 0 is no limit [as set].")
+@cli.command(short_help="Apply the retention now.")
 @click.option(
-    "--keep-hours", type=float, metavar="H", help="Keep the events of the last H hours; 0 is no limit [as set]."
+    "--keep-events",
+    type=int,
+    metavar="N",
+    help="Number of newest events to keep; 0 means no limit [SSE_PG_KEEP_EVENTS].",
+)
+@click.option(
+    "--keep-hours",
+    type=float,
+    metavar="H",
+    help="Keep the events of the last H hours; 0 means no limit [SSE_PG_KEEP_HOURS].",
 )
 @_database_url
 @_data_dir
 @_debug
 def purge(keep_events: int | None, keep_hours: float | None, database_url: str | None, data_dir: Path | None) -> None:
-    """Apply retention now: drop the partitions beyond the limits; print what went."""
+    """Apply the retention now: drop the partitions beyond the limits, and print what was purged."""
     settings = databases.running(
         _settings(keep_events=keep_events, keep_hours=keep_hours, database_url=database_url, data_dir=data_dir)
     )
     _run(purge_command.purge(settings))
 
 
-@cli.command(short_help="Say what is wrong, and how to mend it.")
-@click.option("--url", metavar="URL", help="The address that clients use, to look at the proxies on the way, too.")
+@cli.command(short_help="Say what is wrong, and how to fix it.")
+@click.option("--url", metavar="URL", help="The address that clients use, to check the proxies too.")
 @click.option(
-    "--wait", type=click.FloatRange(0), metavar="S", help="Watch a quiet stream of it for S seconds [2.5 heartbeats]."
+    "--wait",
+    type=click.FloatRange(0),
+    metavar="S",
+    help="How many seconds to watch a quiet stream [2.5 heartbeat intervals].",
 )
 @click.option(
-    "--header", "headers", metavar="NAME:VALUE", multiple=True, help="A header for requests to it, such as a token."
+    "--header",
+    "headers",
+    metavar="NAME:VALUE",
+    multiple=True,
+    help="Header to send with those requests, such as a token.",
 )
 @click.option(
     "--old", type=click.FloatRange(0), metavar="S", default=60.0, show_default=True,
-    help="A transaction that published is old after S seconds.",
+    help="Age in seconds from which an open transaction that has published counts as old.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_database_url
 @_data_dir
 @_debug
@@ -251,9 +276,9 @@ def doctor(
     database_url: str | None,
     data_dir: Path | None,
 ) -> None:
-    """Find what is wrong with database, settings and proxies, and say how to mend it; change nothing.
+    """Check the database, the settings and the proxies, and say how to fix what is wrong. Changes nothing.
 
-    Exit code 1 where there are errors; warnings alone give 0.
+    The exit code is 1 if there are errors; warnings alone give 0.
     """
     settings = _settings(database_url=database_url, data_dir=data_dir)
     database = True
@@ -265,7 +290,7 @@ def doctor(
         database = False
     pairs = [header.partition(":") for header in headers]
     if bad := next((name for name, colon, _ in pairs if not (name.strip() and colon)), None):
-        raise click.UsageError(f"--header {bad!r}: a header is NAME:VALUE")
+        raise click.UsageError(f"--header {bad!r}: allowed is NAME:VALUE")
     sent = {name.strip(): value.strip() for name, _, value in pairs}
     options = doctor_command.Options(database=database, old=old, url=url, wait=wait, headers=sent, as_json=as_json)
     if _run(doctor_command.doctor(settings, options)):
@@ -280,14 +305,14 @@ def _settings(**flags: Any) -> Settings:
 
 
 def _local_url(settings: Settings) -> str:
-    """Return where a server with the same settings is reached from this machine."""
+    """Return the URL at which this machine reaches a server with these settings."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.host, settings.host)  # noqa: S104 - compared with, not listened on
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _stdin() -> int:
     if sys.stdin is None:
-        raise click.UsageError("standard input is closed; give a PAYLOAD")
+        raise click.UsageError("standard input is closed; pass a PAYLOAD")
     return sys.stdin.fileno()
 
 
@@ -296,7 +321,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def main() -> None:
-    """Run the command line: errors are one line on standard error, exit code 1 (2 for usage)."""
+    """Run the command line. An error is one line on standard error and exit code 1, or 2 for wrong usage."""
     words = sys.argv[1:]
     debug = "--debug" in words[: words.index("--") if "--" in words else None]
     signals.install()
@@ -318,7 +343,7 @@ def main() -> None:
     except click.Abort:
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has enough; keep the interpreter from flushing into the void.
+        # The reader of our output is gone. The interpreter must not fail when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -329,7 +354,7 @@ def main() -> None:
 
 
 def _message(error: Exception) -> str:
-    """Return the line that ends a command, with what to do about it."""
+    """Return an error as one line that says what to do."""
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
         return f"{error.diag.message_primary}: run `sse-pg migrate` on this database first"
     text = describe(error)

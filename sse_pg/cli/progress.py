@@ -1,4 +1,4 @@
-"""The progress of ``sse-pg publish`` on a terminal."""
+"""The progress bar of ``sse-pg publish``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import rich.progress
 
 @contextmanager
 def progress(total_bytes: int | None, *, typed: bool) -> Iterator[Callable[[int, int], None]]:
-    """Give a function that takes events published and bytes read so far; where nobody looks, it does nothing.
+    """Yield a function that takes the events published and the bytes read so far. Without a terminal it does nothing.
 
-    ``typed``: a person types the lines. A bar would be drawn into them.
+    ``typed``: the lines are typed on a terminal, so a bar would be drawn into them.
     """
     console = rich.console.Console(stderr=True)
     if typed or not console.is_terminal:
@@ -26,7 +26,7 @@ def progress(total_bytes: int | None, *, typed: bool) -> Iterator[Callable[[int,
         rich.progress.TimeElapsedColumn(),
         rich.progress.TextColumn("{task.fields[rate]}"),
     )
-    # The ids belong to standard output; on a terminal they go above the bar, in a file they stay.
+    # The ids go to standard output. If that is the same terminal, they have to be printed above the bar.
     with rich.progress.Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as shown:
         task = shown.add_task("publish", total=total_bytes, events="", rate="")
 

@@ -1,4 +1,4 @@
-"""``sse-pg publish``: one event, or one for each line of standard input."""
+"""``sse-pg publish``: publishes one event, or one event for each line of standard input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 from sse_pg.cli.database import open_pool
 from sse_pg.cli.lines import Lines
 from sse_pg.cli.progress import progress
-from sse_pg.cli.signals import Asked
+from sse_pg.cli.signals import StopSignal
 from sse_pg.config import Settings
 from sse_pg.core import names
 from sse_pg.db.publisher import Draft, Published, Publisher
@@ -23,7 +23,7 @@ from sse_pg.errors import BusUnavailable, EventRefused, OutcomeUnknown
 
 @dataclass(frozen=True)
 class Template:
-    """What the lines of one call have in common."""
+    """What all events of one run have in common."""
 
     channel: str
     event_type: str
@@ -31,13 +31,13 @@ class Template:
     max_payload: int
 
     def check(self) -> None:
-        """Raise EventRefused where no event of this call can be published."""
+        """Raise EventRefused if the channel or event type is invalid."""
         for fault in (names.channel_fault(self.channel), names.event_type_fault(self.event_type)):
             if fault:
                 raise EventRefused(fault)
 
     def draft(self, line: bytes, key: str | None = None) -> Draft:
-        """Make a draft of one payload. Raises EventRefused where it is not JSON, and ``text`` does not allow that."""
+        """Return the draft of one payload. Raises EventRefused if it is not JSON and ``text`` is not set."""
         if len(line) > self.max_payload:
             raise EventRefused(f"the payload has {len(line)} bytes; at most {self.max_payload} are allowed")
         try:
@@ -45,7 +45,9 @@ class Template:
             msgspec.json.decode(line)
         except UnicodeDecodeError:
             if not self.text:
-                raise EventRefused("the payload is not UTF-8; --text publishes it with replacements") from None
+                raise EventRefused(
+                    "the payload is not UTF-8; --text publishes it as a string, with the invalid bytes replaced"
+                ) from None
             payload = _as_string(line.decode(errors="replace"))
         except (msgspec.DecodeError, RecursionError) as error:
             if not self.text:
@@ -55,7 +57,7 @@ class Template:
 
 
 def _as_string(text: str) -> str:
-    # NUL has no place in a text of PostgreSQL; what a terminal shows for it goes instead.
+    # A text in PostgreSQL cannot contain NUL, so it is replaced by the symbol for it.
     return msgspec.json.encode(text.replace("\0", "\u2400")).decode()
 
 
@@ -78,19 +80,19 @@ async def publish_one(settings: Settings, template: Template, payload: str, key:
 
 
 async def publish_lines(settings: Settings, template: Template, descriptor: int) -> None:
-    """Publish each line of a file as it comes; print the ids. Blank lines are passed over.
+    """Publish each line of a file when it arrives; print the ids. Blank lines are skipped.
 
-    What stands before a line that is refused is published; the error names the line. A signal ends the run between
-    two transactions.
+    If a line is refused, the lines before it are published, and the error names it. A signal ends the run between two
+    transactions.
     """
     template.check()
     lines = Lines(descriptor, settings.max_payload)
     count = 0
     async with _publisher(settings) as publisher:
-        asked = Asked(lines.stop)
+        stop_signal = StopSignal(lines.stop)
         typed = os.isatty(descriptor)
         if typed:
-            click.echo("sse-pg: each line is an event; Ctrl-D ends", err=True)
+            click.echo("sse-pg: type one event per line; Ctrl-D ends the input", err=True)
         with progress(lines.total_bytes(), typed=typed) as advance:
             async for batch in lines.batches():
                 drafts, refused = _drafts(template, batch)
@@ -108,7 +110,7 @@ async def publish_lines(settings: Settings, template: Template, descriptor: int)
                 advance(count, lines.bytes_read)
                 if refused is not None:
                     raise EventRefused(f"{refused} (events published before it: {count})")
-    asked.check()
+    stop_signal.check()
 
 
 def _drafts(template: Template, batch: Sequence[tuple[int, bytes]]) -> tuple[list[Draft], EventRefused | None]:

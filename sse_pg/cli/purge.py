@@ -1,4 +1,4 @@
-"""``sse-pg purge``: retention now."""
+"""``sse-pg purge``: applies the retention now."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from sse_pg.config import Settings
 from sse_pg.db.maintenance import Maintenance, Purged
 from sse_pg.errors import BusUnavailable
 
-#: How often and after how many seconds it tries again while others are in the way.
-TRIES = 10
-PAUSE = 1.0
+#: Number of attempts while something prevents the purge, and the pause between them.
+MAX_ATTEMPTS = 10
+RETRY_PAUSE_S = 1.0
 
 
 async def purge(settings: Settings) -> None:
-    """Make the partitions that are missing, then purge by the settings and print what went.
+    """Create the missing partitions, purge according to the settings, and print what was purged.
 
-    Raises BusUnavailable where others held the table all the time.
+    Raises BusUnavailable if something prevented it during all attempts.
     """
     async with open_pool(settings, 1) as pool:
         maintenance = Maintenance(pool, settings)
         total = Purged()
-        for attempt in range(TRIES):
+        for attempt in range(MAX_ATTEMPTS):
             if attempt:
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(RETRY_PAUSE_S)
             made = await maintenance.make_partitions()
             now = await maintenance.purge(settings.keep_events, settings.keep_hours)
             total = dataclasses.replace(
@@ -42,6 +42,6 @@ async def purge(settings: Settings) -> None:
                 return
         click.echo(f"purged {total}")
         raise BusUnavailable(
-            "not all could be purged: a transaction holds sse_pg.events for long (pg_stat_activity shows it), "
-            "or a server has not read what is to go; try again later"
+            "not everything could be purged: a long transaction uses sse_pg.events (see pg_stat_activity), or a "
+            "server has not yet read the events to purge; try again later"
         )

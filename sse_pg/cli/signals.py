@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: whenever they come, the command ends as after an error, with all its cleaning up."""
+"""SIGINT and SIGTERM: they end a command like an error, so that everything is cleaned up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asked for the end. It is a KeyboardInterrupt, so that psycopg cancels the statement it waits for."""
+    """A signal ends the command. It is a KeyboardInterrupt, so that psycopg cancels the statement that it waits for."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -20,44 +20,47 @@ class Ended(KeyboardInterrupt):
 
 
 def install() -> None:
-    """Raise Ended at the first signal. A second one ends the process on the spot, as if nobody had asked."""
+    """Raise Ended at the first signal. A second one kills the process, as it does by default."""
     for number in SIGNALS:
         signal.signal(number, _end)
 
 
-def be_patient() -> None:
-    """Raise Ended at the first signal, and hold those that come while the command cleans up."""
+def hold_after_first() -> None:
+    """Raise Ended at the first signal, and ignore later ones while the command cleans up."""
     for number in SIGNALS:
         signal.signal(number, _end_and_hold)
 
 
 def hold() -> None:
-    """Let signals wait until the process has ended, which it is about to do; event loops take handlers away."""
+    """Ignore signals from now on, because the process is about to end.
+
+    They are blocked as well, because an event loop that ends removes the handlers.
+    """
     for number in SIGNALS:
         signal.signal(number, _nothing)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-class Asked:
-    """Within an event loop: the signal that asked for the end. ``then`` is called at the first one."""
+class StopSignal:
+    """The handler in an event loop: ``on_first`` is called at the first signal; a second one kills the process."""
 
-    def __init__(self, then: Callable[[], object]) -> None:
-        self._then = then
+    def __init__(self, on_first: Callable[[], object]) -> None:
+        self._on_first = on_first
         self._number = 0
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._note, number)
+            loop.add_signal_handler(number, self._received, number)
 
     def check(self) -> None:
-        """Raise Ended if a signal came."""
+        """Raise Ended if there was a signal."""
         if self._number:
             raise Ended(self._number)
 
-    def _note(self, number: int) -> None:
+    def _received(self, number: int) -> None:
         if self._number:
             _die(number, None)
         self._number = number
-        self._then()
+        self._on_first()
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""``sse-pg tail``: follows channels of a server."""
+"""``sse-pg tail``: prints the events of channels as they arrive."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sse_pg.errors import ClientError, CursorError
 
 
 class _Line(msgspec.Struct):
-    """What is printed of an event."""
+    """The output for one event."""
 
     id: str
     event: str
@@ -25,12 +25,12 @@ class _Line(msgspec.Struct):
 
 
 async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str | None) -> None:
-    """Print a JSON line for each event, until SIGINT or SIGTERM. Gaps and reconnects are told on standard error.
+    """Print a JSON line for each event, until SIGINT or SIGTERM. Gaps and reconnects are reported on standard error.
 
-    Raises ClientError where the server refuses, CursorError and UsageError for what no server is asked with.
+    Raises ClientError if the server refuses, CursorError or UsageError if an argument is invalid.
     """
     if not url.startswith(("http://", "https://")):
-        raise click.UsageError(f"--url {url!r}: a URL begins with http:// or https://")
+        raise click.UsageError(f"--url {url!r}: a URL must begin with http:// or https://")
     try:
         Cursor.parse(cursor or "0")
     except CursorError as error:
@@ -57,12 +57,14 @@ async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str
                     sys.stdout.flush()
         except ClientError as error:
             if error.status == 401:
-                raise ClientError(f"{error} tail shows the token in SSE_PG_TOKEN; sse-pg token makes one.") from None
+                raise ClientError(
+                    f"{error} (tail sends the token in SSE_PG_TOKEN; `sse-pg token` creates one)"
+                ) from None
             raise
 
 
 def _gap(gap: client.Gap) -> None:
-    click.echo(f"sse-pg: events after {gap.after} and before {gap.before} are lost ({gap.reason})", err=True)
+    click.echo(f"sse-pg: the events after {gap.after} and up to {gap.before} are lost ({gap.reason})", err=True)
 
 
 def _reconnect(lost: client.Reconnect) -> None:

@@ -1,4 +1,4 @@
-"""``sse-pg token``: makes a token."""
+"""``sse-pg token``: creates a token."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def token(
     observe: bool,
     ttl: str,
 ) -> str:
-    """Return a token. Lists may hold commas. Raises SettingError without a secret, UsageError for what cannot be."""
+    """Return a token. Raises SettingError without a secret, UsageError if an argument is invalid."""
     found = re.fullmatch("([1-9][0-9]{0,9})([smhd]?)", ttl)
     if found is None:
-        raise click.UsageError(f"--ttl {ttl!r}: allowed is a number of seconds, or one with s, m, h or d")
+        raise click.UsageError(f"--ttl {ttl!r}: allowed is a number of seconds, or a number with s, m, h or d")
     for option, patterns in (("--publish", publish), ("--subscribe", subscribe)):
         for name in _names(patterns):
             if fault := names.channel_fault(name.replace("*", "x")):
@@ -46,5 +46,5 @@ def token(
 
 
 def _names(options: Sequence[str]) -> list[str]:
-    """Return the patterns of an option that may be repeated; a channel holds no comma."""
+    """Return the patterns of an option that may be repeated and may contain several, separated by commas."""
     return [name.strip() for option in options for name in option.split(",") if name.strip()]

@@ -1,10 +1,10 @@
-"""A client of the bus: ``subscribe`` follows channels and never gives up, ``publish`` sends one event.
+"""A client of the bus: ``subscribe`` follows channels and reconnects, ``publish`` publishes one event.
 
     async with subscribe("http://127.0.0.1:8080", ["orders"]) as events:
         async for event in events:
             print(event.id, event.type, event.json())
 
-Stands alone: a program that only talks to a bus needs nothing else of this package.
+It does not import the server, so a program that only uses the client needs no database driver.
 """
 
 from __future__ import annotations

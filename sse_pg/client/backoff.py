@@ -1,4 +1,4 @@
-"""How long a client waits before it tries again: by itself, and where the server asks for a time."""
+"""How long a client waits before the next attempt: its own backoff, and the Retry-After header."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-#: Seconds; a slip in Retry-After or retry: must not end a subscription.
-LONGEST_WAIT = 86400.0
+#: Limit of Retry-After and retry:, so that a mistake of a server does not stop a subscription for good.
+MAX_WAIT_S = 86400.0
 
 
 class Backoff:
-    """How long to wait before the next attempt: exponential, with full jitter.
+    """Exponential backoff with full jitter.
 
-    ``base`` and ``cap`` are seconds; ``base`` may be set at any time. ``random`` returns a number in [0, 1).
+    ``base`` and ``cap`` are in seconds; ``base`` may be changed at any time. ``random`` returns a number in [0, 1).
     """
 
     def __init__(
@@ -30,25 +30,25 @@ class Backoff:
         self._attempts = 0
 
     def next_delay(self, at_least: float = 0.0) -> float:
-        """Return the seconds to wait now; the jitter comes on top of ``at_least``."""
+        """Return how many seconds to wait now: ``at_least`` plus the jittered backoff."""
         ceiling = min(self.base * 2.0**self._attempts, max(self.base, self._cap))
         self._attempts = min(self._attempts + 1, 64)
         return at_least + self._random() * ceiling
 
     def reset(self) -> None:
-        """Begin again at ``base``: the last attempt was a success."""
+        """Start again at ``base``, after a successful attempt."""
         self._attempts = 0
 
 
 def retry_after(value: str | None, now: datetime) -> float:
-    """Return the seconds that a Retry-After header asks for: a number or a date; 0 for none or nonsense."""
+    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 if it is missing or invalid."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
-        return min(float(text), LONGEST_WAIT)
+        return min(float(text), MAX_WAIT_S)
     try:
         moment = email.utils.parsedate_to_datetime(text)
     except ValueError:
         return 0.0
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return min(max((moment - now).total_seconds(), 0.0), LONGEST_WAIT)
+    return min(max((moment - now).total_seconds(), 0.0), MAX_WAIT_S)

@@ -1,7 +1,7 @@
-"""The event stream format, read: bytes in, blocks out, no I/O.
+"""A parser of the event stream format: bytes in, blocks out, no I/O.
 
-Follows WHATWG HTML 9.2.6, "Interpreting an event stream". Lines are split in bytes, which no UTF-8 sequence
-can disturb, and decoded one by one, so chunks may be cut anywhere.
+It follows WHATWG HTML 9.2.6, "Interpreting an event stream". Lines are split as bytes, because no UTF-8 sequence
+contains a line break, and decoded one by one, so chunks may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ import msgspec
 from sse_pg.errors import ClientError
 
 _BOM = b"\xef\xbb\xbf"
-_LONGEST_RETRY = 15  # digits; more is no time anybody waits for
+_MAX_RETRY_DIGITS = 15
 
 
 class Block(msgspec.Struct, frozen=True, gc=False):
     """One dispatched block of a stream."""
 
     event: str
-    """The event name, ``message`` where the block has none."""
+    """The event name; ``message`` if the block has none."""
     data: str
     """The data lines, joined with LF."""
     id: str
-    """The last event id in force, empty where there was none yet."""
+    """The last event id of the stream so far; empty if there was none yet."""
     retry: int | None
-    """The reconnection time set since the block before, in milliseconds."""
+    """The reconnection time in milliseconds, if one was set since the block before."""
 
 
 class Parser:
     """An incremental parser of one stream.
 
-    ``last_event_id`` is the id in force: give it the one the stream was resumed with. ``comments`` counts the
-    comments seen. ``limit`` bounds, in bytes, a line and the data of a block: about twice that is ever held.
+    ``last_event_id`` is the last event id so far; initially the one that the stream was resumed with. ``comments``
+    counts the comments. ``limit`` is the maximum number of bytes of a line and of the data of a block; the parser holds
+    at most about twice as much.
     """
 
     def __init__(self, *, limit: int = 16 << 20, last_event_id: str = "") -> None:
@@ -41,7 +42,7 @@ class Parser:
         self._too_long = False
         self._at_start = True
         self._after_cr = False
-        self._parts: list[bytes] = []  # the line that is not at its end yet
+        self._parts: list[bytes] = []  # the incomplete line
         self._parts_size = 0
         self._blocks: list[Block] = []
         self._event = ""
@@ -51,10 +52,10 @@ class Parser:
         self._retry: int | None = None
 
     def feed(self, chunk: bytes) -> list[Block]:
-        """Take the next bytes of the stream, any number of them; return the blocks they complete.
+        """Take the next bytes of the stream, any number of them; return the blocks that they complete.
 
-        Raises ClientError where something is longer than the limit. The blocks before it are returned first;
-        the error then comes from the next call, and from every one after it.
+        Raises ClientError if something is longer than the limit. The blocks before it are returned first; the next call
+        and all later ones raise the error.
         """
         if not self._too_long:
             self._split(chunk)
@@ -108,7 +109,7 @@ class Parser:
         elif name == b"event":
             self._event = value.decode(errors="replace")
         elif name == b"retry":
-            if value.isdigit() and len(value) <= _LONGEST_RETRY:
+            if value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
                 self._retry = int(value)
         elif not name:
             self.comments += 1

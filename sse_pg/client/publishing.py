@@ -1,4 +1,4 @@
-"""One event, published over HTTP; again and again where that cannot double it."""
+"""Publishes one event over HTTP, and retries if that cannot publish it twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from sse_pg.client.backoff import Backoff
 from sse_pg.client.events import Published
-from sse_pg.client.responses import BAD_URL, LOST, endpoint, is_temporary, problem_of, reason_of, wait_asked
+from sse_pg.client.responses import BAD_URL, LOST, endpoint, is_temporary, problem_of, reason_of, requested_wait
 from sse_pg.errors import BusUnavailable, ClientError, OutcomeUnknown
 
 
@@ -29,14 +29,14 @@ async def publish(
     attempts: int = 5,
     backoff: Backoff | None = None,
 ) -> Published:
-    """Publish one event; ``payload`` is anything msgspec encodes as JSON (msgspec.Raw passes JSON text on).
+    """Publish one event. ``payload`` is anything that msgspec encodes as JSON (msgspec.Raw is sent unchanged).
 
-    With an idempotency key, a lost connection and a busy server are tried again, ``attempts`` times in all: the
-    event is published once however often it arrives. ``timeout`` is seconds for each attempt, and the longest
-    Retry-After that is waited for.
+    With an idempotency key, the client retries after a lost connection and after a temporary refusal, with at most
+    ``attempts`` attempts in all. The event is published once, however often it arrives. ``timeout`` is the time in
+    seconds for each attempt, and the longest Retry-After that the client waits for.
 
-    Raises ClientError when the server refuses, BusUnavailable when it cannot be reached (nothing was published),
-    OutcomeUnknown when the connection is lost and the event may or may not be published.
+    Raises ClientError if the server refuses, BusUnavailable if it cannot be reached (nothing was published), and
+    OutcomeUnknown if the connection was lost, so that the event may or may not be published.
     """
     target = endpoint(url, "publish")
     key = {} if idempotency_key is None else {"idempotencyKey": idempotency_key}
@@ -60,17 +60,18 @@ async def publish(
                     failure = ClientError(await problem_of(response), status=response.status)
                     if not is_temporary(response.status):
                         raise failure
-                    wait = wait_asked(response)
+                    wait = requested_wait(response)
             except msgspec.DecodeError as error:
-                raise ClientError(f"{target} gives an answer that cannot be read: {error}") from error
+                raise ClientError(f"the response of {target} cannot be decoded: {error}") from error
             except BAD_URL as error:
                 raise ClientError(f"{target} cannot be used: {reason_of(error)}") from error
             except aiohttp.ClientConnectorError as error:
-                failure = BusUnavailable(f"nothing was published, {target} is away: {reason_of(error)}")
+                failure = BusUnavailable(f"nothing was published: {target} cannot be reached: {reason_of(error)}")
                 failure.__cause__ = error
             except LOST as error:
                 failure = OutcomeUnknown(
-                    f"it is unknown whether the event is published, {target} went away: {reason_of(error)}"
+                    f"it is unknown whether the event was published, because the connection to {target} was lost: "
+                    f"{reason_of(error)}"
                 )
                 failure.__cause__ = error
             if left <= 0 or wait > timeout:

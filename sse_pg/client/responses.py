@@ -1,4 +1,4 @@
-"""What a server answers, or does not, and what that means to a client: come back later, or never."""
+"""What a response, or a missing one, means to a client: retry later, or give up."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import aiohttp
 import msgspec
 
 from sse_pg.client.backoff import retry_after
-from sse_pg.errors import system_words
+from sse_pg.errors import system_text
 
-#: Errors of a URL that no attempt mends, and of a connection that the next one may.
+#: Errors because of which no retry can succeed.
 BAD_URL = (
     aiohttp.InvalidURL,
     aiohttp.NonHttpUrlClientError,
     aiohttp.RedirectClientError,
     aiohttp.TooManyRedirects,
 )
+#: Errors of a connection, after which a retry may succeed.
 LOST = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 
-_PROBLEM_LIMIT = 64 << 10
+_MAX_PROBLEM_BYTES = 64 << 10
 
 
 class _Problem(msgspec.Struct):
@@ -35,34 +36,34 @@ def endpoint(url: str, name: str) -> str:
 
 
 def is_temporary(status: int) -> bool:
-    """Tell whether the same request may be answered otherwise later."""
+    """Return whether the same request may succeed later."""
     return status in {408, 429} or status >= 500
 
 
-def wait_asked(response: aiohttp.ClientResponse) -> float:
-    """Return for how many seconds the server asks not to be asked again."""
+def requested_wait(response: aiohttp.ClientResponse) -> float:
+    """Return how many seconds the server asks the client to wait."""
     return retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
 
 
 async def problem_of(response: aiohttp.ClientResponse) -> str:
-    """Say in one line what a refusal says: its status, and the problem document where there is one."""
+    """Return a refusal as one line: its status, and the problem document if there is one."""
     body = b""
     try:
-        body = await response.content.readexactly(_PROBLEM_LIMIT)
+        body = await response.content.readexactly(_MAX_PROBLEM_BYTES)
     except asyncio.IncompleteReadError as error:
         body = error.partial
     except LOST:
-        pass  # the status alone, then
+        pass  # then there is only the status
     problem = _Problem()
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
         problem = msgspec.json.decode(body, type=_Problem)
     title = problem.title or response.reason or ""
-    text = f"{response.url.origin()}{response.url.path} answers {response.status} {title}: {problem.detail}"
+    text = f"{response.url.origin()}{response.url.path} responds with {response.status} {title}: {problem.detail}"
     return " ".join(text.split()).removesuffix(":")
 
 
 def reason_of(error: BaseException) -> str:
-    """Say why a request or a stream came to nothing."""
+    """Return why a request or a stream failed."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"no server answers at {error.host}:{error.port} ({system_words(error.os_error)})"
+        return f"no server responds at {error.host}:{error.port} ({system_text(error.os_error)})"
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Channels being followed over any number of streams, from where the last one ended."""
+"""Follows channels over any number of streams, each of which resumes where the one before ended."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from sse_pg.client.backoff import LONGEST_WAIT, Backoff
+from sse_pg.client.backoff import MAX_WAIT_S, Backoff
 from sse_pg.client.events import Event, Gap, Reconnect
 from sse_pg.client.parser import Block, Parser
-from sse_pg.client.responses import BAD_URL, LOST, endpoint, is_temporary, problem_of, reason_of, wait_asked
+from sse_pg.client.responses import BAD_URL, LOST, endpoint, is_temporary, problem_of, reason_of, requested_wait
 from sse_pg.errors import ClientError
 
 T = TypeVar("T")
 
-_log = logging.getLogger("sse_pg.client")  # as its users know it
+_log = logging.getLogger("sse_pg.client")  # part of the interface; __name__ is not
 
 _OWN_NAMES = "sse-pg."
-_LEAST_RETRY = 0.05  # seconds; a server that says "retry: 0" gets no busy loop
+#: A server that sends "retry: 0" must not make clients reconnect in a busy loop.
+_MIN_RETRY_S = 0.05
 
 
 class Subscription:
-    """Channels being followed: an async iterator of Event, and an async context manager.
+    """A subscription: an async iterator of Event, and an async context manager.
 
-    ``cursor`` is where the subscription stands: after the event yielded last, or at the position the server
-    has given since. Save it (or ``event.id``), give it back as ``cursor`` later, and nothing is missed.
+    ``cursor`` is the position of the subscription: after the last event that was yielded, or a newer one that the
+    server has sent since. Save it (or ``event.id``) and pass it as ``cursor`` later, and no event is missed.
 
-    Nothing is opened before the first event is asked for, and no task runs: a slow consumer slows the stream
-    down, and one too slow is disconnected by the server and resumes. Cancelling a wait for the next event
-    loses nothing; iteration may go on afterwards.
+    The stream is opened when the first event is requested, and no task runs in the background: a slow consumer slows
+    the stream down, and one that is too slow is disconnected by the server and resumes. Cancelling the wait for an
+    event loses nothing; the iteration can continue afterwards.
     """
 
     def __init__(
@@ -54,29 +55,29 @@ class Subscription:
         max_block: int = 16 << 20,
         backoff: Backoff | None = None,
     ) -> None:
-        """Prepare to follow ``channels`` of the bus at ``url`` (``http://host:port``, and a prefix if any).
+        """Prepare to follow ``channels`` of the bus at ``url`` (``http://host:port``, with a prefix if there is one).
 
         :param channels: names; none, with a ``user_id``, for all channels of that user.
-        :param cursor: where to resume, 0 for all that is retained, None for from now on.
+        :param cursor: where to resume; 0 for everything that is retained, None to start now.
         :param envelope: ask for id, channel, eventType, payload and createdAt in the data.
-        :param headers: sent with each request; authorization, say.
-        :param session: used, and left open; without one, the subscription has its own.
-        :param on_gap: called, and awaited where it is async, when events can no longer be delivered.
-        :param on_reconnect: the same, before each wait for the next attempt. Both log a warning by default.
-        :param max_silence: seconds without a byte, heartbeats included, after which a stream counts as lost.
-        :param max_block: bytes that one event may have.
+        :param headers: sent with each request, for example Authorization.
+        :param session: used and left open; without one, the subscription creates and closes its own.
+        :param on_gap: called if events can no longer be delivered, and awaited if it is async.
+        :param on_reconnect: called likewise before each wait for the next attempt. Both log a warning by default.
+        :param max_silence: seconds without any data, heartbeats included, after which a stream counts as lost.
+        :param max_block: maximum size of one event in bytes.
 
-        The iteration raises ClientError when the server refuses (a 4xx other than 408 and 429) or does not
-        speak the protocol, and ends when it answers 204. Whatever else happens, it reconnects.
-        Raises ValueError for arguments that cannot be used.
+        The iteration raises ClientError if the server refuses (a redirect, or a 4xx other than 408 and 429) or does not
+        speak the protocol, and ends if it responds with 204. In all other cases it reconnects.
+        Raises ValueError for invalid arguments.
         """
         names = [channels] if isinstance(channels, str) else list(channels)
         if any(not name or "," in name for name in names):
-            raise ValueError("a channel name is not empty and has no comma")
+            raise ValueError("a channel name must not be empty or contain a comma")
         if not names and user_id is None:
-            raise ValueError("name the channels to follow, or the user whose channels to follow")
+            raise ValueError("pass channels, or the user_id whose channels to follow")
         if max_silence is not None and max_silence <= 0:
-            raise ValueError("max_silence is a number of seconds above 0, or None")
+            raise ValueError("max_silence must be a number of seconds above 0, or None")
         self.cursor = None if cursor is None else str(cursor)
         self._url = endpoint(url, "stream")
         self._params = {
@@ -105,7 +106,7 @@ class Subscription:
 
     async def __anext__(self) -> Event:
         if self._busy:
-            raise RuntimeError("a subscription is iterated by one task at a time")
+            raise RuntimeError("a subscription can be iterated by only one task at a time")
         self._busy = True
         try:
             return await self._next()
@@ -124,7 +125,7 @@ class Subscription:
         await self.close()
 
     async def close(self) -> None:
-        """Drop the stream and end the iteration, also one that waits in another task. May be called again."""
+        """Close the stream and end the iteration, even if another task waits in it. It may be called again."""
         self._closed = True
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(0)
@@ -136,7 +137,7 @@ class Subscription:
     aclose = close
 
     def __del__(self) -> None:
-        # For a loop left by break, without a context manager. The own session pools no connection.
+        # For a loop that was left by break, without a context manager. The own session keeps no connections.
         if getattr(self, "_response", None) is not None:
             self._drop()
         session: aiohttp.ClientSession | None = getattr(self, "_own_session", None)
@@ -159,8 +160,8 @@ class Subscription:
                 continue
             except BAD_URL as error:
                 raise ClientError(f"{self._url} cannot be used: {reason_of(error)}") from error
-            except _BusyError as busy:
-                reason, wait = str(busy), busy.wait
+            except _RetryLater as later:
+                reason, wait = str(later), later.wait
             except LOST as error:
                 reason = reason_of(error)
             self._drop()
@@ -175,12 +176,12 @@ class Subscription:
             try:
                 gap = msgspec.json.decode(block.data, type=Gap)
             except msgspec.DecodeError as error:
-                raise ClientError(f"the server sent a gap that cannot be read: {error}") from error
-            await _call(self._on_gap, gap)  # may raise; the gap is then told again
+                raise ClientError(f"the server sent a gap that cannot be decoded: {error}") from error
+            await _call(self._on_gap, gap)  # if this raises, the gap is passed again
         elif block.event == "sse-pg.hello":
             self._backoff.reset()
         if block.retry is not None:
-            self._backoff.base = min(max(block.retry / 1000, _LEAST_RETRY), LONGEST_WAIT)
+            self._backoff.base = min(max(block.retry / 1000, _MIN_RETRY_S), MAX_WAIT_S)
         self._blocks.popleft()
         if block.id:
             self.cursor = block.id
@@ -218,27 +219,27 @@ class Subscription:
         if response.status == 204:
             raise StopAsyncIteration
         if is_temporary(response.status):
-            raise _BusyError(await problem_of(response), wait_asked(response))
+            raise _RetryLater(await problem_of(response), requested_wait(response))
         if response.status != 200:
             raise ClientError(await problem_of(response), status=response.status)
         if response.content_type != "text/event-stream":
-            raise ClientError(f"{self._url} answers {response.content_type}, not an event stream")
+            raise ClientError(f"{self._url} responds with {response.content_type}, not an event stream")
 
     async def _read(self, response: aiohttp.ClientResponse) -> None:
-        self._parser.feed(b"")  # raises what the chunk before could not, for the blocks in it
+        self._parser.feed(b"")  # raises an error of the chunk before, whose blocks were returned first
         chunk = await self._bounded(response.content.readany(), self._max_silence)
         if not chunk:
             raise aiohttp.ServerDisconnectedError("the server ended the stream")
         self._blocks.extend(self._parser.feed(chunk))
 
     async def _bounded(self, work: Awaitable[T], seconds: float | None) -> T:
-        """Await work, for so long at most; close() ends it too. Both raise TimeoutError."""
+        """Await work for at most so many seconds. close() ends it too; both raise TimeoutError."""
         try:
             async with asyncio.timeout(seconds) as self._waiting:
                 result = await work
         except TimeoutError as error:
             if self._waiting is not None and self._waiting.expired():
-                raise TimeoutError(f"nothing came for {seconds} s") from error
+                raise TimeoutError(f"nothing arrived for {seconds} s") from error
             raise
         finally:
             self._waiting = None
@@ -257,8 +258,8 @@ class Subscription:
             response.close()
 
 
-class _BusyError(Exception):
-    """The server asks to come back later, after ``wait`` seconds at least."""
+class _RetryLater(Exception):
+    """The server asks the client to retry after at least ``wait`` seconds."""
 
     def __init__(self, message: str, wait: float) -> None:
         super().__init__(message)
@@ -272,8 +273,8 @@ async def _call(callback: Callable[[T], object], argument: T) -> None:
 
 
 def _log_gap(gap: Gap) -> None:
-    _log.warning("events after %s and before %s are lost: %s", gap.after, gap.before, gap.reason)
+    _log.warning("the events after %s and up to %s are lost: %s", gap.after, gap.before, gap.reason)
 
 
 def _log_reconnect(lost: Reconnect) -> None:
-    _log.warning("the stream is lost (%s); the next attempt comes in %.1f s", lost.reason, lost.delay)
+    _log.warning("the stream was lost (%s); the next attempt is in %.1f s", lost.reason, lost.delay)

@@ -1,1 +1,1 @@
-"""``sse-pg doctor``: checks of a database, of the ways to it, and of the settings."""
+"""``sse-pg doctor``: checks of the database, the connections to it, the settings and the proxies in front."""

@@ -1,4 +1,4 @@
-"""What the checks of one run of the doctor look at."""
+"""What the checks of one run of the doctor share."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ class Examination:
     session: ReadOnlySession
     settings: Settings
     old_s: float
-    """Seconds after which a transaction that has published counts as old."""
+    """Age in seconds from which an open transaction that has published counts as old."""

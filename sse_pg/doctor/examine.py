@@ -1,4 +1,4 @@
-"""Looks at a database, the ways to it and the settings, and says what is wrong. It changes nothing."""
+"""Runs the checks of a database, the connections to it and the settings. It changes nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, unchecked
 from sse_pg.doctor.session import read_only_session
 
-#: Seconds after which a transaction that has published is called old.
+#: Age in seconds from which an open transaction that has published counts as old.
 OLD_S = 60.0
 
 
 @dataclass(frozen=True)
 class _Check:
-    """A check, and the names of those without which it cannot be made."""
+    """A check, and what it needs: other checks that found no error."""
 
     name: str
     run: Callable[[Examination], Awaitable[list[Finding]]]
@@ -31,9 +31,9 @@ class _Check:
 
 
 async def examine(settings: Settings, *, old: float = OLD_S) -> AsyncIterator[Finding]:
-    """Yield a finding for each thing looked at, as they come. ``old`` in seconds, see log.publishers().
+    """Yield the findings as they are made. ``old`` is in seconds, see log.publishers().
 
-    What cannot be asked, for want of rights, is a finding too; no database error ends this.
+    A check that the role has no right to make is a finding too. No database error is raised.
     """
     for finding in (
         *settings_checks.settings_checks(settings, os.environ),
@@ -54,7 +54,7 @@ async def examine(settings: Settings, *, old: float = OLD_S) -> AsyncIterator[Fi
                     yield finding
     except (psycopg.Error, OSError) as problem:
         yield error(
-            "database", f"cannot be reached: {summary(problem)}", "see that it is up, and that DATABASE_URL leads to it"
+            "database", f"cannot be reached: {summary(problem)}", "check that it is up and that DATABASE_URL is correct"
         )
 
 
@@ -62,14 +62,14 @@ async def _run(check: _Check, exam: Examination) -> list[Finding]:
     try:
         return await check.run(exam)
     except psycopg.errors.InsufficientPrivilege as problem:
-        return [unchecked(check.name, f"could not be looked at: {summary(problem)}", "see rights")]
+        return [unchecked(check.name, f"could not be checked: {summary(problem)}", "see the finding about rights")]
     except psycopg.Error as problem:
         if is_unavailable(problem) and exam.session.conn.closed:
             raise
-        return [error(check.name, f"could not be looked at: {summary(problem)}", "see what PostgreSQL logs about it")]
+        return [error(check.name, f"could not be checked: {summary(problem)}", "see what PostgreSQL logs about it")]
 
 
-#: In the order of the report: what the rest stands on comes first.
+#: In the order of the report: a check comes after those that it needs.
 _CHECKS = (
     _Check("server", server.server),
     _Check("connections", server.connections),

@@ -1,4 +1,4 @@
-"""What one check of ``sse-pg doctor`` found."""
+"""The result of one check of ``sse-pg doctor``."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ State = Literal["ok", "warning", "error", "unchecked"]
 class Finding:
     """One line of the report.
 
-    ``unchecked``: it could not be looked at, for want of rights, say. ``mend`` is what to do, in words; ``sql`` are
-    statements that do it, for whoever owns the schema.
+    ``unchecked`` means that the check could not be made, for example because the role lacks a right. ``fix`` says in
+    words what to do; ``sql`` holds statements that do it, to be run by the owner of the schema.
     """
 
     name: str
     state: State
     found: str
-    mend: str = ""
+    fix: str = ""
     sql: tuple[str, ...] = ()
 
 
 def ok(name: str, found: str) -> Finding:
-    """Return a finding that needs nothing."""
+    """Return a finding that needs no action."""
     return Finding(name, "ok", found)
 
 
-def warning(name: str, found: str, mend: str, *sql: str) -> Finding:
-    """Return a finding that works now, and may not later."""
-    return Finding(name, "warning", found, mend, _given(sql))
+def warning(name: str, found: str, fix: str, *sql: str) -> Finding:
+    """Return a finding about something that works now, but may stop working."""
+    return Finding(name, "warning", found, fix, _without_empty(sql))
 
 
-def error(name: str, found: str, mend: str, *sql: str) -> Finding:
-    """Return a finding with which the bus does not do what it promises."""
-    return Finding(name, "error", found, mend, _given(sql))
+def error(name: str, found: str, fix: str, *sql: str) -> Finding:
+    """Return a finding because of which the bus does not do what it promises."""
+    return Finding(name, "error", found, fix, _without_empty(sql))
 
 
-def unchecked(name: str, why: str, mend: str = "", *sql: str) -> Finding:
-    """Return a finding about which nothing is known."""
-    return Finding(name, "unchecked", why, mend, _given(sql))
+def unchecked(name: str, why: str, fix: str = "", *sql: str) -> Finding:
+    """Return the finding of a check that could not be made."""
+    return Finding(name, "unchecked", why, fix, _without_empty(sql))
 
 
-def _given(sql: tuple[str, ...]) -> tuple[str, ...]:
+def _without_empty(sql: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(statement for statement in sql if statement)

@@ -1,7 +1,7 @@
-"""Checks of the way from a client to a server, through whatever proxies there are: opens streams and looks at them.
+"""Checks of the path from a client to a server, including all proxies: they open streams and watch them.
 
-Nothing is published. What a stream says by itself is enough: it greets at once, it tells a client that shows a cursor
-that means nothing so, and it breaks its silence with heartbeats.
+Nothing is published, because every stream sends something by itself: a first block at once, a gap if the client sends a
+cursor that is unknown, and heartbeats when it is idle.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from sse_pg.doctor.finding import Finding, error, ok, unchecked, warning
 from sse_pg.errors import ClientError, one_line
 
 CHANNEL = "sse-pg.doctor"
-#: A Last-Event-ID that is no cursor; a server that is shown it says so in a gap.
-NO_CURSOR = "sse-pg-doctor"
-#: Seconds to connect, and seconds for the head of an answer, as for the first block after it.
-CONNECT, PATIENCE = 4.0, 8.0
-#: Seconds after which a first block is late.
-LATE = 1.0
+#: A Last-Event-ID that is not a cursor; a server that receives it sends it back in a gap.
+INVALID_CURSOR = "sse-pg-doctor"
+#: Time to connect; time for the head of a response, and again for the first block after it.
+CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S = 4.0, 8.0
+#: Time after which the first block counts as late.
+LATE_S = 1.0
 
 UNTRUSTED = (
-    "name a certificate that clients trust in the proxy, with its chain; where it is your own authority's, run this "
-    "with SSL_CERT_FILE=authority.pem"
+    "configure the proxy with a certificate that clients trust, including its chain; if it comes from your own "
+    "authority, run this command with SSL_CERT_FILE=authority.pem"
 )
 UNBUFFER = (
-    "turn buffering off for /api/events/stream; nginx: `proxy_buffering off;`, and no `proxy_ignore_headers "
+    "turn off buffering for /api/events/stream; nginx: `proxy_buffering off;`, and no `proxy_ignore_headers "
     "X-Accel-Buffering` (the server sends X-Accel-Buffering: no)"
 )
 
 
 @dataclass
-class _Open:
-    """A stream that was opened."""
+class _Stream:
+    """An open stream, and what has arrived so far."""
 
     response: aiohttp.ClientResponse
     started: float
@@ -51,7 +51,7 @@ class _Open:
     comments: int = 0
 
     async def read(self) -> bool:
-        """Take in what comes next; False at the end of the stream."""
+        """Wait for the next data; return False at the end of the stream."""
         chunk = await self.response.content.readany()
         self.blocks += self.parser.feed(chunk)
         self.comments = self.parser.comments
@@ -59,9 +59,9 @@ class _Open:
 
 
 async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Finding]:
-    """Open streams of the server at ``url`` (``https://host``, and a prefix if any) and tell what is wrong with them.
+    """Open streams of the server at ``url`` (``https://host``, with a prefix if there is one); return the findings.
 
-    ``wait``: for how many seconds a quiet stream is watched; 0 leaves that out. ``headers`` go with each request.
+    ``wait`` is how many seconds a quiet stream is watched; 0 skips that. ``headers`` are sent with each request.
     """
     target = url.rstrip("/") + "/api/events/stream"
     parts = urlsplit(target)
@@ -72,7 +72,7 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
     found: list[Finding] = []
     try:
         async with _opened(target, headers) as stream:
-            found += await _greeted(stream, target)
+            found += await _first_block(stream, target)
             if any(each.state == "error" for each in found):
                 return found
             found += _access(target, headers)
@@ -80,112 +80,116 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
             found.append(await _quiet(stream, wait))
     except (aiohttp.ClientError, ClientError) as problem:
         untrusted = isinstance(problem, aiohttp.ClientConnectorCertificateError)
-        mend = UNTRUSTED if untrusted else "see that the proxy and a server are up"
-        found.append(error("stream", f"{target} cannot be read: {_reason(problem)}", mend))
+        fix = UNTRUSTED if untrusted else "check that the proxy and a server are up"
+        found.append(error("stream", f"{target} cannot be read: {_reason(problem)}", fix))
     except (OSError, TimeoutError) as problem:
-        words = f"not even the head of an answer arrives ({_reason(problem)}): it is held back, or no server is there"
-        found.append(error("buffering", words, UNBUFFER))
+        what = f"the head of the response does not arrive ({_reason(problem)}): it is held back, or there is no server"
+        found.append(error("buffering", what, UNBUFFER))
     return found
 
 
 @asynccontextmanager
-async def _opened(target: str, headers: Mapping[str, str], **more: str) -> AsyncIterator[_Open]:
-    """Open a stream as a browser does, which takes compressed answers."""
+async def _opened(target: str, headers: Mapping[str, str], **more: str) -> AsyncIterator[_Stream]:
+    """Open a stream as a browser does, which accepts compressed responses."""
     sent = {"Accept": "text/event-stream", "Accept-Encoding": "gzip, deflate", "Cache-Control": "no-cache"}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
     started = time.monotonic()
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(RESPONSE_TIMEOUT_S):
             response = await session.get(
                 target, params={"channels": CHANNEL}, headers={**sent, **headers, **more}, allow_redirects=False
             )
         try:
-            yield _Open(response, started)
+            yield _Stream(response, started)
         finally:
             response.close()
 
 
-async def _greeted(stream: _Open, target: str) -> list[Finding]:
-    """Judge the head of the answer, and when the first block comes."""
+async def _first_block(stream: _Stream, target: str) -> list[Finding]:
+    """Check the head of the response, and when the first block arrives."""
     response = stream.response
     if response.status != 200:
-        mend = "let the proxy pass /api/events/ on to a server that is up"
+        fix = "let the proxy forward /api/events/ to a server that is up"
         if response.status in (301, 302, 307, 308):
-            mend = f"give --url the address that it redirects to: {response.headers.get('Location', '?')}"
+            fix = f"use the address that it redirects to as --url: {response.headers.get('Location', '?')}"
         elif response.status in (401, 403):
-            mend = "show a token that may read the channel sse-pg.doctor, in SSE_PG_TOKEN or with --header"
-        return [error("stream", f"{target} answers {response.status}", mend)]
+            fix = "send a token that may read the channel sse-pg.doctor, in SSE_PG_TOKEN or with --header"
+        return [error("stream", f"{target} responds with {response.status}", fix)]
     if response.content_type != "text/event-stream":
         return [
             error(
                 "stream",
-                f"the answer is {response.content_type}, not text/event-stream",
-                "let the proxy pass /api/events/ on to the server, and its Content-Type back",
+                f"the response is {response.content_type}, not text/event-stream",
+                "let the proxy forward /api/events/ to the server and return its Content-Type unchanged",
             )
         ]
-    found = [ok("stream", f"{target} answers text/event-stream")]
+    found = [ok("stream", f"{target} responds with text/event-stream")]
     control = response.headers.get("Cache-Control", "")
     if "no-cache" not in control:
         found.append(
             warning(
                 "caching",
-                f"Cache-Control is {control or 'missing'}: a cache may keep the stream",
-                "let the proxy pass Cache-Control on as the server sends it",
+                f"Cache-Control is {control or 'missing'}: a cache may store the stream",
+                "let the proxy return Cache-Control as the server sends it",
             )
         )
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(RESPONSE_TIMEOUT_S):
             while not stream.blocks and await stream.read():
                 pass
     took = time.monotonic() - stream.started
     if not stream.blocks:
-        found.append(error("buffering", f"nothing of the stream arrives in {took:.0f} s: it is held back", UNBUFFER))
+        found.append(
+            error("buffering", f"nothing of the stream arrives within {took:.0f} s: it is held back", UNBUFFER)
+        )
     elif stream.blocks[0].event != "sse-pg.hello":
-        found.append(error("buffering", "the stream does not begin with sse-pg.hello", "--url leads to another server"))
-    elif took > LATE:
-        found.append(warning("buffering", f"the first block takes {took:.1f} s", UNBUFFER))
+        found.append(
+            error("buffering", "the stream does not begin with sse-pg.hello", "check --url: this is another server")
+        )
+    elif took > LATE_S:
+        found.append(warning("buffering", f"the first block arrives after {took:.1f} s", UNBUFFER))
     else:
-        found.append(ok("buffering", f"the first block is there after {took * 1000:.0f} ms"))
+        found.append(ok("buffering", f"the first block arrives after {took * 1000:.0f} ms"))
     return found
 
 
 def _access(target: str, headers: Mapping[str, str]) -> list[Finding]:
-    """Judge that the stream was opened with these headers."""
+    """Warn if the stream, which is open, needed no token."""
     if is_loopback(urlsplit(target).hostname or "") or {"authorization", "cookie"} & {name.lower() for name in headers}:
         return []
     return [
         warning(
             "access",
-            "the stream opens without a token: whoever reaches this address reads everything",
-            "set SSE_PG_TOKEN_SECRET or another source of keys, or let the proxy ask who comes",
+            "the stream opens without a token: anybody who can reach this address can read everything",
+            "set SSE_PG_TOKEN_SECRET or another source of keys, or let the proxy authenticate the clients",
         )
     ]
 
 
-def _compression(stream: _Open) -> Finding:
+def _compression(stream: _Stream) -> Finding:
     encoding = stream.response.headers.get("Content-Encoding", "identity")
     if encoding == "identity":
         return ok("compression", "none")
     return warning(
         "compression",
-        f"the stream is compressed ({encoding}): compressors hold events back until there is enough",
-        "take text/event-stream out of what is compressed; nginx: `gzip off;` for /api/events/stream",
+        f"the stream is compressed ({encoding}): a compressor holds events back until a block of it is full",
+        "do not compress text/event-stream; nginx: `gzip off;` for /api/events/stream",
     )
 
 
 async def _protocol(target: str) -> Finding:
-    """Find out by ALPN what a browser would speak; without TLS browsers speak HTTP/1.1."""
+    """Find out with ALPN which protocol a browser would use; without TLS it is HTTP/1.1."""
     parts = urlsplit(target)
     host = parts.hostname or ""
-    six = "a browser opens six connections to a host, and each stream holds one"
+    six = "a browser opens only six connections per host, and each stream occupies one"
     if parts.scheme == "http":
         if is_loopback(host):
             return ok("protocol", f"HTTP/1.1 without TLS, on this machine ({six})")
-        return warning("protocol", f"no TLS, so browsers speak HTTP/1.1: {six}", "serve HTTPS with HTTP/2 in the proxy")
+        return warning("protocol", f"no TLS, so browsers use HTTP/1.1: {six}", "let the proxy serve HTTPS with HTTP/2")
     context = ssl.create_default_context()
     context.set_alpn_protocols(["h2", "http/1.1"])
     _reader, writer = await asyncio.wait_for(
-        asyncio.open_connection(host, parts.port or 443, ssl=context, server_hostname=host), PATIENCE
+        asyncio.open_connection(host, parts.port or 443, ssl=context, server_hostname=host), RESPONSE_TIMEOUT_S
     )
     chosen = writer.get_extra_info("ssl_object").selected_alpn_protocol()
     writer.close()
@@ -193,29 +197,29 @@ async def _protocol(target: str) -> Finding:
         await writer.wait_closed()
     if chosen == "h2":
         return ok("protocol", "HTTP/2")
-    return warning("protocol", f"HTTP/1.1: {six}", "turn HTTP/2 on in the proxy; nginx: `http2 on;`")
+    return warning("protocol", f"HTTP/1.1: {six}", "turn on HTTP/2 in the proxy; nginx: `http2 on;`")
 
 
 async def _resumes(target: str, headers: Mapping[str, str]) -> Finding:
-    """Show a cursor that means nothing: who gets it says so, at once, in a gap."""
-    async with _opened(target, headers, **{"Last-Event-ID": NO_CURSOR}) as stream:
+    """Send a Last-Event-ID that is not a cursor: a server that receives it sends a gap at once."""
+    async with _opened(target, headers, **{"Last-Event-ID": INVALID_CURSOR}) as stream:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(RESPONSE_TIMEOUT_S):
                 while not stream.blocks and await stream.read():
                     pass
-    if any(block.event == "sse-pg.gap" and NO_CURSOR in block.data for block in stream.blocks):
+    if any(block.event == "sse-pg.gap" and INVALID_CURSOR in block.data for block in stream.blocks):
         return ok("resume", "Last-Event-ID reaches the server")
     return error(
         "resume",
-        "Last-Event-ID does not reach the server: a browser that reconnects loses what it missed",
-        "let the proxy pass the request header Last-Event-ID on",
+        "Last-Event-ID does not reach the server: a browser that reconnects loses the events that it missed",
+        "let the proxy forward the request header Last-Event-ID",
     )
 
 
-async def _quiet(stream: _Open, wait: float) -> Finding:
-    """Watch a stream on which nothing is published."""
+async def _quiet(stream: _Stream, wait: float) -> Finding:
+    """Check that a stream on which nothing is published stays open and gets heartbeats."""
     if not wait:
-        return unchecked("quiet", "whether a quiet stream lives on was not watched", "--wait 60 watches for 60 s")
+        return unchecked("quiet", "whether a quiet stream stays open was not checked", "--wait 60 watches it for 60 s")
     began = time.monotonic()
     before = len(stream.blocks) + stream.comments
     with contextlib.suppress(TimeoutError, aiohttp.ClientError):
@@ -226,21 +230,21 @@ async def _quiet(stream: _Open, wait: float) -> Finding:
     if lasted < wait:
         return error(
             "quiet",
-            f"a quiet stream is cut after {lasted:.0f} s",
-            "let the proxy wait for longer than SSE_PG_HEARTBEAT_SECONDS; nginx: `proxy_read_timeout 1h;`",
+            f"a quiet stream is closed after {lasted:.0f} s",
+            "set the idle timeout of the proxy above SSE_PG_HEARTBEAT_SECONDS; nginx: `proxy_read_timeout 1h;`",
         )
-    signs = len(stream.blocks) + stream.comments - before
-    if not signs:
+    arrived = len(stream.blocks) + stream.comments - before
+    if not arrived:
         return warning(
             "quiet",
-            f"nothing came for {wait:g} s, no heartbeat either",
-            "watch for longer than SSE_PG_HEARTBEAT_SECONDS (--wait); if still nothing comes, the proxy holds it back: "
-            + UNBUFFER,
+            f"nothing arrived within {wait:g} s, not even a heartbeat",
+            "watch for longer than SSE_PG_HEARTBEAT_SECONDS (--wait); if nothing arrives then, the proxy holds "
+            "it back: " + UNBUFFER,
         )
-    return ok("quiet", f"a quiet stream lives on for {wait:g} s; signs of life: {signs}")
+    return ok("quiet", f"a quiet stream stays open for {wait:g} s; it got {arrived} heartbeats or blocks")
 
 
 def _reason(problem: BaseException) -> str:
     if isinstance(problem, TimeoutError):
-        return f"no answer within {PATIENCE:g} s"
+        return f"no response within {RESPONSE_TIMEOUT_S:g} s"
     return one_line(problem)

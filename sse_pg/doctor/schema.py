@@ -1,4 +1,4 @@
-"""Checks of the schema: is it there, may this role use it, and is it as it was made."""
+"""Checks of the schema: whether it exists, whether this role may use it, and whether it is unchanged."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, ok, warning
 from sse_pg.errors import MigrationError
 
-#: More missing rights than this are a role that was never granted anything.
-MANY_RIGHTS = 5
+#: Maximum number of missing rights that are named in the finding itself.
+MAX_NAMED_RIGHTS = 5
 
 
 async def schema(exam: Examination) -> list[Finding]:
-    """Check that every migration of this package is applied, and none of a newer one."""
+    """Check that every migration of this package is applied, and none of a newer package."""
     there, usage = await exam.session.row("doctor_schema")
     if not there:
-        return [error("schema", "the schema sse_pg is not there", "run `sse-pg migrate`; the role needs CREATE")]
+        return [
+            error(
+                "schema",
+                "the schema sse_pg does not exist",
+                "run `sse-pg migrate`; the role needs CREATE on the database",
+            )
+        ]
     if not usage:
-        return [ok("schema", "is there")]  # the rights say the rest
+        return [ok("schema", "exists")]  # the check of the rights says the rest
     known = {row.number: row.name for row in await exam.session.rows("migration_table")}
     newest, at = queries.migrations()[-1].number, max(known, default=0)
     try:
@@ -29,8 +35,8 @@ async def schema(exam: Examination) -> list[Finding]:
         return [
             error(
                 "schema",
-                f"is at version {at}; this sse-pg knows up to {newest}",
-                "upgrade sse-pg on every machine that serves",
+                f"is at version {at}; this sse-pg knows versions up to {newest}",
+                "upgrade sse-pg on every machine that runs a server",
             )
         ]
     names = ", ".join(map(str, pending))
@@ -49,49 +55,51 @@ async def schema(exam: Examination) -> list[Finding]:
             )
         ]
     if at > newest:
-        return [ok("schema", f"is at version {at}; this sse-pg is of version {newest} and can use it")]
+        return [ok("schema", f"is at version {at}; this sse-pg knows version {newest} and can use it")]
     return [ok("schema", f"is at version {newest}")]
 
 
 async def rights(exam: Examination) -> list[Finding]:
-    """Check each right that a server's role needs, and that nobody has one by mistake."""
+    """Check each right that the role of a server needs, and that nobody has one by mistake."""
     findings = []
     if lacking := await exam.session.rows("doctor_rights"):
         findings.append(
             error(
                 "rights",
                 f"the role lacks {_some(lacking)}",
-                "grant, as the owner of the schema (or all at once: sql/roles.sql, and membership of sse_pg_server)",
-                *(row.mend for row in lacking),
+                "grant them as the owner of the schema, or run sql/roles.sql and make the role a member of sse_pg_server",
+                *(row.fix for row in lacking),
             )
         )
     if open_to_all := await exam.session.rows("doctor_open_functions"):
         findings.append(
             error(
                 "rights",
-                f"everybody may call {_some(open_to_all)}, as after a restore without rights",
-                "run `sse-pg migrate` as the owner of the schema, or",
-                open_to_all[0].mend,
+                f"every role may call {_some(open_to_all)}, as after a restore without privileges",
+                "run `sse-pg migrate` as the owner of the schema, or run this statement",
+                open_to_all[0].fix,
             )
         )
-    return findings or [ok("rights", "the role may do all that a server does, and nobody may do more than intended")]
+    return findings or [
+        ok("rights", "the role has every right that a server needs, and no function is open to every role")
+    ]
 
 
 def _some(rows: list[Any]) -> str:
-    more = len(rows) - MANY_RIGHTS
-    return ", ".join(row.what for row in rows[:MANY_RIGHTS]) + (f" and {more} more" if more > 0 else "")
+    more = len(rows) - MAX_NAMED_RIGHTS
+    return ", ".join(row.what for row in rows[:MAX_NAMED_RIGHTS]) + (f" and {more} more" if more > 0 else "")
 
 
 async def sequence(exam: Examination) -> list[Finding]:
-    """Check that ids are drawn one by one, upwards, and by nobody but the sequence."""
+    """Check that ids are drawn one by one, upwards, and only by the sequence."""
     here = await exam.session.row("doctor_sequence")
     if here is None:
-        return [error("sequence", "sse_pg.events_id_seq is not there", "restore the schema sse_pg from a backup")]
+        return [error("sequence", "sse_pg.events_id_seq does not exist", "restore the schema sse_pg from a backup")]
     wrong = [
         text
         for text, bad in (
-            (f"caches {here.cache} ids a session", here.cache != 1),
-            (f"goes by {here.increment}", here.increment != 1),
+            (f"caches {here.cache} ids per session", here.cache != 1),
+            (f"increments by {here.increment}", here.increment != 1),
             ("cycles", here.cycle),
         )
         if bad
@@ -100,54 +108,55 @@ async def sequence(exam: Examination) -> list[Finding]:
         return [
             error(
                 "sequence",
-                f"sse_pg.events_id_seq {' and '.join(wrong)}: events can be passed over without a word",
-                "draw ids one by one; sessions that have ids in their cache must end",
-                here.mend_sequence,
+                f"sse_pg.events_id_seq {' and '.join(wrong)}: streams can skip events, and nothing reports it",
+                "reset it to draw ids one by one, then end the sessions that have cached ids",
+                here.fix_sequence,
             )
         ]
     if here.highest > here.last:
         return [
             error(
                 "sequence",
-                f"stands at {here.last}, the table goes up to {here.highest}: publishing fails or is passed over",
+                f"is at {here.last}, but the highest id in the table is {here.highest}: publishing fails, or streams "
+                "skip events",
                 "set the sequence to the highest id, then restart the servers",
-                here.mend_last,
+                here.fix_last,
             )
         ]
     if here.identity != "a":
         return [
             warning(
                 "sequence",
-                "ids can be chosen by whoever inserts (GENERATED BY DEFAULT)",
-                "let the sequence alone give them",
-                here.mend_identity,
+                "an INSERT can choose its own ids (GENERATED BY DEFAULT)",
+                "allow only ids from the sequence",
+                here.fix_identity,
             )
         ]
-    return [ok("sequence", f"no cache, steps of 1, at {here.last}")]
+    return [ok("sequence", f"draws ids one by one, is at {here.last}")]
 
 
 async def triggers(exam: Examination) -> list[Finding]:
-    """Check that the triggers are there and fire."""
+    """Check that the triggers exist and fire."""
     found = [
         error(
             "triggers",
-            f"{row.which} {row.how}: {_without(row.which)}",
-            "make it fire again; what was published meanwhile may have been passed over",
-            row.mend,
+            f"{row.which} {row.how}: {_consequence(row.which)}",
+            "make it fire again; streams may have skipped what was published in the meantime",
+            row.fix,
         )
         for row in await exam.session.rows("doctor_triggers")
     ]
-    return found or [ok("triggers", "all are there and fire")]
+    return found or [ok("triggers", "all exist and fire")]
 
 
-def _without(which: str) -> str:
+def _consequence(which: str) -> str:
     if "subscriptions" in which:
-        return "open streams do not follow subscriptions"
-    return "publishers are not seen, so streams can pass their events over"
+        return "open streams do not follow changes of subscriptions"
+    return "servers do not see the publishers, so streams can skip their events"
 
 
 async def identity(exam: Examination) -> list[Finding]:
-    """Check that a restored backup and a failover will be noticed."""
+    """Check that a restored backup and a failover are detected."""
     here = await exam.session.row("doctor_identity")
     if here is None:
         return []
@@ -157,9 +166,9 @@ async def identity(exam: Examination) -> list[Finding]:
             warning(
                 "identity",
                 f"{here.owner}, the owner of the schema, cannot read {' and '.join(parts)}: a restored backup or a "
-                "failover is not noticed",
-                "grant it as a superuser; else call sse_pg.begin_epoch() by hand after a restore or a failover",
-                here.mend,
+                "failover is not detected",
+                "grant it as a superuser, or call sse_pg.begin_epoch() by hand after each restore and failover",
+                here.fix,
             )
         ]
-    return [ok("identity", "a restored backup or a failover is noticed")]
+    return [ok("identity", "a restored backup or a failover is detected")]

@@ -1,7 +1,7 @@
 """The doctor's read-only session: every query is a READ ONLY transaction of its own.
 
-Nothing is set for the session and nothing is prepared: where a transaction pooler gives the backend to somebody else,
-nothing of ours is on it.
+No setting outlives its transaction and no statement is prepared, so nothing of ours stays on a backend that a
+transaction pooler gives to another client.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sse_pg.db.queries import query
 
 
 class ReadOnlySession:
-    """Runs queries by their names in ``sql/queries``."""
+    """Runs statements of ``sql/queries/`` by their names."""
 
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
 
     async def rows(self, name: str, params: Any = None) -> list[Any]:
-        """Return the rows of a query, as named tuples."""
+        """Return the rows of a statement as named tuples."""
         with deadline(self.conn, RESPONSE_DEADLINE_S):
             async with self.conn.transaction():
                 await set_up(self.conn, local=True)
@@ -34,14 +34,14 @@ class ReadOnlySession:
                 return await cursor.fetchall() if cursor.description else []
 
     async def row(self, name: str, params: Any = None) -> Any:
-        """Return the first row of a query, None where it has none."""
+        """Return the first row of a statement, or None if there is none."""
         found = await self.rows(name, params)
         return found[0] if found else None
 
 
 @asynccontextmanager
 async def read_only_session(url: str | None) -> AsyncIterator[ReadOnlySession]:
-    """Open a session. Raises psycopg's errors if that fails."""
+    """Open a session. Raises psycopg's errors if it cannot connect."""
     conn = await psycopg.AsyncConnection[tuple[Any, ...]].connect(
         url or "", application_name="sse-pg doctor", connect_timeout=5, prepare_threshold=None
     )

@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own: found, started, and ended with the process that asked for it."""
+"""A private PostgreSQL server: finds the programs, starts it, and stops it with the process that started it."""
 
 from __future__ import annotations
 

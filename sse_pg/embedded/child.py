@@ -1,4 +1,4 @@
-"""A program of PostgreSQL as a child of ``guard.py``, which ends it when this process goes."""
+"""A program of PostgreSQL that runs under ``guard.py``, which ends it when this process ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sse_pg.embedded.account import Account
-from sse_pg.embedded.postmaster import LEAVING_SECONDS, serves
+from sse_pg.embedded.postmaster import STOP_TIMEOUT_S, serves
 
 GUARD = Path(__file__).with_name("guard.py")
 
@@ -20,13 +20,13 @@ GUARD = Path(__file__).with_name("guard.py")
 class Child:
     """One run of a program on a cluster, in a session of its own that Ctrl-C does not reach.
 
-    Made first and started then, so that whoever is interrupted in between still knows what to stop. Only the process
-    that started it stops it: in a fork, stop() does nothing.
+    It is created before it is started, so that a caller that is interrupted in between knows what to stop. Only the
+    process that started it stops it: in a fork, stop() does nothing.
     """
 
     def __init__(self, command: list[str], cluster: Path, account: Account) -> None:
         self.pid = 0
-        """The process id of the program; 0 where there is none."""
+        """The process id of the program; 0 if there is none."""
         self.owner = os.getpid()
         self._command = command
         self._cluster = cluster
@@ -39,7 +39,7 @@ class Child:
         return self._guard.pid if self._guard else 0
 
     def start(self, log: Path, lock: int) -> None:
-        """Run it, with its output at the end of a file; the guard holds the lock's descriptor until it is over."""
+        """Run the program; append its output to a file. The guard holds the lock's descriptor until it ends."""
         user = [str(self._account.uid), str(self._account.gid)] if self._account.drop else ["-", "-"]
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         with open(os.open(log, flags, 0o600), "ab") as output, _signals_held():
@@ -53,20 +53,20 @@ class Child:
                 pass_fds=(lock,),
                 start_new_session=True,
             )
-        told = self._guard.stdout.readline() if self._guard.stdout else b""
-        self.pid = int(told) if told else 0
+        line = self._guard.stdout.readline() if self._guard.stdout else b""
+        self.pid = int(line) if line else 0
 
     @property
     def ended(self) -> bool:
-        """Whether the guard, and so the program, is over."""
+        """Whether the guard, and therefore the program, has ended."""
         return self._guard is None or self._guard.poll() is not None
 
     def wait(self) -> int:
-        """Wait until it is over; return the program's exit code."""
+        """Wait until the program has ended; return its exit code."""
         return self._guard.wait() if self._guard else 0
 
     def stop(self) -> None:
-        """Have the guard end the program and wait for both; harmless when it is over, and when called again."""
+        """Have the guard end the program, and wait for both. It may be called again, and after the end."""
         if self._guard is None or self.owner != os.getpid():
             return
         for end in (self._guard.stdin, self._guard.stdout):
@@ -75,17 +75,17 @@ class Child:
         # A fork of this process may still hold the pipe open.
         self._guard.terminate()
         try:
-            self._guard.wait(LEAVING_SECONDS)
+            self._guard.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._guard.kill()
             self._guard.wait()
-        # A guard that was killed leaves PostgreSQL on its way out (Linux), or running.
+        # If the guard was killed, PostgreSQL is stopping (Linux) or still running.
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-            if not self.pid or _wait_for(lambda: not serves(self.pid, self._cluster), 0):
+            if not self.pid or _poll(lambda: not serves(self.pid, self._cluster), 0):
                 return
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-            _wait_for(lambda: not serves(self.pid, self._cluster), 10)
+            _poll(lambda: not serves(self.pid, self._cluster), 10)
 
 
 def _environment() -> dict[str, str]:
@@ -103,7 +103,7 @@ def _environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Keep a handler that raises from coming between the start of a process and the note that it is there."""
+    """Block signals, so that no handler raises between the start of a process and storing the process."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
@@ -111,8 +111,8 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _wait_for(done: Callable[[], bool], seconds: float) -> bool:
-    """Ask again and again until it is done or the time is over; return which."""
+def _poll(done: Callable[[], bool], seconds: float) -> bool:
+    """Poll until it is done, which returns True, or the time is up, which returns False."""
     deadline = time.monotonic() + seconds
     while not done():
         if time.monotonic() >= deadline:

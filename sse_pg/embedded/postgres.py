@@ -1,13 +1,13 @@
-"""A PostgreSQL of our own, for ``sse-pg serve`` without a database.
+"""The embedded PostgreSQL of ``sse-pg serve`` without a database.
 
     <data dir>/postgres-18              the cluster; another major version gets another directory
-    <data dir>/postgres-binaries-18.6   a copy of the binaries, only where root's own cannot be reached
-    <data dir>/postgres.log             what PostgreSQL says; postgres.log.1 is the one before
+    <data dir>/postgres-binaries-18.6   a copy of the programs, only if the account cannot reach those of root
+    <data dir>/postgres.log             the log of PostgreSQL; postgres.log.1 is the one before
     <data dir>/run                      the unix socket, for the owner of the cluster only
-    <data dir>/lock                     held while the server runs; names the process that started it
+    <data dir>/lock                     held while the server runs; contains the id of the process that started it
 
-There is no TCP port. The server is a child of ``guard.py``, which ends it when this process goes.
-Every error is an EmbeddedError of one line that says what to do.
+There is no TCP port. The server runs under ``guard.py``, which ends it when this process ends. Every error is an
+EmbeddedError whose message is one line that says what to do.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from sse_pg.embedded.directories import (
 from sse_pg.embedded.log import ServerLog, last_lines
 from sse_pg.embedded.postmaster import (
     DATABASE,
-    LEAVING_SECONDS,
     ROLE,
+    STOP_TIMEOUT_S,
     clear_postmaster,
     in_use,
     postmaster,
@@ -51,16 +51,17 @@ from sse_pg.embedded.postmaster import (
 from sse_pg.embedded.program import major_of
 from sse_pg.errors import EmbeddedError
 
-READY_SECONDS = 60.0
+#: How long the server may print nothing before it is ready.
+MAX_SILENCE_S = 60.0
 
 log = logging.getLogger(__name__)
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL that runs for as long as this process wants it.
+    """A PostgreSQL server that this process starts and stops.
 
-    ``data_dir`` is made when missing and kept; ``options`` are settings of PostgreSQL, by name. Only the
-    process that started the server stops it: in a fork, stop() does nothing.
+    ``data_dir`` is created if it is missing, and is kept. ``options`` are PostgreSQL settings by name. Only the process
+    that started the server stops it: in a fork, stop() does nothing.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class EmbeddedPostgres:
 
     @property
     def psql(self) -> str:
-        """The line for a shell that opens the database with psql."""
+        """The shell command that opens the database with psql."""
         return f"{shlex.quote(self._psql_program)} {shlex.quote(self.url)}"
 
     @property
@@ -101,7 +102,7 @@ class EmbeddedPostgres:
         return self._running().pid
 
     def start(self) -> None:
-        """Start the server and return when the database is there. Raises EmbeddedError."""
+        """Start the server; return when the database exists and accepts connections. Raises EmbeddedError."""
         if self._child is not None:
             raise in_use(self.data_dir, self._child.owner)
         try:
@@ -109,17 +110,17 @@ class EmbeddedPostgres:
         except OSError as error:
             self.stop()
             raise EmbeddedError(
-                f"{error.filename or self.data_dir} cannot be used: {error.strerror}; give another --data-dir"
+                f"{error.filename or self.data_dir} cannot be used: {error.strerror}; use another --data-dir"
             ) from error
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Shut the server down, which closes its connections, and wait; harmless when it is not running."""
+        """Shut the server down, which closes its connections, and wait. Does nothing if it is not running."""
         if self._child is not None and self._child.owner == os.getpid():
             self._child.stop()
-            # Only now: an interrupt while waiting leaves a second call something to do.
+            # Only now, so that after an interrupt of the wait a second call can stop it.
             self._child = None
 
     def _start(self) -> None:
@@ -131,32 +132,34 @@ class EmbeddedPostgres:
         make_data_dir(self.data_dir)
         lock = take_lock(self.data_dir)
         try:
-            self._tidy()
+            self._clean_up()
             clear_postmaster(self.data_dir, self._cluster)
             self._binaries = binaries = runnable(binaries, account, self.data_dir)
             if not self._cluster.exists():
-                self._say_other_versions()
+                self._warn_of_other_versions()
                 self._initialise(binaries, account, lock)
             self._socket_dir = socket_dir(self.data_dir, account.uid)
             make_private(self._socket_dir, account)
             self._serve(binaries, account, lock)
         finally:
-            # The guard holds the lock from here on, through its own descriptor.
+            # From here on, the guard holds the lock through its own descriptor.
             os.close(lock)
 
-    def _tidy(self) -> None:
-        """Remove what killed starts left, and keep the log from growing for ever."""
+    def _clean_up(self) -> None:
+        """Remove what killed starts left behind, and rotate the log."""
         for leftover in self.data_dir.glob("postgres-*.new-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        self._server_log.put_aside()
+        self._server_log.rotate()
 
-    def _say_other_versions(self) -> None:
+    def _warn_of_other_versions(self) -> None:
         for other in self.data_dir.glob("postgres-*"):
             if (other / "PG_VERSION").exists():
-                log.warning("%s is of another version; starting with an empty %s", other, self._cluster)
+                log.warning(
+                    "%s was made by another version of PostgreSQL; starting with an empty %s", other, self._cluster
+                )
 
     def _initialise(self, binaries: Binaries, account: Account, lock: int) -> None:
-        """Make the cluster; all of it is there under its name, or nothing."""
+        """Create the cluster. It is renamed to its final name at the end, so no incomplete cluster has that name."""
         for locale in _locales(binaries.major):
             new = Path(tempfile.mkdtemp(prefix=self._cluster.name + ".new-", dir=self.data_dir))
             account.own(new)
@@ -164,7 +167,7 @@ class EmbeddedPostgres:
                 str(binaries.bin / "initdb"), f"--pgdata={new}", f"--username={ROLE}", "--encoding=UTF8",
                 "--auth-local=trust", "--auth-host=reject", "--no-instructions", *locale,
             ]  # fmt: skip
-            said = self._server_log.size()
+            before = self._server_log.size()
             try:
                 if self._spawn(command, account, lock).wait() == 0:
                     new.rename(self._cluster)
@@ -173,17 +176,17 @@ class EmbeddedPostgres:
             finally:
                 self.stop()
                 shutil.rmtree(new, ignore_errors=True)
-            if "locale" not in self._server_log.since(said):
+            if "locale" not in self._server_log.since(before):
                 break
-        why = last_lines(self._server_log.since(said))
-        raise EmbeddedError(f"initdb fails: {why} (all of it is in {self.log})")
+        reason = last_lines(self._server_log.since(before))
+        raise EmbeddedError(f"initdb fails: {reason} (the whole output is in {self.log})")
 
     def _serve(self, binaries: Binaries, account: Account, lock: int) -> None:
         settings = {
             "cluster_name": "sse-pg",
             "listen_addresses": "",
             **self._options,
-            # These are where the url points and where start() and running() look.
+            # After the options, because the URL, start() and running() rely on these.
             "logging_collector": "off",
             "log_destination": "stderr",
             "port": str(PORT),
@@ -193,18 +196,18 @@ class EmbeddedPostgres:
         command = [str(binaries.bin / "postgres"), "-D", str(self._cluster)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
-        deadline = time.monotonic() + LEAVING_SECONDS
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         while True:
-            said = self._server_log.size()
+            before = self._server_log.size()
             self._spawn(command, account, lock)
-            if self._wait_until_ready(said):
-                self._make_database()
+            if self._wait_until_ready(before):
+                self._create_database()
                 return
-            words = self._server_log.since(said)
+            output = self._server_log.since(before)
             self.stop()
-            # Backends of a postmaster that was killed need a moment to notice.
-            if "is still in use" not in words or time.monotonic() > deadline:
-                raise EmbeddedError(f"PostgreSQL does not start: {last_lines(words)} (all of it is in {self.log})")
+            # The backends of a postmaster that was killed need a moment to exit.
+            if "is still in use" not in output or time.monotonic() > deadline:
+                raise EmbeddedError(f"PostgreSQL does not start: {last_lines(output)} (the whole log is {self.log})")
             time.sleep(0.2)
 
     def _spawn(self, command: list[str], account: Account, lock: int) -> Child:
@@ -212,13 +215,13 @@ class EmbeddedPostgres:
         self._child.start(self.log, lock)
         return self._child
 
-    def _wait_until_ready(self, said: int) -> bool:
-        """Wait until the server takes connections; False when it ends instead.
+    def _wait_until_ready(self, log_size: int) -> bool:
+        """Wait until the server accepts connections; return False if it ends instead.
 
-        Recovery after a crash may be long, and speaks in the log: the time limit is for silence.
+        Recovery after a crash may take long, but writes to the log, so the time limit is for silence.
         """
         child = self._running()
-        size, quiet_since = said, time.monotonic()
+        size, quiet_since = log_size, time.monotonic()
         while not child.ended:
             found = postmaster(self._cluster)
             if found is not None and found.pid == child.pid and found.status == "ready":
@@ -226,12 +229,12 @@ class EmbeddedPostgres:
             now = self._server_log.size()
             if now != size:
                 size, quiet_since = now, time.monotonic()
-            if time.monotonic() - quiet_since > READY_SECONDS:
-                raise EmbeddedError(f"PostgreSQL is not ready after {READY_SECONDS:.0f} s; see {self.log}")
+            if time.monotonic() - quiet_since > MAX_SILENCE_S:
+                raise EmbeddedError(f"PostgreSQL is not ready after {MAX_SILENCE_S:.0f} s; see {self.log}")
             time.sleep(0.02)
         return False
 
-    def _make_database(self) -> None:
+    def _create_database(self) -> None:
         try:
             url = url_of(self._socket_dir, "postgres")
             with psycopg.connect(url, autocommit=True, connect_timeout=30) as there:
@@ -239,7 +242,7 @@ class EmbeddedPostgres:
                     there.execute(f'CREATE DATABASE "{DATABASE}"')
         except psycopg.Error as error:
             raise EmbeddedError(
-                f"the database {DATABASE} cannot be made: {last_lines(str(error))} (see {self.log})"
+                f"the database {DATABASE} cannot be created: {last_lines(str(error))} (see {self.log})"
             ) from error
 
     def _running(self) -> Child:
@@ -249,7 +252,7 @@ class EmbeddedPostgres:
 
     @functools.cached_property
     def _psql_program(self) -> str:
-        """``psql`` where a shell finds one that is as new as the server, else the one beside the server."""
+        """``psql`` if the shell finds one that is as new as the server, otherwise the path of the server's own."""
         beside = self._binaries.bin / "psql" if self._binaries else Path("psql")
         on_path = shutil.which("psql")
         if not beside.exists():
@@ -260,7 +263,7 @@ class EmbeddedPostgres:
 
 
 def _locales(major: int) -> Iterable[list[str]]:
-    """Return the arguments for initdb to try in turn: the same order of texts on every machine."""
+    """Return the arguments for initdb to try in turn, so that texts are sorted alike on every machine."""
     if major >= 17:
         return [["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]]
     return [["--locale=C.UTF-8"], ["--locale=C"]]

@@ -1,4 +1,4 @@
-"""Who is running on a data directory already, and the lock that keeps a second one out."""
+"""The server that runs on a data directory, and the lock that prevents a second one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from sse_pg.errors import EmbeddedError
 
 DATABASE = "sse_pg"
 ROLE = "postgres"
-LEAVING_SECONDS = 25.0
+#: How long a server may take to stop: longer than the last step of ``guard.py``.
+STOP_TIMEOUT_S = 25.0
+#: How long a server whose owner has just ended may take to begin to stop.
+STATUS_TIMEOUT_S = 2.0
 
 
 def url_of(socket_dir: str | Path, database: str = DATABASE) -> str:
@@ -27,7 +30,7 @@ def url_of(socket_dir: str | Path, database: str = DATABASE) -> str:
 
 @dataclass(frozen=True)
 class Postmaster:
-    """What ``postmaster.pid`` says."""
+    """The contents of ``postmaster.pid``."""
 
     pid: int
     socket_dir: str
@@ -35,7 +38,7 @@ class Postmaster:
 
 
 def postmaster(cluster: Path) -> Postmaster | None:
-    """Return what the cluster's pid file says, or None when there is none or it is not whole."""
+    """Return the contents of the cluster's pid file, or None if it is missing or incomplete."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
         return Postmaster(int(lines[0]), lines[4] if len(lines) > 4 else "", "".join(lines[7:8]).strip())
@@ -54,7 +57,7 @@ def _alive(pid: int) -> bool:
 
 
 def serves(pid: int, cluster: Path) -> bool:
-    """Tell whether a process is a PostgreSQL on this cluster, not one that got the same number later."""
+    """Return whether a process is the PostgreSQL of this cluster, and not another that got the same id later."""
     if not _alive(pid):
         return False
     with contextlib.suppress(PermissionError):
@@ -67,7 +70,7 @@ def serves(pid: int, cluster: Path) -> bool:
 
 
 def running(data_dir: Path) -> str | None:
-    """Return the URL of the embedded server that runs on a data directory now, or None."""
+    """Return the URL of the embedded server that runs on a data directory, or None."""
     for cluster in data_dir.expanduser().resolve().glob("postgres-*"):
         found = postmaster(cluster)
         if found is None or found.status != "ready" or not serves(found.pid, cluster):
@@ -82,14 +85,14 @@ def running(data_dir: Path) -> str | None:
 
 
 def in_use(data_dir: Path, pid: object) -> EmbeddedError:
-    """Return the error that says who has the data directory."""
+    """Return the error that says which process uses the data directory."""
     return EmbeddedError(
-        f"{data_dir} is in use by process {pid}; give another --data-dir, or set DATABASE_URL to use it"
+        f"{data_dir} is in use by process {pid}; use another --data-dir, or set DATABASE_URL to use its database"
     )
 
 
 def take_lock(data_dir: Path) -> int:
-    """Return a descriptor that holds the lock of the data directory. Raises when another process has it."""
+    """Return a descriptor that holds the lock of the data directory. Raises if another process holds it."""
     descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         _wait_for_lock(descriptor, data_dir)
@@ -102,8 +105,8 @@ def take_lock(data_dir: Path) -> int:
 
 
 def _wait_for_lock(descriptor: int, data_dir: Path) -> None:
-    """Lock a file; wait for a guard whose owner was killed, which holds it until PostgreSQL is down."""
-    deadline = time.monotonic() + LEAVING_SECONDS
+    """Lock a file. Wait for a guard whose owner was killed: it holds the lock until PostgreSQL is down."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
     while True:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,13 +118,12 @@ def _wait_for_lock(descriptor: int, data_dir: Path) -> None:
 
 
 def clear_postmaster(data_dir: Path, cluster: Path) -> None:
-    """Wait for a PostgreSQL that is shutting down, refuse one that is not, drop a stale pid file."""
-    ready_until = time.monotonic() + 2
-    leaving_until = time.monotonic() + LEAVING_SECONDS
+    """Wait for a PostgreSQL that is shutting down, raise if one is running, remove a stale pid file."""
+    start = time.monotonic()
     while (found := postmaster(cluster)) is not None and serves(found.pid, cluster):
-        if time.monotonic() > (leaving_until if found.status == "stopping" else ready_until):
+        if time.monotonic() > start + (STOP_TIMEOUT_S if found.status == "stopping" else STATUS_TIMEOUT_S):
             raise in_use(data_dir, found.pid)
         time.sleep(0.05)
-    # PostgreSQL itself takes any process of its user that has the old number for the old server.
+    # PostgreSQL would mistake any process of the same user with the old id for the old server.
     with contextlib.suppress(FileNotFoundError):
         (cluster / "postmaster.pid").unlink()

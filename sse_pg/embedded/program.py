@@ -1,4 +1,4 @@
-"""Short programs: what one prints, and which version of PostgreSQL it says it is."""
+"""Runs short programs: returns their output, and the version of a PostgreSQL program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def output(command: list[str], uid: int | None = None, gid: int | None = None) -> str:
-    """Return what a short command prints, without the line end; empty when it fails."""
+    """Return what a short command prints, without the line end; an empty string if it fails."""
     groups: list[int] | None = None if uid is None else []
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
@@ -29,11 +29,11 @@ def output(command: list[str], uid: int | None = None, gid: int | None = None) -
 
 
 def version_of(program: Path) -> str:
-    """Return what a program of PostgreSQL calls its version, ``18.6``; ``0`` when it does not tell."""
+    """Return the version that a program of PostgreSQL prints, such as ``18.6``; ``0`` if it prints none."""
     match = re.search(r"\(PostgreSQL\) (\d+(?:\.\d+)?)", output([str(program), "--version"]))
     return match[1] if match else "0"
 
 
 def major_of(program: Path) -> int:
-    """Return the major version of a program of PostgreSQL; 0 when it does not tell."""
+    """Return the major version of a program of PostgreSQL; 0 if it prints none."""
     return int(version_of(program).split(".")[0])

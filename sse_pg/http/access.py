@@ -25,7 +25,7 @@ class Access:
 
     def __init__(self, settings: Settings, authorizer: Authorizer) -> None:
         """Raises SettingError if the keys cannot be used."""
-        self._verifier = Verifier(settings) if settings.asks_for_tokens else None
+        self._verifier = Verifier(settings) if settings.requires_tokens else None
         self._authorizer = authorizer
         self._any_host = settings.open
         self._own_host = settings.host.lower()

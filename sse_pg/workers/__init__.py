@@ -1,1 +1,1 @@
-"""Several server processes on one port: the parent, its slots, and the child that serves."""
+"""Several server processes on one port: the supervisor, its slots, and the worker that serves."""

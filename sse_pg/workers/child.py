@@ -1,8 +1,8 @@
-"""One of several server processes on a port: ``python -m sse_pg.workers.child``, started by sse_pg.workers.
+"""A worker process: ``python -m sse_pg.workers.child``, started by ``sse_pg.workers.process``.
 
-It reads one line from its stdin, the order; what comes after that is about the numbers of all workers. The end of that
-pipe means that the parent is gone, by whatever means. To its stdout it writes reports, one a line. SIGTERM ends it as
-it ends any server; SIGHUP says that another worker has taken over its sockets.
+It reads the start message from its stdin, then requests. The end of that pipe means that the supervisor is gone,
+however it ended. It writes reports to its stdout. SIGTERM ends it as it ends any server; SIGHUP says that another
+worker has taken over its sockets.
 """
 
 from __future__ import annotations
@@ -26,69 +26,72 @@ from sse_pg.app import BUS, create_app
 from sse_pg.config import Settings
 from sse_pg.db.connection import describe
 from sse_pg.server import serve
-from sse_pg.workers.messages import SIGNALS, Order, Report, Word
-from sse_pg.workers.totals import Asking
+from sse_pg.workers.messages import SIGNALS, Report, Request, StartMessage
+from sse_pg.workers.totals import TotalsClient
 
-log = logging.getLogger("sse_pg.workers.child")  # not __name__, which is __main__ here
+#: Maximum length of the reason in a report.
+MAX_REASON_CHARS = 1000
+
+log = logging.getLogger("sse_pg.workers.child")  # __name__ is __main__ here
 
 
 def main() -> None:
-    """Serve as ordered, until a signal or the end of the parent."""
+    """Serve according to the start message, until a signal or the end of the supervisor."""
     reports = os.dup(1)
-    os.dup2(2, 1)  # whatever prints does not garble the reports
+    os.dup2(2, 1)  # so that nothing that is printed ends up among the reports
     line = _first_line()
     if not line:
         sys.exit(1)
-    order = Order.read(line)
-    logs.configure(order.settings.log_level, order.settings.log_format, pid=True)
-    parent = _Parent()
-    threading.Thread(target=parent.listen, name="parent", daemon=True).start()
+    start = StartMessage.read(line)
+    logs.configure(start.settings.log_level, start.settings.log_format, pid=True)
+    supervisor = _Supervisor()
+    threading.Thread(target=supervisor.read_requests, name="supervisor", daemon=True).start()
 
-    def tell(report: Report) -> None:
+    def send(report: Report) -> None:
         with contextlib.suppress(BrokenPipeError):
             os.write(reports, report.line())
 
-    sockets = [socket.socket(fileno=number) for number in order.sockets]
+    sockets = [socket.socket(fileno=number) for number in start.sockets]
     for each in sockets:
         each.set_inheritable(False)
     try:
-        asyncio.run(_serve(order.settings, sockets, tell, parent))
+        asyncio.run(_serve(start.settings, sockets, send, supervisor))
     except Exception as error:
         log.debug("the worker fails", exc_info=True)
-        tell(Report(failed=describe(error)[:1000]))
+        send(Report(failed=describe(error)[:MAX_REASON_CHARS]))
         sys.exit(1)
 
 
 async def _serve(
-    settings: Settings, sockets: list[socket.socket], tell: Callable[[Report], None], parent: _Parent
+    settings: Settings, sockets: list[socket.socket], send: Callable[[Report], None], supervisor: _Supervisor
 ) -> None:
-    asking = Asking(lambda: tell(Report(asks=True)))
+    totals = TotalsClient(lambda: send(Report(wants_totals=True)))
     app = create_app(settings)
-    app[GATHER] = asking.numbers
+    app[GATHER] = totals.fetch
 
-    def hear(word: Word) -> None:
-        if word.all is not None:
-            asking.answered(word.all)
+    def handle(request: Request) -> None:
+        if request.totals is not None:
+            totals.received(request.totals)
         else:
-            tell(Report(numbers=read(app[BUS])))
+            send(Report(numbers=read(app[BUS])))
 
-    parent.attend(hear)
-    # At the first await of serve(), which has set its handlers by then.
+    supervisor.deliver_to(handle)
+    # This runs at the first await of serve(), which has set its handlers by then.
     asyncio.get_running_loop().call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
     try:
         await serve(
             settings,
-            lambda url: tell(Report(url=url)),
+            lambda url: send(Report(url=url)),
             app=app,
             sockets=sockets,
-            ready=lambda: tell(Report(ready=True)),
+            ready=lambda: send(Report(ready=True)),
         )
     finally:
-        tell(Report(numbers=read(app[BUS])))
+        send(Report(numbers=read(app[BUS])))
 
 
 def _first_line() -> bytes:
-    """Read the order, and nothing into a buffer that the thread would have to know."""
+    """Read the start message, unbuffered, so that the thread can go on reading the descriptor."""
     line = b""
     while not line.endswith(b"\n"):
         data = os.read(0, 65536)
@@ -98,27 +101,27 @@ def _first_line() -> bytes:
     return line
 
 
-class _Parent:
-    """What the parent says, read by a thread of its own: a worker whose event loop hangs ends with the parent, too."""
+class _Supervisor:
+    """The pipe from the supervisor. A thread reads it, so that a worker whose event loop hangs also ends with it."""
 
     def __init__(self) -> None:
-        self._tell: Callable[[Word], object] | None = None
+        self._deliver: Callable[[Request], object] | None = None
 
-    def attend(self, hear: Callable[[Word], None]) -> None:
-        """From now on call ``hear`` in this event loop; what was said before is lost."""
+    def deliver_to(self, handle: Callable[[Request], None]) -> None:
+        """From now on call ``handle`` in this event loop for each request. Earlier requests are dropped."""
         loop = asyncio.get_running_loop()
-        self._tell = lambda word: loop.call_soon_threadsafe(hear, word)
+        self._deliver = lambda request: loop.call_soon_threadsafe(handle, request)
 
-    def listen(self) -> None:
-        """Read until the pipe ends: the parent was killed, without having told us to stop, and so are we."""
+    def read_requests(self) -> None:
+        """Read until the pipe ends. Then the supervisor was killed before it could stop this worker, so exit."""
         rest = b""
         while data := os.read(0, 65536):
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 with contextlib.suppress(RuntimeError):  # the event loop has ended
-                    if self._tell is not None:
-                        self._tell(msgspec.json.decode(line, type=Word))
-        log.error("the parent of this worker is gone; the worker ends")
+                    if self._deliver is not None:
+                        self._deliver(msgspec.json.decode(line, type=Request))
+        log.error("the supervisor of this worker is gone; the worker ends")
         os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""What the parent of workers and a worker say to each other, one JSON line each, over the worker's stdin and stdout."""
+"""What the supervisor and a worker say to each other: one JSON line each, over the worker's stdin and stdout."""
 
 from __future__ import annotations
 
@@ -11,40 +11,55 @@ import msgspec
 from sse_pg.config import Settings
 from sse_pg.core.metrics import Numbers
 
-#: Held back by the parent while a worker starts, until the handlers are there.
+#: Signals that the supervisor blocks while it starts a worker. The worker unblocks them once its handlers are set.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Order(msgspec.Struct):
-    """What a worker serves; ``sockets`` are the descriptors of those that it listens on."""
+class StartMessage(msgspec.Struct):
+    """The first line that a worker reads: its settings, and the descriptors of the sockets that it listens on."""
 
     settings: Settings
     sockets: list[int]
 
     def line(self) -> bytes:
-        """Return the order as the line that a worker reads."""
+        """Return the message as a line."""
         return msgspec.json.encode(self, enc_hook=str) + b"\n"
 
     @classmethod
-    def read(cls, line: bytes) -> Order:
-        """Return the order of a line."""
+    def read(cls, line: bytes) -> StartMessage:
+        """Return the message of a line."""
         return msgspec.json.decode(line, type=cls, dec_hook=_path)
 
 
-class Report(msgspec.Struct, omit_defaults=True):
-    """What a worker tells: it listens (on ``url``), it is ready (the database answers too), or why it failed.
+class Request(msgspec.Struct, omit_defaults=True):
+    """Every later line to a worker. Without ``totals`` it asks for the worker's numbers.
 
-    ``numbers`` are what it has counted; ``asks`` is for those of all workers.
+    ``totals`` are the numbers of all workers, in response to a report that asked for them.
     """
 
-    url: str | None = None
-    ready: bool = False
-    failed: str | None = None
-    numbers: Numbers | None = None
-    asks: bool = False
+    totals: Numbers | None = None
 
     def line(self) -> bytes:
-        """Return the report as the line that the parent reads."""
+        """Return the request as a line."""
+        return msgspec.json.encode(self) + b"\n"
+
+
+class Report(msgspec.Struct, omit_defaults=True):
+    """A line from a worker. Each field is one piece of news, and most reports have one."""
+
+    url: str | None = None
+    """It listens, on this URL."""
+    ready: bool = False
+    """It is ready: the database responds too."""
+    failed: str | None = None
+    """It cannot start, for this reason."""
+    numbers: Numbers | None = None
+    """Its numbers, as requested or before it ends."""
+    wants_totals: bool = False
+    """It asks for the numbers of all workers."""
+
+    def line(self) -> bytes:
+        """Return the report as a line."""
         return msgspec.json.encode(self) + b"\n"
 
     @classmethod
@@ -53,17 +68,7 @@ class Report(msgspec.Struct, omit_defaults=True):
         return msgspec.json.decode(line, type=cls)
 
 
-class Word(msgspec.Struct, omit_defaults=True):
-    """What the parent says after the order: tell your numbers, or those of all."""
-
-    all: Numbers | None = None
-
-    def line(self) -> bytes:
-        """Return the word as the line that a worker reads."""
-        return msgspec.json.encode(self) + b"\n"
-
-
 def _path(kind: type, value: Any) -> Any:
     if kind is not Path:
-        raise NotImplementedError(kind)  # what msgspec asks of a hook for what it does not know
+        raise NotImplementedError(kind)  # what msgspec requires of a hook for an unknown type
     return Path(value)

@@ -12,16 +12,16 @@ from typing import Any, Self
 
 from sse_pg.errors import CannotListen
 
-#: Connections that wait on each socket to be accepted.
+#: Maximum number of connections that wait on each socket to be accepted.
 BACKLOG = 1024
-#: An address of a name that this machine does not have; another one of the same name may do.
-_NOT_HERE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+#: Errors of an address that this machine does not have. Another address of the same host name may work.
+_NO_SUCH_ADDRESS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 class SharedPort:
-    """Holds an address with sockets that do not listen, so that the port stays ours whoever of us listens on it.
+    """Reserves an address with sockets that do not listen, so that the port stays ours while workers come and go.
 
-    Port 0 takes a free one. Raises CannotListen when the address cannot be had.
+    Port 0 picks a free port. Raises CannotListen if the address cannot be used.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -41,7 +41,7 @@ class SharedPort:
         self.close()
 
     def listen(self) -> list[socket.socket]:
-        """Return new sockets that listen, one for each address of the host."""
+        """Return new listening sockets, one for each address of the host."""
         made: list[socket.socket] = []
         try:
             for held in self._held:
@@ -54,7 +54,7 @@ class SharedPort:
         return made
 
     def close(self) -> None:
-        """Give the port up."""
+        """Release the port."""
         for held in self._held:
             held.close()
 
@@ -65,11 +65,11 @@ class SharedPort:
             place = (address[0], self._held[0].getsockname()[1] if self._held else port, *address[2:])
             try:
                 if place[1]:
-                    # Sharing must be asked for by all, but another bus that shares its port would let us in.
+                    # Another bus that shares its port would let us share it too, so try to have it alone first.
                     _bind(family, place, shared=False).close()
                 self._held.append(_bind(family, place, shared=True))
             except OSError as error:
-                if error.errno not in _NOT_HERE:
+                if error.errno not in _NO_SUCH_ADDRESS:
                     raise
                 missing = error
         if missing is not None and not self._held:

@@ -1,4 +1,4 @@
-"""A process of a worker, as its parent has it: started, listened to, told things, ended."""
+"""A worker process, as the supervisor sees it: starts it, reads its reports, sends it requests, ends it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ import msgspec
 from sse_pg.config import Settings
 from sse_pg.either import either
 from sse_pg.errors import WorkerError
-from sse_pg.workers.messages import SIGNALS, Order, Report, Word
+from sse_pg.workers.messages import SIGNALS, Report, Request, StartMessage
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a worker gets to listen, and one that renews another to be ready.
-START = 60.0
-#: Bytes of a report, and of what a worker has not read yet while it is told more.
-LONGEST_REPORT, UNREAD = 2**20, 2**18
+#: How long a worker may take until it listens, and one that replaces another until it is ready.
+START_TIMEOUT_S = 60.0
+#: Maximum size of a report.
+MAX_REPORT_BYTES = 2**20
+#: Requests are dropped while the worker has so much to read.
+MAX_UNREAD_BYTES = 2**18
 
 
 class Process:
-    """A process of a worker, and what it reports. ``gone`` gives the reason when it has ended."""
+    """A worker process and the state that it reports. The task ``ended`` is done when it has ended, with the reason."""
 
     def __init__(
-        self, number: int, process: asyncio.subprocess.Process, heard: Callable[[Process, Report], None]
+        self, number: int, process: asyncio.subprocess.Process, received: Callable[[Process, Report], None]
     ) -> None:
         self.pid = process.pid
         self._number = number
         self._process = process
-        self._heard = heard
-        self._started = self._ended = time.monotonic()
+        self._received = received
+        self._start_s = self._end_s = time.monotonic()
         self._listening, self._ready = asyncio.Event(), asyncio.Event()
         self._url = ""
         self._killed_for = ""
-        self.gone = asyncio.create_task(self._watch())
+        self.ended = asyncio.create_task(self._watch())
 
     @classmethod
     async def start(
@@ -49,9 +51,9 @@ class Process:
         number: int,
         settings: Settings,
         sockets: list[socket.socket],
-        heard: Callable[[Process, Report], None],
+        received: Callable[[Process, Report], None],
     ) -> Process:
-        """Start a worker on these sockets; signals wait until it has its handlers."""
+        """Start a worker on these sockets. Signals to it are blocked until it has set its handlers."""
         descriptors = [each.fileno() for each in sockets]
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
@@ -59,7 +61,7 @@ class Process:
                 *(sys.executable, "-P", "-m", "sse_pg.workers.child"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                limit=LONGEST_REPORT,
+                limit=MAX_REPORT_BYTES,
                 pass_fds=descriptors,
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
@@ -67,61 +69,63 @@ class Process:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         assert process.stdin is not None
-        # No drain(): a process that died before it read this is noticed by its end.
-        process.stdin.write(Order(settings, descriptors).line())
-        return cls(number, process, heard)
+        # No drain(): if the process dies before it reads this, its end is noticed anyway.
+        process.stdin.write(StartMessage(settings, descriptors).line())
+        return cls(number, process, received)
 
     @property
-    def age(self) -> float:
-        """Seconds that the process lived."""
-        return self._ended - self._started
+    def lifetime(self) -> float:
+        """How many seconds the process lived."""
+        return self._end_s - self._start_s
 
     @property
-    def serves(self) -> bool:
-        """Whether it listens, and hears what is said to it."""
+    def is_listening(self) -> bool:
+        """Whether it listens on its sockets and handles requests."""
         return self._listening.is_set()
 
-    async def listens(self) -> str:
-        """Wait until it listens; return the URL. Raises WorkerError when it ends instead."""
-        await either(self._listening, self.gone)
-        if self.gone.done():
-            raise WorkerError(f"worker {self._number} does not start: {self.gone.result()}")
+    async def wait_until_listening(self) -> str:
+        """Wait until it listens; return the URL. Raises WorkerError if it ends instead."""
+        await either(self._listening, self.ended)
+        if self.ended.done():
+            raise WorkerError(f"worker {self._number} does not start: {self.ended.result()}")
         return self._url
 
-    async def is_ready(self) -> None:
-        """Wait until it serves. Raises WorkerError, with the process ended, when it does not come to that."""
-        await either(self._ready, self.gone, START)
-        if not self._ready.is_set() and not self.gone.done():
-            self._kill(f"it is not ready after {START:g} s")
-            await asyncio.wait({self.gone})
-        if self.gone.done():
-            raise WorkerError(self.gone.result())
+    async def wait_until_ready(self) -> None:
+        """Wait until it is ready. Raises WorkerError if it ends or is killed for being too slow."""
+        await either(self._ready, self.ended, START_TIMEOUT_S)
+        if not self._ready.is_set() and not self.ended.done():
+            self._kill(f"it is not ready after {START_TIMEOUT_S:g} s")
+            await asyncio.wait({self.ended})
+        if self.ended.done():
+            raise WorkerError(self.ended.result())
 
-    def send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    def say(self, word: Word) -> None:
-        """Say something to the worker, unless it does not read what was said before."""
+    def request(self, request: Request) -> None:
+        """Send a request, unless the worker does not read the ones before."""
         pipe = self._process.stdin
         assert pipe is not None
-        if not pipe.is_closing() and pipe.transport.get_write_buffer_size() < UNREAD:
-            pipe.write(word.line())
+        if not pipe.is_closing() and pipe.transport.get_write_buffer_size() < MAX_UNREAD_BYTES:
+            pipe.write(request.line())
 
     def _kill(self, reason: str) -> None:
         self._killed_for = reason
-        self.send(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
     async def _watch(self) -> str:
         assert self._process.stdout is not None
-        late = asyncio.get_running_loop().call_later(START, self._kill, f"it does not listen after {START:g} s")
+        late = asyncio.get_running_loop().call_later(
+            START_TIMEOUT_S, self._kill, f"it does not listen after {START_TIMEOUT_S:g} s"
+        )
         failed = ""
         async for line in self._process.stdout:
             try:
                 report = Report.read(line)
             except msgspec.DecodeError:
-                continue  # something printed before the worker took its stdout aside
+                continue  # something that was printed before the worker replaced its stdout
             if report.url:
                 late.cancel()
                 self._url = report.url
@@ -129,25 +133,25 @@ class Process:
             if report.ready:
                 self._ready.set()
             failed = report.failed or failed
-            self._heard(self, report)
+            self._received(self, report)
         late.cancel()
         code = await self._process.wait()
-        self._ended = time.monotonic()
+        self._end_s = time.monotonic()
         return self._killed_for or failed or _meaning(code)
 
 
-async def end(processes: Iterable[Process], number: int, patience: float) -> None:
+async def end(processes: Iterable[Process], number: int, timeout_s: float) -> None:
     """Send a signal to processes and wait until they have ended; kill those that do not."""
     left = list(processes)
     for process in left:
-        process.send(number)
+        process.send_signal(number)
     if left:
-        await asyncio.wait({process.gone for process in left}, timeout=patience)
+        await asyncio.wait({process.ended for process in left}, timeout=timeout_s)
     for process in left:
-        if not process.gone.done():
-            log.error("process %d does not end within %g s; it is killed", process.pid, patience)
-            process.send(signal.SIGKILL)
-            await asyncio.wait({process.gone})
+        if not process.ended.done():
+            log.error("process %d has not ended within %g s; it is killed", process.pid, timeout_s)
+            process.send_signal(signal.SIGKILL)
+            await asyncio.wait({process.ended})
 
 
 def _meaning(code: int) -> str:

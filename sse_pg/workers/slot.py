@@ -1,4 +1,4 @@
-"""The place of a worker: its sockets, and the process that has them now."""
+"""A slot: the sockets of one worker, and the process that serves them now."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sse_pg.workers.process import Process
 
 log = logging.getLogger(__name__)
 
-#: A worker that lived for so many seconds had started well.
-SETTLED = 10.0
-#: Seconds until a place is filled again whose last workers died at once: the first, and the longest.
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
+#: A worker that lived for so long had started successfully.
+MIN_LIFETIME_S = 10.0
+#: Pause before a worker is started after others in its slot died early. It doubles from the first to the last value.
+MIN_RESTART_PAUSE_S, MAX_RESTART_PAUSE_S = 0.5, 15.0
 
 
-class Place:
-    """One of the workers, whichever process it is now."""
+class Slot:
+    """The place of one worker. Its process changes when it dies or is renewed."""
 
-    def __init__(self, number: int, spawn: Callable[[Place], Awaitable[Process]]) -> None:
+    def __init__(self, number: int, spawn: Callable[[Slot], Awaitable[Process]]) -> None:
         self.number = number
         self.sockets: list[socket.socket] = []
         self.process: Process
@@ -30,39 +30,39 @@ class Place:
         self._swapped = asyncio.Event()
         self._lock = asyncio.Lock()
 
-    async def fill(self) -> None:
-        """Start a process for this place."""
+    async def start(self) -> None:
+        """Start a process in this slot."""
         self.process = await self._spawn(self)
         log.info("worker %d is process %d", self.number, self.process.pid)
 
-    async def keep(self) -> None:
-        """Start the next process whenever one dies, until cancelled; at once, unless they die young."""
-        young = 0
+    async def keep_running(self) -> None:
+        """Start another process whenever one dies, until cancelled: at once, or after a pause if it died early."""
+        early_deaths = 0
         while True:
             process = self.process
-            await either(self._swapped, process.gone)
+            await either(self._swapped, process.ended)
             self._swapped.clear()
-            if self.process is not process or not process.gone.done():
+            if self.process is not process or not process.ended.done():
                 continue
-            young = young + 1 if process.age < SETTLED else 0
-            pause = min(FIRST_PAUSE * 2.0 ** (young - 1), LONGEST_PAUSE) if young else 0.0
+            early_deaths = early_deaths + 1 if process.lifetime < MIN_LIFETIME_S else 0
+            pause = min(MIN_RESTART_PAUSE_S * 2.0 ** (early_deaths - 1), MAX_RESTART_PAUSE_S) if early_deaths else 0.0
             log.error(
                 "worker %d (process %d) ended: %s; the next one starts %s",
-                self.number, process.pid, process.gone.result(), f"in {pause:g} s" if pause else "now",
+                self.number, process.pid, process.ended.result(), f"in {pause:g} s" if pause else "now",
             )  # fmt: skip
-            if young > 1:
-                self.close()  # nobody waits here while the other workers could serve
+            if early_deaths > 1:
+                self.close()  # so that no client waits here while the other workers could serve it
             while self.process is process:
                 await asyncio.sleep(pause)
-                pause = LONGEST_PAUSE
-                await self._refill(process)
+                pause = MAX_RESTART_PAUSE_S
+                await self._restart(process)
 
     async def renew(self) -> Process | None:
-        """Put a new process beside the one that is here; return the old one once the new one is ready."""
+        """Start a new process beside the current one, and return the old one once the new one is ready."""
         async with self._lock:
             try:
                 new = await self._spawn(self)
-                await new.is_ready()
+                await new.wait_until_ready()
             except (OSError, WorkerError) as error:
                 log.warning("worker %d is not renewed: %s", self.number, error)
                 return None
@@ -72,15 +72,15 @@ class Place:
             return old
 
     def close(self) -> None:
-        """Close the sockets here; who waits on them for a worker has to come again."""
+        """Close the sockets. Clients that wait on them to be accepted have to connect again."""
         for each in self.sockets:
             each.close()
         self.sockets = []
 
-    async def _refill(self, dead: Process) -> None:
+    async def _restart(self, dead: Process) -> None:
         async with self._lock:
             if self.process is dead:
                 try:
-                    await self.fill()
+                    await self.start()
                 except OSError as error:
                     log.warning("worker %d cannot be started: %s", self.number, error)

@@ -1,11 +1,12 @@
-"""Several server processes on one port: starts them, replaces those that die, ends them all.
+"""Several server processes on one port: starts them, replaces those that die, stops them all.
 
-The process of ``sse-pg serve`` is the parent; it has the embedded PostgreSQL and the migrations behind it and serves
-nothing itself. Each worker (sse_pg.worker) has a place with listening sockets of its own, which the parent keeps open:
-who waits there to be accepted outlives the worker, and two workers can share a place while one follows the other.
+The process of ``sse-pg serve`` is the supervisor. It owns the embedded PostgreSQL and has applied the migrations, but
+serves nothing itself. Each worker has a slot with listening sockets of its own, which the supervisor keeps open. A
+client that waits there to be accepted is therefore not lost with the worker, and two workers can share a slot while one
+replaces the other.
 
-SIGTERM and SIGINT end all workers, SIGHUP renews one after the other. Workers have sessions of their own, so that
-Ctrl-C reaches the parent alone; a pipe tells them when the parent is gone.
+SIGTERM and SIGINT stop all workers, SIGHUP renews them one by one. Each worker has its own session, so that Ctrl-C
+reaches only the supervisor; a pipe tells the workers when the supervisor is gone.
 """
 
 from __future__ import annotations
@@ -21,116 +22,116 @@ from functools import partial
 from sse_pg.config import Settings
 from sse_pg.either import either
 from sse_pg.server import REQUEST_GRACE_S
-from sse_pg.workers.messages import Report, Word
+from sse_pg.workers.messages import Report, Request
 from sse_pg.workers.port import SharedPort
 from sse_pg.workers.process import Process, end
-from sse_pg.workers.slot import Place
-from sse_pg.workers.totals import RollCall
+from sse_pg.workers.slot import Slot
+from sse_pg.workers.totals import Totals
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a worker gets to end, beyond its draining and its last requests.
-GRACE = 5.0
+#: How long a worker may take to exit after it has drained its streams and finished its last requests.
+EXIT_GRACE_S = 5.0
 
 
 async def supervise(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve with ``settings.workers`` processes until SIGINT or SIGTERM; returns when all have ended.
+    """Serve with ``settings.workers`` processes until SIGINT or SIGTERM; return when all have ended.
 
-    ``announce`` gets the URL once all listen. Raises SettingError when the address cannot be listened on, and
-    WorkerError when a worker cannot start at first; one that dies later is replaced.
+    ``announce`` gets the URL once all workers listen. Raises SettingError if the address cannot be listened on, and
+    WorkerError if a worker cannot start at first. A worker that dies later is replaced.
     """
     stop, renew = asyncio.Event(), asyncio.Event()
-    hung_up = _terminal_watch()
+    terminal_is_gone = _terminal_watch()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        loop.add_signal_handler(signal.SIGHUP, lambda: stop.set() if hung_up() else renew.set())
+        loop.add_signal_handler(signal.SIGHUP, lambda: stop.set() if terminal_is_gone() else renew.set())
     with SharedPort(settings.host, settings.port) as port:
-        workers = Workers(settings, port)
+        supervisor = Supervisor(settings, port)
         try:
-            running = asyncio.create_task(workers.run(announce, renew))
+            running = asyncio.create_task(supervisor.run(announce, renew))
             await either(stop, running)
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
         finally:
-            await workers.end()
+            await supervisor.stop()
 
 
-class Workers:
-    """All the places, and every process that was started for them."""
+class Supervisor:
+    """All slots, and every process that was started in them."""
 
     def __init__(self, settings: Settings, port: SharedPort) -> None:
         self._settings = settings
         self._port = port
-        self._places = [Place(number, self._spawn) for number in range(1, settings.workers + 1)]
+        self._slots = [Slot(number, self._spawn) for number in range(1, settings.workers + 1)]
         self._processes: set[Process] = set()
-        self._roll_call = RollCall()
-        self._answers: set[asyncio.Task[None]] = set()
+        self._totals = Totals()
+        self._responses: set[asyncio.Task[None]] = set()
 
     async def run(self, announce: Callable[[str], None], renew: asyncio.Event) -> None:
-        """Fill the places and keep them filled, until cancelled; ``renew`` asks for new workers in all of them."""
-        for place in self._places:
-            await place.fill()
-        urls = [await place.process.listens() for place in self._places]
+        """Start the workers and replace those that die, until cancelled. ``renew`` asks to renew all of them."""
+        for slot in self._slots:
+            await slot.start()
+        urls = [await slot.process.wait_until_listening() for slot in self._slots]
         announce(urls[0])
         async with asyncio.TaskGroup() as group:
-            for place in self._places:
-                group.create_task(place.keep())
-            group.create_task(self._renew(renew))
+            for slot in self._slots:
+                group.create_task(slot.keep_running())
+            group.create_task(self._renew_when(renew))
 
-    async def end(self) -> None:
-        """End every worker in good order; kill those that take too long."""
-        for place in self._places:
-            place.close()  # each worker leaves its port by itself: nobody is to wait here once it has
-        await end(self._processes, signal.SIGTERM, self._patience)
+    async def stop(self) -> None:
+        """Stop every worker gracefully; kill those that take too long."""
+        for slot in self._slots:
+            slot.close()  # the workers stop listening by themselves; no client may be left waiting on these
+        await end(self._processes, signal.SIGTERM, self._exit_timeout_s)
 
-    async def _renew(self, asked: asyncio.Event) -> None:
+    async def _renew_when(self, asked: asyncio.Event) -> None:
         while True:
             await asked.wait()
             asked.clear()
-            for place in self._places:
-                old = await place.renew()
+            for slot in self._slots:
+                old = await slot.renew()
                 if old is not None:
-                    await end({old}, signal.SIGHUP, self._patience)
+                    await end({old}, signal.SIGHUP, self._exit_timeout_s)
             log.info("the workers have been renewed")
 
-    async def _spawn(self, place: Place) -> Process:
-        if not place.sockets:
-            place.sockets = self._port.listen()
-        process = await Process.start(place.number, self._settings, place.sockets, self._heard)
+    async def _spawn(self, slot: Slot) -> Process:
+        if not slot.sockets:
+            slot.sockets = self._port.listen()
+        process = await Process.start(slot.number, self._settings, slot.sockets, self._received)
         self._processes.add(process)
 
         def ended(_: asyncio.Task[str]) -> None:
             self._processes.discard(process)
-            self._roll_call.ended(process.pid)
+            self._totals.ended(process.pid)
 
-        process.gone.add_done_callback(ended)
+        process.ended.add_done_callback(ended)
         return process
 
-    def _heard(self, process: Process, report: Report) -> None:
-        """Take in what a worker reports about numbers."""
+    def _received(self, process: Process, report: Report) -> None:
+        """Handle the part of a report that is about numbers."""
         if report.numbers is not None:
-            self._roll_call.told(process.pid, report.numbers)
-        if report.asks:
-            task = asyncio.create_task(self._answer(process))
-            self._answers.add(task)
-            task.add_done_callback(self._answers.discard)
+            self._totals.reported(process.pid, report.numbers)
+        if report.wants_totals:
+            task = asyncio.create_task(self._send_totals(process))
+            self._responses.add(task)
+            task.add_done_callback(self._responses.discard)
 
-    async def _answer(self, process: Process) -> None:
-        asks = {each.pid: partial(each.say, Word()) for each in self._processes if each.serves}
-        process.say(Word(all=await self._roll_call.numbers(asks)))
+    async def _send_totals(self, process: Process) -> None:
+        requests = {each.pid: partial(each.request, Request()) for each in self._processes if each.is_listening}
+        process.request(Request(totals=await self._totals.collect(requests)))
 
     @property
-    def _patience(self) -> float:
-        return self._settings.drain + REQUEST_GRACE_S + GRACE
+    def _exit_timeout_s(self) -> float:
+        return self._settings.drain + REQUEST_GRACE_S + EXIT_GRACE_S
 
 
 def _terminal_watch() -> Callable[[], bool]:
-    """Return what tells whether the terminal that there was at first is gone: that, too, sends SIGHUP."""
-    had = _has_terminal()
-    return lambda: had and not _has_terminal()
+    """Return a function that says whether the terminal of the start is gone, because that sends SIGHUP too."""
+    had_terminal = _has_terminal()
+    return lambda: had_terminal and not _has_terminal()
 
 
 def _has_terminal() -> bool:

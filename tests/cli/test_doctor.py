@@ -19,12 +19,12 @@ def test_warnings_alone_are_no_failure(database_url: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("warning   settings: SSE_PG_HEARTBEAT_SECONDS=90:")
-    assert lines[1].startswith("          mend: ")
+    assert lines[1].startswith("          fix: ")
     assert lines[-1].endswith("ok")
     assert "error" not in lines[-1]
 
 
-def test_an_error_is_exit_code_1_until_it_is_mended(database_url: str, db: psycopg.Connection) -> None:
+def test_an_error_is_exit_code_1_until_it_is_fixed(database_url: str, db: psycopg.Connection) -> None:
     db.execute("ALTER SEQUENCE sse_pg.events_id_seq CACHE 10")
     done = run("doctor", DATABASE_URL=database_url)
     assert (done.returncode, done.stderr) == (1, "")
@@ -43,7 +43,7 @@ def test_json_for_programs(database_url: str, db: psycopg.Connection) -> None:
     report = json.loads(done.stdout)
     assert report["counts"]["error"] == 1
     (finding,) = [finding for finding in report["findings"] if finding["state"] == "error"]
-    assert set(finding) == {"name", "state", "found", "mend", "sql"}
+    assert set(finding) == {"name", "state", "found", "fix", "sql"}
     assert finding["name"] == "triggers"
     for statement in finding["sql"]:
         db.execute(statement)
@@ -54,7 +54,7 @@ def test_old_transactions_are_those_asked_for(database_url: str) -> None:
     with psycopg.connect(database_url) as publisher:
         publisher.execute("SELECT sse_pg.publish('a', 't', '1')")
         assert "publishers: pid" in run("doctor", "--old", "0", DATABASE_URL=database_url).stdout
-        assert "publishers: 1 in flight" in run("doctor", DATABASE_URL=database_url).stdout
+        assert "publishers: 1 open" in run("doctor", DATABASE_URL=database_url).stdout
 
 
 def test_colours_on_a_terminal(database_url: str) -> None:

@@ -83,7 +83,7 @@ def test_tail_says_what_the_server_refuses(database_url: str) -> None:
 
 def test_tail_says_that_no_server_answers() -> None:
     with process("tail", "a", "--url", "http://127.0.0.1:1") as tail:
-        assert "no server answers at 127.0.0.1:1 (Connection refused)" in tail.line("next attempt", err=True).string
+        assert "no server responds at 127.0.0.1:1 (Connection refused)" in tail.line("next attempt", err=True).string
         assert tail.end() == 0
 
 

@@ -274,8 +274,8 @@ async def test_gap_and_loss_are_logged_by_default(bus: Bus, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "sse_pg.client"):
         assert [event async for event in follow(bus, on_reconnect=None)] == []
     assert [record.getMessage() for record in caplog.records] == [
-        "events after 5 and before 90 are lost: unknown",
-        "the stream is lost (the server ended the stream); the next attempt comes in 0.0 s",
+        "the events after 5 and up to 90 are lost: unknown",
+        "the stream was lost (the server ended the stream); the next attempt is in 0.0 s",
     ]
 
 
@@ -347,7 +347,7 @@ async def test_silence_counts_as_a_loss(bus: Bus) -> None:
     lost: list[Reconnect] = []
     async with follow(bus, max_silence=0.2, on_reconnect=lost.append) as events:
         assert (await anext(events)).id == "101"
-    assert [loss.reason for loss in lost] == ["nothing came for 0.2 s"]
+    assert [loss.reason for loss in lost] == ["nothing arrived for 0.2 s"]
     assert bus.resumed_from() == [None, "100"]
 
 
@@ -384,7 +384,7 @@ async def test_heartbeats_count_as_life(bus: Bus) -> None:
 async def test_a_refusal_raises_with_the_detail_and_ends_the_iteration(bus: Bus) -> None:
     bus.answers = [refusal(403)]
     events = follow(bus)
-    with pytest.raises(ClientError, match="answers 403 Refused: not subscribed to: audit"):
+    with pytest.raises(ClientError, match="responds with 403 Refused: not subscribed to: audit"):
         await anext(events)
     assert [event async for event in events] == []
     assert len(bus.requests) == 1
@@ -401,7 +401,7 @@ async def test_a_refusal_that_is_no_problem_document(bus: Bus) -> None:
         return web.Response(status=404, body=b"<html>\xff")
 
     bus.answers = [proxy]
-    with pytest.raises(ClientError, match=r"answers 404 Not Found$"):
+    with pytest.raises(ClientError, match=r"responds with 404 Not Found$"):
         await anext(follow(bus))
 
 
@@ -635,5 +635,5 @@ async def test_publish_refused_or_answered_with_nonsense(bus: Bus) -> None:
     bus.answers = [refusal(422), json_answer({"id": "x"})]
     with pytest.raises(ClientError, match="422 Refused"):
         await publish(bus.url, "orders", 1, idempotency_key="k")
-    with pytest.raises(ClientError, match="cannot be read"):
+    with pytest.raises(ClientError, match="cannot be decoded"):
         await publish(bus.url, "orders", 1, idempotency_key="k")

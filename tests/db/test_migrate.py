@@ -220,9 +220,9 @@ async def test_the_doctor_says_what_is_pending(db: psycopg.Connection, database_
     migrate(database_url)
     finding = await one("schema", database_url)
     assert (finding.state, "0003_post_drops" in finding.found) == ("warning", True)
-    assert "sse-pg migrate --post" in finding.mend
+    assert "sse-pg migrate --post" in finding.fix
     with psycopg.connect(database_url, autocommit=True) as server:
         register(server, 2)
-        assert "stop the older servers: old (pid 42, sse-pg 0.0.9)" in (await one("schema", database_url)).mend
+        assert "stop the older servers: old (pid 42, sse-pg 0.0.9)" in (await one("schema", database_url)).fix
     steps()
     assert (await one("schema", database_url)).state == "ok"

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from support.doctor import mend, one
+from support.doctor import apply_fixes, one
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres
@@ -255,7 +255,7 @@ async def test_migrate_takes_back_what_everybody_may(db: psycopg.Connection, dat
 
 
 async def test_the_doctor_s_statement_takes_it_back(loose: None, db: psycopg.Connection, database_url: str) -> None:
-    mend(db, [await one("rights", database_url)])
+    apply_fixes(db, [await one("rights", database_url)])
     assert (await one("rights", database_url)).state == "ok"
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support.doctor import mend, one, report
+from support.doctor import apply_fixes, one, report
 from support.waiting import wait_for
 
 from sse_pg.db.migrate import migrate
@@ -59,14 +59,14 @@ async def test_a_notification_queue_that_fills(cluster: EmbeddedPostgres) -> Non
             assert finding.state == "warning"
             assert f"pid {listener.info.backend_pid} of postgres" in finding.found
             hidden = await one("queue", make_conninfo(cluster.url, user=role))
-            assert "not shown to this role" in hidden.found
-            mend(db, [hidden])
+            assert "this role may not see" in hidden.found
+            apply_fixes(db, [hidden])
             assert str(listener.info.backend_pid) in (await one("queue", make_conninfo(cluster.url, user=role))).found
             while db.execute("SELECT pg_notification_queue_usage()").fetchone() < (0.5,):  # type: ignore[operator]
                 db.execute("SELECT pg_notify('x', repeat('x', 7000) || n) FROM generate_series(1, 5) n")
             finding = await one("queue", cluster.url)
             assert finding.state == "error"
-            mend(db, [finding])
+            apply_fixes(db, [finding])
             wait_for(lambda: db.execute("SELECT pg_notification_queue_usage()").fetchone() == (0,), "an empty queue")
             with pytest.raises(psycopg.OperationalError):
                 listener.execute("SELECT 1")
@@ -136,5 +136,5 @@ async def test_a_replica(cluster: EmbeddedPostgres, replica: str) -> None:
     hosts = [conninfo_to_dict(url)["host"] for url in (replica, cluster.url)]
     both = make_conninfo(cluster.url, host=",".join(map(str, hosts)), port="5432,5432")
     assert (await one("primary", both)).state == "error"
-    assert "target_session_attrs=read-write" in finding.mend
+    assert "target_session_attrs=read-write" in finding.fix
     assert (await one("primary", make_conninfo(both, target_session_attrs="read-write"))).state == "ok"

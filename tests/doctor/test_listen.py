@@ -28,8 +28,8 @@ async def test_a_transaction_pooler(pooler: Pooler, database_url: str, options: 
     finding = await one("listen", pooled)
     assert finding.state == "error"
     assert "transaction pooler" in finding.found
-    assert "SSE_PG_LISTEN_DATABASE_URL" in finding.mend
-    # Mended as it says.
+    assert "SSE_PG_LISTEN_DATABASE_URL" in finding.fix
+    # Fixed as it says.
     assert (await one("listen", pooled, listen_database_url=database_url)).state == "ok"
     finding = await one("requests", pooled, listen_database_url=database_url)
     assert (finding.state, "transaction pooler" in finding.found) == ("ok", True)

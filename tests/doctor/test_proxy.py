@@ -114,8 +114,8 @@ BROKEN = [
     ("compression", "warning", ["gzip on;", "gzip_types text/event-stream;", "gzip_min_length 0;"], "gzip"),
     ("caching", "warning", ["proxy_hide_header Cache-Control;"], "Cache-Control is missing"),
     ("stream", "error", ["return 200 'hello';"], "not text/event-stream"),
-    ("stream", "error", ["return 301 https://elsewhere/;"], "answers 301"),
-    ("stream", "error", ["return 401;"], "answers 401"),
+    ("stream", "error", ["return 301 https://elsewhere/;"], "responds with 301"),
+    ("stream", "error", ["return 401;"], "responds with 401"),
 ]
 
 
@@ -127,7 +127,7 @@ async def test_a_proxy_that_spoils_streams(
     server = await launch(heartbeat=3600)
     finding = (await look(nginx(server.url, *lines)))[name]
     assert (finding.state, says in finding.found) == (state, True), finding
-    assert finding.mend
+    assert finding.fix
 
 
 @needs_nginx
@@ -135,7 +135,7 @@ async def test_a_proxy_that_cuts_quiet_streams(launch: Launcher, nginx: Nginx) -
     cut = "proxy_read_timeout 1s;"
     server = await launch(heartbeat=3600)
     finding = (await look(nginx(server.url, cut), wait=30))["quiet"]
-    assert (finding.state, "is cut after" in finding.found) == ("error", True)
+    assert (finding.state, "is closed after" in finding.found) == ("error", True)
     often = await launch(heartbeat=0.2)
     assert (await look(nginx(often.url, cut), wait=2))["quiet"].state == "ok"
 
@@ -143,7 +143,7 @@ async def test_a_proxy_that_cuts_quiet_streams(launch: Launcher, nginx: Nginx) -
 async def test_no_sign_of_life(launch: Launcher) -> None:
     server = await launch(heartbeat=3600)
     finding = (await look(server.url, wait=0.5))["quiet"]
-    assert (finding.state, "no heartbeat" in finding.found) == ("warning", True)
+    assert (finding.state, "not even a heartbeat" in finding.found) == ("warning", True)
 
 
 @needs_nginx
@@ -173,7 +173,7 @@ async def test_a_server_that_asks_for_tokens(launch: Launcher) -> None:
     settings = {"heartbeat": 3600, "token_secret": "x" * 32}
     server = await launch(**settings)
     finding = (await look(server.url))["stream"]
-    assert (finding.state, "SSE_PG_TOKEN" in finding.mend) == ("error", True)
+    assert (finding.state, "SSE_PG_TOKEN" in finding.fix) == ("error", True)
 
 
 @needs_nginx
@@ -194,7 +194,7 @@ async def test_what_browsers_speak(
     url = url.replace("http://127.0.0.1", "https://localhost")
     finding = (await look(url))["stream"]
     assert (finding.state, "certificate" in finding.found) == ("error", True)
-    assert "SSL_CERT_FILE" in finding.mend
+    assert "SSL_CERT_FILE" in finding.fix
     # aiohttp reads the certificates that it trusts when it is imported.
     command = [*SSE_PG, "doctor", "--json", "--url", url, "--wait", "1"]
     variables = environment(SSE_PG_DATA_DIR=str(tmp_path / "none"), SSL_CERT_FILE=str(certificate))

@@ -33,7 +33,7 @@ needs_root = pytest.mark.skipif(not ROOT, reason="only root becomes another user
 def installed() -> dict[int, Binaries]:
     """Every PostgreSQL of this machine that counts, by its major version."""
     found: dict[int, Binaries] = {}
-    for programs, _ in embedded_binaries.places():
+    for programs, _ in embedded_binaries.candidates():
         with contextlib.suppress(EmbeddedError):
             one = find_binaries(programs)
             found.setdefault(one.major, one)
@@ -190,7 +190,7 @@ def test_another_major_version_gets_its_own_cluster(place: Path, caplog: pytest.
     with EmbeddedPostgres(place, binaries=ALL[old]) as server:
         keep(server.url, 1)
     with EmbeddedPostgres(place, binaries=ALL[new]) as server:
-        assert f"postgres-{old} is of another version" in caplog.text
+        assert f"postgres-{old} was made by another version" in caplog.text
         keep(server.url, 2)
     with EmbeddedPostgres(place, binaries=ALL[old]) as server:
         assert values(server.url) == [1]
@@ -273,7 +273,7 @@ def values_of_one(url: str) -> int:
 def test_a_large_log_is_put_aside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedPostgres(place) as server:
         pass
-    monkeypatch.setattr(embedded_log, "LOG_BYTES", 10)
+    monkeypatch.setattr(embedded_log, "MAX_LOG_BYTES", 10)
     with EmbeddedPostgres(place):
         assert "ready to accept" in (place / "postgres.log.1").read_text()
     assert server.log.read_text().count("ready to accept") == 1
@@ -288,7 +288,8 @@ def test_a_second_start_is_refused(place: Path) -> None:
         with pytest.raises(EmbeddedError) as error:
             EmbeddedPostgres(place).start()
         assert one_line(error) == (
-            f"{place} is in use by process {process.pid}; give another --data-dir, or set DATABASE_URL to use it"
+            f"{place} is in use by process {process.pid}; use another --data-dir, or set DATABASE_URL to use its "
+            "database"
         )
         url = running(place)
         assert url
@@ -316,7 +317,7 @@ def test_a_bad_setting_says_what_postgresql_says(place: Path, monkeypatch: pytes
 
 def test_a_file_in_the_way_says_so(place: Path) -> None:
     (place / "file").touch()
-    with pytest.raises(EmbeddedError, match=r"cannot be used: .*; give another --data-dir") as error:
+    with pytest.raises(EmbeddedError, match=r"cannot be used: .*; use another --data-dir") as error:
         EmbeddedPostgres(place / "file" / "data").start()
     one_line(error)
 
@@ -328,7 +329,7 @@ def test_a_closed_directory_above_the_data_is_named(place: Path) -> None:
     with pytest.raises(EmbeddedError) as error:
         EmbeddedPostgres(closed / "below" / "data").start()
     text = one_line(error)
-    assert text.startswith(f"{closed} is closed to user ")
+    assert f"cannot enter {closed}, " in text
     assert "--data-dir" in text
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
     assert list(closed.iterdir()) == []
@@ -338,7 +339,7 @@ def test_no_binaries_says_what_to_install(monkeypatch: pytest.MonkeyPatch, place
     with pytest.raises(EmbeddedError) as error:
         find_binaries(place)
     assert str(place) in one_line(error)
-    monkeypatch.setattr(embedded_binaries, "places", lambda: iter([(place, "a test")]))
+    monkeypatch.setattr(embedded_binaries, "candidates", lambda: iter([(place, "a test")]))
     with pytest.raises(EmbeddedError) as error:
         find_binaries()
     text = one_line(error)
@@ -578,3 +579,32 @@ def test_root_leaves_a_user_s_cluster_with_that_user(place: Path) -> None:
     with EmbeddedPostgres(place) as server:
         assert values(server.url) == [5]
         assert Path(f"/proc/{server.pid}").stat().st_uid == nobody.pw_uid
+
+
+@needs_root
+def test_without_a_user_postgres_it_is_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that has only the wheel. No account is added for it."""
+    before = pwd.getpwall()
+    known = pwd.getpwnam
+
+    def without_postgres(name: str) -> pwd.struct_passwd:
+        if name == "postgres":
+            raise KeyError(name)
+        return known(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", without_postgres)
+    with EmbeddedPostgres(place / "data") as server:
+        assert Path(f"/proc/{server.pid}").stat().st_uid == known("nobody").pw_uid
+        assert values_of_one(server.url) == 1
+    assert pwd.getpwall() == before
+
+
+@needs_root
+def test_without_either_user_it_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> pwd.struct_passwd:
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    with pytest.raises(EmbeddedError, match="add a user named postgres") as error:
+        EmbeddedPostgres(place / "data").start()
+    one_line(error)

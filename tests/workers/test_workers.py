@@ -29,7 +29,7 @@ from sse_pg.client import Event, subscribe
 from sse_pg.config import Settings
 from sse_pg.errors import SettingError
 from sse_pg.workers.port import SharedPort
-from sse_pg.workers.supervisor import Workers
+from sse_pg.workers.supervisor import Supervisor
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
@@ -309,13 +309,13 @@ async def test_nobody_outlives_a_killed_parent(data: Path) -> None:
 
 async def test_a_worker_that_does_not_end_is_killed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse_pg.workers.supervisor, "REQUEST_GRACE_S", 0.0)
-    monkeypatch.setattr(sse_pg.workers.supervisor, "GRACE", 0.5)
+    monkeypatch.setattr(sse_pg.workers.supervisor, "EXIT_GRACE_S", 0.5)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     settings = Settings(host="127.0.0.1", port=0, workers=2, drain=0.0, database_url=database_url)
     urls: list[str] = []
     with SharedPort(settings.host, settings.port) as port:
-        workers = Workers(settings, port)
-        running = asyncio.create_task(workers.run(urls.append, asyncio.Event()))
+        supervisor = Supervisor(settings, port)
+        running = asyncio.create_task(supervisor.run(urls.append, asyncio.Event()))
         try:
             await until(lambda: urls or running.done(), "the start")
             pids = list(await counted(urls[0], 0))
@@ -324,7 +324,7 @@ async def test_a_worker_that_does_not_end_is_killed(database_url: str, monkeypat
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
-            await workers.end()
+            await supervisor.stop()
     assert not any(map(alive, pids))
 
 
@@ -397,7 +397,7 @@ def test_a_port_in_use_is_one_line(database_url: str, shares: bool) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = run("serve", "--port", str(port), "--workers", "2", DATABASE_URL=database_url)
-        why = "Address already in use; give another --port (0 takes a free one)"
+        why = "Address already in use; use another --port (0 picks a free one)"
         assert one_line(done) == f"sse-pg: cannot listen on 127.0.0.1:{port}: {why}\n"
 
 
