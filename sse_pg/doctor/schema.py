@@ -67,7 +67,7 @@ async def rights(exam: Examination) -> list[Finding]:
             error(
                 "rights",
                 f"the role lacks {_some(lacking)}",
-                "grant them as the owner of the schema, or run sql/roles.sql and make the role a member of sse_pg_server",
+                "grant them as the owner of the schema, or run sql/roles.sql and grant sse_pg_server to the role",
                 *(row.fix for row in lacking),
             )
         )
