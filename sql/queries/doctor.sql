@@ -92,6 +92,16 @@ SELECT p.oid::regprocedure::text AS what, 'SELECT sse_pg.set_rights()' AS fix
    AND EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0)
  ORDER BY 1
 
+-- name: doctor_policies
+-- The tables whose row level security applies to this role, or to the owner, with whose rights the functions run.
+SELECT c.oid::regclass::text AS which, format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', c.oid::regclass) AS mend
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_roles o ON o.oid = c.relowner
+ WHERE n.nspname = 'sse_pg' AND c.relrowsecurity
+   AND (row_security_active(c.oid) OR (c.relforcerowsecurity AND NOT o.rolsuper AND NOT o.rolbypassrls))
+ ORDER BY 1
+
 -- name: doctor_identity
 -- Whether log_identity(), which runs with its owner's rights, can read what changes with a restore and a failover.
 SELECT has_function_privilege(p.proowner, 'pg_catalog.pg_control_system()', 'EXECUTE') AS cluster,

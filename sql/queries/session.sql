@@ -1,8 +1,8 @@
 -- name: session_settings
 -- What our statements and functions rely on, so that settings of the database, of the role and of libpq's environment make
 -- no difference; with `local`, for the rest of the transaction only. Names that this release of PostgreSQL does not know are
--- left out. With row_security = off a policy that would hide events is an error. The limits on time end what the server
--- no longer waits for.
+-- left out. With row_security = off a policy that would hide events is an error. The limits on time, with `limits`, end what
+-- the server no longer waits for.
 SELECT pg_catalog.set_config(s.name, s.value, %(local)s)
   FROM (VALUES ('client_encoding', 'UTF8'),
                ('standard_conforming_strings', 'on'),
@@ -22,6 +22,7 @@ SELECT pg_catalog.set_config(s.name, s.value, %(local)s)
                ('idle_session_timeout', '0'),
                ('transaction_timeout', '0')) AS s(name, value)
  WHERE pg_catalog.current_setting(s.name, true) IS NOT NULL
+   AND (%(limits)s OR pg_catalog.strpos(s.name, '_timeout') OPERATOR(pg_catalog.=) 0)
 
 -- name: expect_log
 SELECT sse_pg.expect_log(%s)

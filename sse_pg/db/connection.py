@@ -75,9 +75,12 @@ async def refuse_pooler(url: str | None) -> None:
         await (await connect_listener(url)).close()
 
 
-async def set_up(conn: psycopg.AsyncConnection[Any], *, local: bool = False) -> None:
-    """Set what our statements rely on, for the session, or with ``local`` for the transaction."""
-    await conn.execute(query("session_settings"), {"local": local})
+async def set_up(conn: psycopg.AsyncConnection[Any], *, local: bool = False, limits: bool = True) -> None:
+    """Set what our statements rely on, for the session, or with ``local`` for the transaction.
+
+    ``limits``: how long statements and transactions may take, too.
+    """
+    await conn.execute(query("session_settings"), {"local": local, "limits": limits})
 
 
 def is_unavailable(error: BaseException) -> bool:

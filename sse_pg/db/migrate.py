@@ -38,7 +38,7 @@ def migrate(url: str | None, *, post: bool = False) -> list[str]:
     """
     applied: list[str] = []
     try:
-        with psycopg.connect(url or "", connect_timeout=10, autocommit=True) as conn:
+        with psycopg.connect(url or "", connect_timeout=10, autocommit=True, client_encoding="UTF8") as conn:
             _check_server(conn)
             while (step := _apply_next(conn, post=post)) is not None:
                 applied.append(str(step))
@@ -78,6 +78,7 @@ def _check_server(conn: psycopg.Connection[Any]) -> None:
 
 def _set_rights(conn: psycopg.Connection[Any]) -> None:
     with conn.transaction():
+        conn.execute(query("session_settings"), {"local": True, "limits": False})
         conn.execute(query("migration_lock"))
         if conn.execute(query("migration_owner")).fetchone() == (True,):
             conn.execute(query("migration_rights"))
@@ -89,6 +90,7 @@ def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | Non
     while True:
         try:
             with conn.transaction():
+                conn.execute(query("session_settings"), {"local": True, "limits": False})
                 conn.execute(query("migration_lock"))
                 (exists,) = conn.execute(query("migration_exists")).fetchone() or (None,)
                 known = dict(conn.execute(query("migration_table")).fetchall()) if exists else {}

@@ -90,6 +90,23 @@ def _some(rows: list[Any]) -> str:
     return ", ".join(row.what for row in rows[:MAX_NAMED_RIGHTS]) + (f" and {more} more" if more > 0 else "")
 
 
+async def policies(exam: Examination) -> list[Finding]:
+    """Check that row level security hides nothing from the server."""
+    rows = await exam.session.rows("doctor_policies")
+    if not rows:
+        return [ok("policies", "no row level security applies to the server")]
+    names = ", ".join(row.which for row in rows)
+    return [
+        error(
+            "policies",
+            f"row level security on {names} applies to this role or to the owner of the schema: the server refuses "
+            "to read and publish, because a policy could hide events",
+            "disable it, or give the roles BYPASSRLS; access rules belong into sse_pg.authorize()",
+            *(row.mend for row in rows),
+        )
+    ]
+
+
 async def sequence(exam: Examination) -> list[Finding]:
     """Check that ids are drawn one by one, upwards, and only by the sequence."""
     here = await exam.session.row("doctor_sequence")

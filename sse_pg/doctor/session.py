@@ -27,7 +27,7 @@ class ReadOnlySession:
         """Return the rows of a statement as named tuples."""
         with deadline(self.conn, RESPONSE_DEADLINE_S):
             async with self.conn.transaction():
-                await set_up(self.conn, local=True)
+                await set_up(self.conn, local=True, limits=False)
                 await self.conn.execute(query("doctor_begin"))
                 cursor = self.conn.cursor(row_factory=namedtuple_row)
                 await cursor.execute(query(name), params)
