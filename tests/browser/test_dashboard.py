@@ -16,7 +16,7 @@ from browser.gate import Gate
 from browser.watch import Watch
 from sse_pg.auth.tokens import mint
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 expect.set_options(timeout=20000)
 
 

@@ -9,7 +9,7 @@ from playwright.async_api import Browser
 from support.proxies import proxy
 from support.server import Launcher
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 OPEN = """async (count) => {
   const opened = Array.from({ length: count }, () => new Promise((resolve) => {

@@ -15,7 +15,7 @@ from support.waiting import eventually
 
 from browser.watch import Watch
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 FOLLOW = """async ([options, count]) => {
   const { subscribe } = await import('/sse-pg.js')

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import pytest_asyncio
 from aiohttp import ClientSession
 from playwright.async_api import Page, expect
 from support.client import Client
@@ -17,12 +18,12 @@ from support.pages import Page as Described
 from support.process import free_port
 from support.proxies import nginx_words, no_files_of_the_machine, started
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 ORDER = "WITH placed AS (INSERT INTO orders (item) VALUES (%s) RETURNING item) "
 ORDER += "SELECT sse_pg.publish('orders', 'PLACED', jsonb_build_object('item', item)) FROM placed"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def django(db: psycopg.Connection, database_url: str, tmp_path: Path) -> AsyncIterator[str]:
     """The URL of the example, with its table."""
     table, _, _ = (EXAMPLES / "trigger.sql").read_text().partition("\n\n")

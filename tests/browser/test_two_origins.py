@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 from aiohttp import test_utils, web
 from playwright.async_api import Browser, Page
 from support.client import Client
 from support.server import Launcher
 from support.tokens import SECRET, token
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 LOG_IN = """async ([bus, token]) => (await fetch(bus + "/api/events/session", {
     method: "POST", credentials: "include", headers: { Authorization: "Bearer " + token } })).status"""
@@ -31,7 +32,7 @@ PUBLISH = """async ([bus]) => {
 }"""
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def elsewhere() -> AsyncIterator[str]:
     """A page of another origin: another port is enough."""
 
@@ -44,7 +45,7 @@ async def elsewhere() -> AsyncIterator[str]:
         yield str(server.make_url("")).rstrip("/")
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def page(browser: Browser, elsewhere: str) -> AsyncIterator[Page]:
     context = await browser.new_context()
     made = await context.new_page()

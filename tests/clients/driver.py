@@ -118,6 +118,7 @@ class Browser(Driver):
         app = web.Application(client_max_size=LONGEST_LINE)
         app.add_routes([web.get("/", self._page), web.post("/record", self._record), web.post("/gave-up", self._gave)])
         app.add_routes([web.get("/sse-pg.js", self._module)])
+        app.on_response_prepare.append(_close_after)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         self._profile = TemporaryDirectory(prefix="sse-pg-chromium-", ignore_cleanup_errors=True)
         self._process: asyncio.subprocess.Process | None = None
@@ -155,21 +156,24 @@ class Browser(Driver):
         self._profile.cleanup()
 
     async def _page(self, _: web.Request) -> web.Response:
-        return _once(web.Response(text=self._file.read_text(), content_type="text/html"))
+        return web.Response(text=self._file.read_text(), content_type="text/html")
 
     async def _module(self, _: web.Request) -> web.Response:
-        return _once(web.Response(text=MODULE.read_text(), content_type="text/javascript"))
+        return web.Response(text=MODULE.read_text(), content_type="text/javascript")
 
     async def _record(self, request: web.Request) -> web.Response:
         self.records += await request.json()
-        return _once(web.Response())
+        return web.Response()
 
     async def _gave(self, _: web.Request) -> web.Response:
         self.gave_up = True
-        return _once(web.Response())
+        return web.Response()
 
 
-def _once(response: web.Response) -> web.Response:
-    """Let the connection end, so that the next request opens one, and the proxy sees where it goes."""
+async def _close_after(_: web.Request, response: web.StreamResponse) -> None:
+    """Let the connection end, so that the next request opens one, and the proxy sees where it goes.
+
+    Every response, also the one to the favicon.ico that nobody has: a connection that is kept leads to the pages, and a
+    stream that the browser asks for on it gets 404 for ever.
+    """
     response.force_close()
-    return response

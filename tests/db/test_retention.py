@@ -596,8 +596,9 @@ async def test_an_error_is_logged_and_the_server_goes_on(
 
 
 async def test_maintenance_says_what_stands_in_its_way(
-    db: psycopg.Connection, database_url: str, caplog: pytest.LogCaptureFixture
+    db: psycopg.Connection, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sse_pg.db.maintenance.BUSY_ROUNDS_BEFORE_WARNING", 2)
     make(db, ahead=9)
     fill(db, 850)
     settings = Settings(database_url=database_url, keep_events=1, partition_size=100, maintenance=0.05)
