@@ -13,6 +13,10 @@ from sse_pg.core.event import event_json
 from sse_pg.http.problem import FieldError, invalid, json_response
 from sse_pg.http.query import collect, query_channels, query_choice, query_cursor, query_integer
 
+#: Maximum size of a Link header. Clients and proxies refuse heads of more than 8 KiB, and a request may name a thousand
+#: channels. The body has the cursor in any case.
+MAX_LINK_BYTES = 4096
+
 
 class HistoryApi:
     """Paginated history."""
@@ -43,7 +47,10 @@ class HistoryApi:
         headers = {}
         if body["hasMore"]:
             step = "after" if order == "asc" else "before"
-            headers["Link"] = f'<{request.rel_url.update_query({step: body["nextCursor"]})}>; rel="next"'
+            # Only the query: the path may have had a prefix that a proxy has stripped.
+            link = f'<?{request.rel_url.update_query({step: body["nextCursor"]}).raw_query_string}>; rel="next"'
+            if len(link) <= MAX_LINK_BYTES:
+                headers["Link"] = link
         return json_response(body, headers=headers)
 
     async def _ascending(

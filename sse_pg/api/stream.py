@@ -232,6 +232,7 @@ def _requested_cursor(request: web.Request) -> str | None:
     for text in (
         request.headers.get("Last-Event-ID"),
         request.query.get("lastEventId"),
+        request.query.get("lastEventID"),  # the spelling of Mercure
         request.query.get("last_event_id"),
     ):
         if text:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jwt
 import msgspec
+from jwt.types import Options
 
 from sse_pg.auth.identity import Identity, Patterns
 from sse_pg.auth.jwks import Jwks
@@ -26,6 +27,17 @@ MAX_TIME_S = 253402300799
 MAX_CACHED_TOKENS = 10000
 #: Time between two checks whether the key files have changed.
 KEY_FILES_INTERVAL_S = 1.0
+
+
+#: What PyJWT checks. The rest is checked here: PyJWT takes strings and truth values for times, and refuses an integer
+#: as the user.
+_OPTIONS: Options = {
+    "require": ["exp", "sub"],
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+    "verify_sub": False,
+}
 
 
 class Rights(msgspec.Struct, rename="camel"):
@@ -128,8 +140,7 @@ class Verifier:
                     algorithms=list(key.algorithms),
                     audience=self._audience,
                     issuer=self._issuer,
-                    # _identity() checks the times: PyJWT takes strings and truth values for numbers.
-                    options={"require": ["exp", "sub"], "verify_exp": False, "verify_nbf": False, "verify_iat": False},
+                    options=_OPTIONS,
                 )
             except jwt.InvalidSignatureError:
                 continue
@@ -146,6 +157,8 @@ class Verifier:
 
     def _identity(self, claims: dict[str, Any]) -> Identity:
         user = claims["sub"]
+        if isinstance(user, int) and not isinstance(user, bool):
+            user = str(user)  # as in a userId; the decoder has refused numbers of thousands of digits
         if not isinstance(user, str) or user_fault(user):
             raise TokenRefused("the claim sub is not a valid user id")
         try:

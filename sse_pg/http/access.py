@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -13,6 +12,7 @@ from sse_pg.auth.identity import OPEN, Identity
 from sse_pg.auth.tokens import Verifier
 from sse_pg.config import Settings
 from sse_pg.errors import TokenRefused
+from sse_pg.http.origin import is_own, normal
 from sse_pg.http.problem import FieldError, Problem
 
 #: Maximum number of channels that a refusal names.
@@ -30,7 +30,7 @@ class Access:
         self._any_host = settings.open
         self._own_host = settings.host.lower()
         self._cookie = settings.token_cookie
-        self._origins = settings.allowed_origins
+        self._origins = frozenset(map(normal, settings.allowed_origins))
 
     @property
     def is_open(self) -> bool:
@@ -132,7 +132,7 @@ class Access:
         """
         origin = request.headers.get("Origin")
         if origin is not None:
-            allowed = origin in self._origins or _is_own(origin, request.host)
+            allowed = normal(origin) in self._origins or is_own(origin, request.host)
         else:
             site = request.headers.get("Sec-Fetch-Site")
             allowed = site in ("same-origin", "none") or (site is None and request.method in ("GET", "HEAD"))
@@ -153,14 +153,6 @@ def bearer(request: web.Request) -> str | None:
     if not token:
         raise _unauthorized("The header Authorization: Bearer contains no token.", "invalid_request")
     return token
-
-
-def _is_own(origin: str, host: str) -> bool:
-    """Tell whether a page has the host of the request. The scheme is not compared: a proxy may terminate TLS."""
-    try:
-        return urlsplit(origin).netloc.lower() == host.lower() != ""
-    except ValueError:
-        return False
 
 
 def _require_none(refused: list[str], by: str, user: str | None, action: str, field: str) -> None:

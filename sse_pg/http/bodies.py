@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from aiohttp import web
 
 from sse_pg.core.names import channel_fault, user_fault
 from sse_pg.http.limits import Bodies
 from sse_pg.http.problem import FieldError, Problem, invalid
+
+_raw = msgspec.json.Decoder(msgspec.Raw)
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_INTEGER = re.compile(rb"-?[0-9]+")
 
 
 async def read_json(request: web.Request, bodies: Bodies) -> bytes:
@@ -27,6 +33,13 @@ def malformed(error: Exception) -> Problem:
     return Problem(400, f"The body is not JSON: {error}.")
 
 
+def _text(raw: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(raw, type=str)
+    except msgspec.ValidationError:
+        return None
+
+
 class SubscriptionBody(msgspec.Struct, frozen=True):
     """The body of subscribe and unsubscribe."""
 
@@ -36,16 +49,19 @@ class SubscriptionBody(msgspec.Struct, frozen=True):
 
 def subscription_body(body: bytes) -> SubscriptionBody:
     """Parse ``{"userId", "channel"}``. An integer userId stands for its digits."""
+    body = without_mark(body)
     try:
-        value = msgspec.json.decode(without_mark(body))
+        _raw.decode(body)  # what is not JSON is a 400, whatever is wrong with its fields
+        value = _object.decode(body)
+        given = {name: _text(raw) for name, raw in value.items() if name in ("userId", "channel")}
+        if (digits := bytes(value.get("userId", b"")).strip()) and _INTEGER.fullmatch(digits):
+            given["userId"] = digits.decode()
+    except msgspec.ValidationError:
+        raise invalid([FieldError("", "must be an object with userId and channel")]) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise malformed(error) from None
-    if not isinstance(value, dict):
-        raise invalid([FieldError("", "must be an object with userId and channel")])
-    user, channel = value.get("userId"), value.get("channel")
+    user, channel = given.get("userId"), given.get("channel")
     errors = []
-    if isinstance(user, int) and not isinstance(user, bool):
-        user = str(user)
     if not isinstance(user, str):
         errors.append(FieldError("userId", "must be a string or an integer"))
     elif fault := user_fault(user):

@@ -78,6 +78,8 @@ def _not_http(error: BaseException | None) -> Problem:
         return Problem(431, f"A header is longer than {MAX_HEADER_BYTES} bytes.")
     if "headers" in text.lower() and "many" in text.lower():
         return Problem(431, f"The request has more than {MAX_HEADERS} headers.")
+    if "url" in text.lower():
+        return Problem(400, "The URL contains characters that have to be percent-encoded.")
     return Problem(400, "This is not a valid HTTP request.")
 
 

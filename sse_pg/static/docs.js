@@ -98,7 +98,7 @@ function quoted (text) {
 function curl (path, method, operation) {
   const parameters = (operation.parameters ?? []).map(resolve)
   const given = parameters.filter((each) => each.example !== undefined && (each.required || each.in === 'query'))
-  const query = given.filter((each) => each.in === 'query' && !/^(last_event_id|after|before)$/.test(each.name))
+  const query = given.filter((each) => each.in === 'query' && !/^(lastEventID|last_event_id|after|before)$/.test(each.name))
     .map(({ name, example }) => `${name}=${[example].flat().map((value) => encodeURIComponent(value)).join(',')}`).join('&')
   const filled = path.replace(/\{(\w+)\}/g, (_, name) => given.find((each) => each.name === name)?.example ?? name)
   const address = new URL(filled.slice(1) + (query ? `?${query}` : ''), document.baseURI)

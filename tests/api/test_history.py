@@ -327,3 +327,22 @@ async def test_walk_and_stream_together_see_each_event_once(client: Client, data
             seen.append(event.json())
     assert len(seen) == len(set(seen))
     assert set(seen) == set(committed)
+
+
+async def test_the_link_is_relative_to_the_request(client: Client, db: psycopg.Connection) -> None:
+    """A proxy may have stripped a prefix of the path."""
+    fill(db)
+    _, body, response = await client.request("GET", f"{HISTORY}?channel=a,b&limit=2&eventType=message")
+    assert (
+        response.headers["Link"] == f'<?channel=a,b&limit=2&eventType=message&after={body["nextCursor"]}>; rel="next"'
+    )
+
+
+async def test_a_link_that_would_be_too_long_is_left_out(client: Client, db: psycopg.Connection) -> None:
+    fill(db)
+    channels = ",".join(["a", *(f"{n:060}" for n in range(100))])
+    _, body, response = await client.request("GET", f"{HISTORY}?channel={channels}&limit=2")
+    assert body["hasMore"]
+    assert "Link" not in response.headers
+    _, body = await client.get(f"{HISTORY}?channel={channels}&limit=2&after={body['nextCursor']}")
+    assert ids(body["events"]) == of("a")[2:4]

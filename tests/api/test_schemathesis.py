@@ -59,7 +59,7 @@ HEADER = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_char
 
 async def test_no_request_fails_a_stream(launch: Launcher) -> None:
     cases: list[tuple[dict[str, str], str]] = []
-    names = st.sampled_from(["channels", "userId", "envelope", "lastEventId", "last_event_id", "x"])
+    names = st.sampled_from(["channels", "userId", "envelope", "lastEventId", "lastEventID", "last_event_id", "x"])
 
     @settings(
         max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -413,13 +413,13 @@ async def either(request: pytest.FixtureRequest, launch: Launcher) -> Any:
         yield made
 
 
-@pytest.mark.parametrize("name", ["Last-Event-ID", "lastEventId", "last_event_id"])
+@pytest.mark.parametrize("name", ["Last-Event-ID", "lastEventId", "lastEventID", "last_event_id"])
 async def test_resume(either: Client, name: str) -> None:
     ids = [await either.publish("a" if n % 2 else "b", n) for n in range(20)]
     cursor = str(ids[6])
     given: dict[str, Any] = {"last_event_id": cursor} if name == "Last-Event-ID" else {}
-    if name == "lastEventId":
-        given = {"lastEventId": cursor}
+    if name in ("lastEventId", "lastEventID"):
+        given = {name: cursor}
     if name == "last_event_id":
         response = await either.session.get(f"{either.url}{STREAM}?channels=a&last_event_id={cursor}")
         stream = StreamReader(response, Block())

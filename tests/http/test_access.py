@@ -16,6 +16,7 @@ from support.waiting import eventually
 
 from sse_pg.app import create_app
 from sse_pg.config import Settings
+from sse_pg.http.origin import is_own
 
 PAGE = "https://app.example"
 As = Callable[..., Client]
@@ -199,6 +200,18 @@ async def test_a_stream_ends_when_its_token_expires(server: Server, nobody: Clie
     await eventually(lambda: not server.bus.hub.streams)
 
 
+@pytest.mark.parametrize("user", [42, -7, 10**200])
+async def test_an_integer_sub_stands_for_its_digits(nobody: Client, user: int) -> None:
+    _, body = await nobody.get("/api/events/session", headers=bearer(token(user)))
+    assert body["userId"] == str(user)
+
+
+@pytest.mark.parametrize("user", [True, 1.5, [1], 10**255])
+async def test_another_sub_is_refused(nobody: Client, user: object) -> None:
+    status, body = await nobody.get("/api/events/session", headers=bearer(token(user)))
+    assert (status, "claim sub" in body["detail"]) == (401, True)
+
+
 @pytest.mark.parametrize("expires", ["9" * 400, float("inf"), 10**300])
 async def test_a_time_that_is_none_makes_no_session(nobody: Client, expires: object) -> None:
     headers = bearer(token(subscribe=["a"], claims={"exp": expires}))
@@ -256,6 +269,7 @@ async def test_the_header_goes_before_the_cookie(nobody: Client) -> None:
         ({}, 200, 403),
         ({"Origin": "{own}"}, 200, 201),
         ({"Origin": PAGE}, 200, 201),
+        ({"Origin": PAGE + ":443"}, 200, 201),
         ({"Origin": "https://evil.example"}, 403, 403),
         ({"Origin": "https://app.example.evil.example"}, 403, 403),
         ({"Origin": PAGE + ":444"}, 403, 403),
@@ -303,6 +317,48 @@ async def test_preflights(nobody: Client, method: str, path: str, body: Any) -> 
     assert answer.headers["Access-Control-Allow-Credentials"] == "true"
     assert int(answer.headers["Access-Control-Max-Age"]) > 0
     assert "Origin" in answer.headers["Vary"]
+
+
+@pytest.mark.parametrize("setting", ["https://app.example:443", "https://app.example"])
+@pytest.mark.parametrize("origin", ["https://app.example:443", "https://app.example"])
+async def test_the_default_port_is_no_part_of_an_origin(launch: Launcher, setting: str, origin: str) -> None:
+    server = await launch(cors_origins=setting)
+    answer = await preflight(server.url + "/api/events/publish", origin)
+    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (204, origin)
+    for other in ("http://app.example:443", "http://app.example", "https://app.example:80"):
+        assert (await preflight(server.url + "/api/events/publish", other)).status == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "own"),
+    [
+        ("https://bus.example", "bus.example", True),
+        ("https://bus.example", "bus.example:443", True),
+        ("http://bus.example", "bus.example:80", True),
+        ("http://bus.example:8080", "bus.example:8080", True),
+        ("https://BUS.example", "bus.EXAMPLE", True),
+        ("https://bus.example", "bus.example:8443", False),
+        ("http://bus.example", "bus.example:443", False),
+        ("https://bus.example:8443", "bus.example", False),
+        ("null", "", False),
+        ("https://[", "[", False),
+    ],
+)
+def test_the_own_origin(origin: str, host: str, own: bool) -> None:
+    assert is_own(origin, host) is own
+
+
+async def test_a_page_may_send_the_headers_it_asks_for(nobody: Client) -> None:
+    headers = {
+        "Origin": PAGE,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "x-request-id, Baggage, traceparent, not a name, ",
+    }
+    async with nobody.session.options(nobody.url + "/api/events/publish", headers=headers) as answer:
+        allowed = answer.headers["Access-Control-Allow-Headers"].split(", ")
+        assert {"traceparent", "tracestate", "x-request-id", "Baggage", "Content-Type"} <= set(allowed)
+        assert len(allowed) == len({name.lower() for name in allowed})
+        assert "not a name" not in allowed
 
 
 @pytest.mark.parametrize(

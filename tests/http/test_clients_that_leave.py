@@ -236,3 +236,24 @@ async def test_every_error_is_a_problem_document(
     assert int(answer.split()[1]) == status
     assert b"Content-Type: application/problem+json" in answer
     assert silent(caplog)
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        (b"/api/events/history?channel=m\xc3\xbcnchen", "The URL contains characters that have to be percent-encoded."),
+        (b"/m\xc3\xbcnchen", "The URL contains characters that have to be percent-encoded."),
+        (b"/api/events/history?channel=\xff", "The URL contains characters that have to be percent-encoded."),
+        (b"/api/events/history?channel=%FF", "The query of the URL is not valid UTF-8."),
+        (b"/api/events/channels?userId=a%C3", "The query of the URL is not valid UTF-8."),
+    ],
+)
+async def test_a_url_that_is_not_encoded(launch: Launcher, path: bytes, detail: str) -> None:
+    server = await launch()
+    reader, writer = await asyncio.open_connection(*port(server.url))
+    writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(TIMEOUT_S):
+        answer = await reader.read()
+    writer.close()
+    assert int(answer.split()[1]) == 400
+    assert detail.encode() in answer
