@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
+from contextlib import AsyncExitStack
 
 from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.control import Control
@@ -24,9 +24,8 @@ from sse_pg.delivery.replay import Replay
 from sse_pg.delivery.tail import Tail
 from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
+from sse_pg.watched_task import WatchedTask, end_all
 
-#: Time after which a task that should end is cancelled again.
-CANCEL_RETRY_S = 0.5
 #: Time that attempts to connect get when the server stops.
 POOL_CLOSE_TIMEOUT_S = 1.0
 
@@ -78,16 +77,19 @@ class Bus:
         """Refused requests, by the limit that was reached, or by the status 401 or 403."""
         self.cursors: Counter[str] = Counter()
         """Streams that have begun, by the kind of their cursor: none, known, lost, malformed."""
-        self._tasks: list[asyncio.Task[None]] = []
+        self.tasks = [
+            WatchedTask("tail", self.tail.run),
+            WatchedTask("registry", self.registry.run),
+            WatchedTask("heartbeat", self.heartbeat.run),
+            WatchedTask("maintenance", self.maintenance.run),
+        ]
 
     async def start(self) -> None:
         """Start to follow the log. Does not wait for the database."""
         await self.pool.open(wait=False)
         await self.tail_pool.open(wait=False)
-        self._tasks = [
-            asyncio.create_task(part.run(), name=type(part).__name__)
-            for part in (self.tail, self.registry, self.heartbeat, self.maintenance)
-        ]
+        for task in self.tasks:
+            task.start()
 
     async def _on_connect(self, conn: Connection) -> None:
         """Register this server on a new LISTEN connection; the pools must lead to the same log as it does."""
@@ -105,21 +107,16 @@ class Bus:
 
     async def stop(self) -> None:
         """Publish what is waiting, then close the connections to the database."""
-        await self.publisher.close()
-        reachable = self.tail.listening.is_set()
-        left = set(self._tasks)
-        while left:
-            # Repeatedly, because psycopg waits with wait_for(), which in Python 3.11 loses a cancellation that comes at
-            # the moment of its success.
-            for task in left:
-                task.cancel()
-            _, left = await asyncio.wait(left, timeout=CANCEL_RETRY_S)
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await self.access.close()
-        if reachable:  # otherwise the row stays until it is swept: stopping does not wait for the database
-            await self.registry.unregister()
+        async with AsyncExitStack() as last_first:  # a step that fails does not keep the others from being taken
+            last_first.push_async_callback(self._close_pools)
+            if self.tail.listening.is_set():
+                # Otherwise the row stays until it is swept: stopping does not wait for the database.
+                last_first.push_async_callback(self.registry.unregister)
+            last_first.push_async_callback(self.access.close)
+            last_first.push_async_callback(end_all, self.tasks)
+            last_first.push_async_callback(self.publisher.close)
+
+    async def _close_pools(self) -> None:
         await asyncio.gather(self.tail_pool.close(POOL_CLOSE_TIMEOUT_S), self.pool.close(POOL_CLOSE_TIMEOUT_S))
 
     def why_not_ready(self) -> str | None:
@@ -128,4 +125,4 @@ class Bus:
             return "the server is stopping"
         if not self.tail.listening.is_set():
             return self.tail.last_error
-        return None
+        return next((task.failure for task in self.tasks if task.failure is not None), None)

@@ -35,6 +35,7 @@ def read(bus: Bus) -> Numbers:
         **_resuming(bus),
         **_tail(bus, now),
         **_upkeep(bus),
+        "sse_pg_task_failures_total": {task.name: task.failures for task in bus.tasks},
         "sse_pg_refused_requests_total": {
             kind: bus.refused_requests[kind] for kind in BY_NAME["sse_pg_refused_requests_total"].known
         },

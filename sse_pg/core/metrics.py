@@ -207,6 +207,14 @@ METRICS = (
     Metric("sse_pg_pool_timeouts_total", "counter", "Requests for a connection that timed out.", *_POOLS),
     Metric("sse_pg_pool_connects_total", "counter", "Attempts to connect.", *_POOLS),
     Metric("sse_pg_pool_connect_failures_total", "counter", "Attempts to connect that failed.", *_POOLS),
+    # ---- the server's own tasks
+    Metric(
+        "sse_pg_task_failures_total",
+        "counter",
+        "Failures of tasks that run for as long as the server. A failed task is started again.",
+        ("task",),
+        ("tail", "registry", "heartbeat", "maintenance"),
+    ),
     # ---- maintenance
     Metric(
         "sse_pg_maintenance_rounds_total",

@@ -14,6 +14,7 @@ from support.server import Launcher, Server
 from support.waiting import TIMEOUT_S, eventually
 
 from sse_pg.version import VERSION
+from sse_pg.watched_task import end_all
 
 ACTIVE = "/api/events/active-connections"
 
@@ -50,10 +51,8 @@ def allow(db: psycopg.Connection, database_url: str, allowed: bool) -> None:
 
 
 async def die(server: Server) -> None:
-    """End a server's work without a word to the database, as SIGKILL does."""
-    for task in server.bus._tasks:
-        task.cancel()
-    await asyncio.gather(*server.bus._tasks, return_exceptions=True)
+    """End a server's tasks, as SIGKILL does, without telling the database."""
+    await end_all(server.bus.tasks)
 
 
 # ------------------------------------------------------------ health
