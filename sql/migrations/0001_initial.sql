@@ -54,11 +54,27 @@ BEGIN
        AND NOT pg_catalog.starts_with(name, 'sse-pg.');
 END $$;
 
--- Measured in bytes of the text that goes over the wire.
+-- Measured in bytes of the text that goes over the wire. Within it a number may be 400 digits long: 1e131071 is 8 bytes to
+-- send and 131,072 to print, for each reader again, and few programs can read it. A number that is so much longer than what
+-- was written has a row of zeros, and only a text that has one is looked at number by number: a search for digits would
+-- take three times as long as the printing. A number that is written out digit by digit is as long as a string would be.
 CREATE FUNCTION sse_pg.payload_fits(payload jsonb, most integer) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    printed pg_catalog.text := payload::pg_catalog.text;
 BEGIN
-    RETURN pg_catalog.octet_length(payload::pg_catalog.text) OPERATOR(pg_catalog.<=) most;
+    IF pg_catalog.octet_length(printed) OPERATOR(pg_catalog.>) 400 AND pg_catalog.strpos(printed,
+        '0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000'
+        ) OPERATOR(pg_catalog.>) 0 THEN
+        IF pg_catalog.octet_length(printed) OPERATOR(pg_catalog.<=) most AND EXISTS (
+            SELECT FROM pg_catalog.jsonb_path_query(payload, 'strict $.** ? (@.type() == "number")') AS n(number)
+             WHERE pg_catalog.length(pg_catalog.translate(n.number::pg_catalog.text, '-.', ''))
+                   OPERATOR(pg_catalog.>) 400) THEN
+            RAISE EXCEPTION 'a number in the payload has more than 400 digits'
+                USING ERRCODE = 'check_violation', HINT = 'Send it as a string.';
+        END IF;
+    END IF;
+    RETURN pg_catalog.octet_length(printed) OPERATOR(pg_catalog.<=) most;
 END $$;
 
 -- Ids come from a sequence that must not cache: announce() reads its last value as a lower bound of

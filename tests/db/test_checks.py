@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
+from support.process import one_line, run
 
 from sse_pg.core import names
+from sse_pg.http.long_numbers import has_long_number
 
 CHECK = psycopg.errors.CheckViolation
 POINTS = [number for number in range(1, 0x110000) if not 0xD800 <= number <= 0xDFFF]
@@ -107,6 +109,51 @@ def test_the_largest_payload(db: psycopg.Connection) -> None:
         insert(db, payload='"' + "x" * (1048576 - 1) + '"')
     with pytest.raises(CHECK, match="events_payload"):
         insert(db, payload='"' + "ä" * (1048576 // 2) + '"')
+
+
+LONG = ["1e400", "-1e400", "1e-400", "0e-400", "123e398", "1e131071", "1e-16000", "1" + "0" * 400]
+PUBLISH = {
+    "insert": "INSERT INTO sse_pg.events (channel, payload) VALUES ('a', %s::jsonb)",
+    "publish": "SELECT sse_pg.publish('a', 't', %s::jsonb)",
+    "with a key": "SELECT sse_pg.publish('a', 't', %s::jsonb, 'key')",
+    "publish_many": "SELECT sse_pg.publish_many('{a,a}', '{t,t}', ARRAY['1', %s])",
+}
+
+
+@pytest.mark.parametrize("how", PUBLISH.values(), ids=PUBLISH)
+@pytest.mark.parametrize("number", LONG)
+@pytest.mark.parametrize("around", ["{}", '[1, {{"a": ["{}", {}, 1e3]}}]'])
+def test_a_number_that_is_long_when_it_is_written_out(
+    db: psycopg.Connection, how: str, number: str, around: str
+) -> None:
+    """A request of 40 kB would take half a gigabyte to print, in the database and for each reader."""
+    with pytest.raises(CHECK, match="more than 400 digits"):
+        db.execute(how, [around.format(number, number)])  # type: ignore[arg-type]
+    assert db.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (0,)
+    assert has_long_number(around.format(number, number)), "HTTP says the same"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "1e399",
+        "-1e-399",
+        "1.7976931348623157e308",
+        "5e-324",
+        '"' + "0" * 1000 + '"',
+        '{"a": "' + "0" * 1000 + '", "b": 1, "c": 1e399}',
+        '["1e131071", 1]',
+    ],
+)
+def test_a_number_that_is_not_too_long(db: psycopg.Connection, payload: str) -> None:
+    insert(db, payload=payload)
+    assert not has_long_number(payload)
+
+
+async def test_a_long_number_is_no_large_payload(database_url: str, db: psycopg.Connection) -> None:
+    """It is refused by its own name where nothing has looked at it before, as on the command line."""
+    refused = run("publish", "a", "[1e-400]", DATABASE_URL=database_url)
+    assert "a number in the payload has more than 400 digits" in one_line(refused)
 
 
 @pytest.mark.parametrize("column", ["channel", "event_type", "payload"])
