@@ -30,7 +30,8 @@ async def shares_backends(url: str | None, conn: psycopg.AsyncConnection[Any], *
     """Return whether the connection's backend is given to others between its transactions.
 
     A connection whose backend has the process id that was announced when it began leads to PostgreSQL itself, because
-    poolers announce ids of their own. ``thorough`` does not rely on that.
+    poolers announce ids of their own. ``thorough`` does not rely on that, and takes a backend that is not given in time
+    for the work of a pooler.
     """
     own = await _backend(conn)
     if own == conn.info.backend_pid and not thorough:
@@ -46,8 +47,10 @@ async def shares_backends(url: str | None, conn: psycopg.AsyncConnection[Any], *
                     await stack.enter_async_context(other.transaction())
                     if await _backend(other) == own:
                         return True
-            except TimeoutError:
-                return True  # connected and no backend given: something between us and PostgreSQL counts them
+            except TimeoutError:  # no backend is given: something between us and PostgreSQL counts them, or all is slow
+                if thorough:
+                    return True
+                break
         return await _backend(conn) != own
 
 

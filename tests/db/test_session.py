@@ -15,6 +15,7 @@ from support.waiting import eventually
 
 from sse_pg.db.connection import connect_listener
 from sse_pg.db.migrate import migrate
+from sse_pg.db.pool import connection, make_pool
 
 EURO = {"price": "5 €"}
 
@@ -36,7 +37,6 @@ SETTINGS = [
     ("bytea_output", "'escape'"),
     ("search_path", "public, pg_catalog"),
     ("default_transaction_isolation", "'serializable'"),
-    ("statement_timeout", "'1ms'"),
     ("lock_timeout", "'1ms'"),
     ("quote_all_identifiers", "on"),
 ]
@@ -57,7 +57,7 @@ async def test_the_encoding_of_the_environment(
 
 
 async def test_options_of_the_environment(launch: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGOPTIONS", "-c standard_conforming_strings=off -c datestyle=german -c statement_timeout=1")
+    monkeypatch.setenv("PGOPTIONS", "-c standard_conforming_strings=off -c datestyle=german -c lock_timeout=1")
     await everything_works(launch)
 
 
@@ -151,6 +151,15 @@ async def test_a_transaction_pooler_under_listen_is_refused_before_anything_is_s
 async def test_a_session_pooler_under_listen_is_fine(pooler: Pooler, launch: Launcher) -> None:
     url = pooler("session")
     await everything_works(lambda: launch(database_url=url))
+
+
+async def test_time_limits_of_the_database(database_url: str, db: psycopg.Connection) -> None:
+    alter(db, "statement_timeout", "'5s'")
+    alter(db, "idle_session_timeout", "'5s'")
+    async with make_pool(database_url, 1, 20.0) as pool, connection(pool) as conn:
+        for name, value in (("statement_timeout", "28s"), ("idle_session_timeout", "0")):
+            cursor = await conn.execute(f"SHOW {name}")  # type: ignore[arg-type]
+            assert await cursor.fetchone() == (value,)
 
 
 async def test_the_listener_asks_for_nothing_it_does_not_get(database_url: str) -> None:
