@@ -284,8 +284,8 @@ CREATE TABLE sse_pg.idempotency_keys (
 );
 CREATE INDEX idempotency_keys_created_at ON sse_pg.idempotency_keys (created_at);
 
--- Publishes one event in the caller's transaction; returns its id. A repeated idempotency key returns the id it
--- returned before, and raises SQLSTATE SP409 when the event differs.
+-- Publishes one event in the caller's transaction; returns its id, NULL when a trigger of yours discards the event. A
+-- repeated idempotency key returns the id it returned before, and raises SQLSTATE SP409 when the event differs.
 CREATE FUNCTION sse_pg.publish(channel text, event_type text, payload jsonb, idempotency_key text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -321,7 +321,7 @@ BEGIN
 END $$;
 
 -- Publishes many events in one statement; returns a row for each, in order. The arrays are of one length; keys may
--- be NULL as a whole or by element.
+-- be NULL as a whole or by element. Raises SP422, and publishes none, when a trigger discards one of them.
 CREATE FUNCTION sse_pg.publish_many(
     channels text[], event_types text[], payloads text[], idempotency_keys text[] DEFAULT NULL)
 RETURNS TABLE (id bigint, created_at timestamptz)
@@ -338,10 +338,19 @@ BEGIN
           FROM unnest(channels, event_types, payloads) WITH ORDINALITY AS e(channel, event_type, payload, place)
          ORDER BY e.place
         RETURNING id, created_at;
+        -- A trigger of the user may have discarded rows. The others would be taken for them, by their place.
+        GET DIAGNOSTICS i = ROW_COUNT;
+        IF i <> cardinality(channels) THEN
+            RAISE EXCEPTION 'a trigger on sse_pg.events discarded % of % events',
+                cardinality(channels) - i, cardinality(channels) USING ERRCODE = 'SP422';
+        END IF;
         RETURN;
     END IF;
     FOR i IN 1 .. coalesce(array_length(channels, 1), 0) LOOP
         publish_many.id := sse_pg.publish(channels[i], event_types[i], payloads[i]::jsonb, idempotency_keys[i]);
+        IF publish_many.id IS NULL THEN
+            RAISE EXCEPTION 'a trigger on sse_pg.events discarded the event' USING ERRCODE = 'SP422';
+        END IF;
         -- A repeated key may name an event that was purged since; then the time is not known any more.
         publish_many.created_at := (SELECT e.created_at FROM sse_pg.events e WHERE e.id = publish_many.id);
         RETURN NEXT;

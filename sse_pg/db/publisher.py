@@ -237,6 +237,8 @@ def _meaning(error: psycopg.Error, sent: bool) -> Exception:
         return PayloadTooLarge("the payload is larger than the table allows")
     if state == "54000" and error.diag.source_file == "async.c":
         return BusUnavailable(message)  # the notification queue is full
+    if state == "SP422":
+        return EventRefused(message)  # a trigger discarded events
     if state.startswith(("22", "23", "54")):
         detail = error.diag.message_detail
         return EventRefused(f"{message}: {detail}" if detail and state.startswith("22") else message)
