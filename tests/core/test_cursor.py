@@ -18,7 +18,7 @@ WORLD = range(1, TOP + 8)
 
 @st.composite
 def small(draw: st.DrawFn) -> Cursor:
-    """A cursor over ids that can be counted through."""
+    """A cursor over a few ids, so that all of them can be compared."""
     high = draw(st.integers(0, TOP))
     gaps = draw(st.frozensets(st.integers(1, high - 1), max_size=8)) if high > 1 else frozenset()
     return Cursor(high, Ranges((gap, gap) for gap in gaps))
@@ -41,7 +41,7 @@ def offered(cursor: Cursor) -> set[int]:
 
 
 def is_sound(cursor: Cursor) -> None:
-    """Nothing at ``high`` or above is a gap, and the text comes back."""
+    """No gap is at or above ``high``, and the printed text gives the same cursor again."""
     assert not cursor.gaps or cursor.gaps.spans[-1][1] < cursor.high
     assert Cursor.parse(str(cursor)) == cursor
 

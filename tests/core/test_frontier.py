@@ -17,7 +17,7 @@ from sse_pg.core.ranges import NONE, Ranges
 
 
 class Schedule(RuleBasedStateMachine):
-    """Publishers and one tail, step by step, in any order; the checks stand in ``finish_read`` and ``teardown``."""
+    """Publishers and one tail, step by step, in any order; the checks are in ``finish_read`` and ``teardown``."""
 
     make: Callable[[Cursor, float], Frontier] = Frontier
     settles_when_cut_off = False

@@ -1,4 +1,4 @@
-"""What the metrics are, and how the numbers of several processes are added up."""
+"""What the metrics are, and how the numbers of several processes are combined."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sse_pg.core.metrics import METRICS, Numbers, combined, counters_of
 
 
 def test_labels_are_bounded() -> None:
-    """Nothing that clients choose becomes a label."""
+    """No value that clients choose becomes a label."""
     free = {"sse_pg_build_info"}
     for metric in METRICS:
         assert bool(metric.labels) == bool(metric.known) or metric.name in free, metric.name

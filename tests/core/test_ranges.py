@@ -18,7 +18,7 @@ def of(ids: frozenset[int]) -> Ranges:
 
 
 def ids_of(ranges: Ranges) -> set[int]:
-    """Return the ids, after a look at the form: ascending, none empty, none touching, wrapped once when empty."""
+    """Return the ids, after checking the form: ascending, no empty and no touching ranges, one object if empty."""
     for first, last in ranges:
         assert first <= last
     for (_, last), (first, _) in zip(ranges.spans, ranges.spans[1:], strict=False):

@@ -1,4 +1,4 @@
-"""The ring against a model: what a reader has missed, or the news that it begins too late."""
+"""The ring against a model: what a reader has missed, or None if the ring begins too late."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_each_wire_form_is_made_once() -> None:
     st.data(),
 )
 def test_since_is_what_was_missed(rounds: list[str], most: int, channels: set[str], data: st.DataObject) -> None:
-    """Readers hold every position there was; events come late, out of the order of ids."""
+    """Readers hold every position that existed; some events come late, out of the order of their ids."""
     log = Log()
     frontier = Frontier(START, 0)
     ring = Ring(most, 10**9, START)

@@ -1,4 +1,4 @@
-"""The wire form, read back by a parser written from the standard and by nothing of the package."""
+"""The wire form, read by a parser that was written from the standard and uses nothing of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Costs that can be counted: statements, writes, blocks made. A clock would not notice that they have grown."""
+"""Costs that can be counted: statements, writes, blocks made. Measuring time would not show that they have grown."""
 
 from __future__ import annotations
 

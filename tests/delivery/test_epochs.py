@@ -1,4 +1,4 @@
-"""A log that is not the one before: restored, failed over, another database. Cursors of it are told so."""
+"""The log is replaced: restored, failed over, another database. Clients with an old cursor get a gap event."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_a_purge_behind_a_server_that_was_away_is_said(launch: Launcher, d
     async with Client(server.url) as client, client.stream("a") as stream:
         number = await client.publish("a", 1)
         await stream.event()
-        # As if the server had been away while more was published, and purged.
+        # As if the server had been disconnected while more was published and purged.
         db.execute(
             "SELECT pg_terminate_backend(pid), setval('sse_pg.events_id_seq', %s) FROM pg_stat_activity"
             " WHERE application_name = 'sse-pg tail' AND datname = current_database()",

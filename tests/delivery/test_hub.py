@@ -34,7 +34,7 @@ LIMIT = 1000
 
 @dataclass(eq=False)
 class Wire:
-    """What a transport is to a stream."""
+    """The transport of a stream; it keeps what is written."""
 
     writes: list[bytes] = field(default_factory=list)
     unread: int = 0
@@ -301,7 +301,7 @@ async def test_ahead_of_this_server(hub: Hub) -> None:
 
 
 async def test_ahead_in_a_gap(hub: Hub) -> None:
-    """The client was offered 11 elsewhere; here it is missing still."""
+    """The client was offered 11 by another server; here it is still missing."""
     hub.deliver([(event(12), Cursor(12, Ranges([(11, 11)])))], Cursor(12, Ranges([(11, 11)])))
     stream, transport = opened(hub, "a", at=Cursor(11))
     assert hub.join(stream) == "ahead"
@@ -355,7 +355,7 @@ async def test_more_than_should_be_buffered_at_once(hub: Hub) -> None:
 
 
 async def test_ids_on_the_way_resume_where_they_say(hub: Hub) -> None:
-    """A client of a server that had read further: each id it is given here keeps what it had."""
+    """A client comes from a server that had read further: each id that it gets here covers what it had there."""
     gap = Ranges([(11, 11)])
     hub.deliver([(event(12), Cursor(12, gap)), (event(13), Cursor(13, gap))], Cursor(13, gap))
     hub.deliver([(event(11), Cursor(13)), (event(14), Cursor(14))], Cursor(14))
@@ -378,7 +378,7 @@ async def test_restart_tells_every_stream(hub: Hub) -> None:
     stream.greeted = waiting.greeted = True
     assert hub.join(waiting) == "ahead"
     hub.restart(Cursor(5))
-    assert silent.writes == []  # its hello is still to come, and will say where it begins
+    assert silent.writes == []  # its hello will follow, and say where it begins
     for written in (transport, second):
         (block,) = written.blocks()
         assert (block.event, block.id) == ("sse-pg.gap", "5")
@@ -457,7 +457,7 @@ async def test_drained_waits_for_the_client(hub: Hub) -> None:
 
 
 class Table(Store):
-    """The store of a server, as far as a replay asks it: its pages are those of a log in memory."""
+    """The part of a store that a replay uses; its pages come from a log in memory."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
@@ -510,7 +510,7 @@ class Reader:
 
 @dataclass(eq=False)
 class Reading:
-    """A client: the channels it wants, where it began, what it got and the id it goes on from."""
+    """A client: its channels, where it began, what it got, and the id from which it resumes."""
 
     channels: frozenset[str]
     began: Cursor

@@ -29,7 +29,7 @@ WAITING = """
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What pages were read."""
+    """The pages that were read."""
     made: list[tuple[Any, ...]] = []
     page = Store.page
 

@@ -1,4 +1,4 @@
-"""Tasks of a server that fail are logged, started again and shown, and keep nobody from stopping."""
+"""Tasks of a server that fail are logged, started again and shown; they do not keep the server from stopping."""
 
 from __future__ import annotations
 

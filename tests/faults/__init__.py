@@ -1,1 +1,1 @@
-"""Tests of what the bus promises, under everything that can get between: transactions, restarts, cuts, full disks."""
+"""Tests of the guarantee under faults: transactions, restarts, lost connections, full disks."""

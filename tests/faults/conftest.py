@@ -1,4 +1,4 @@
-"""Servers without heartbeats: a test that waits for what never comes ends with the time it may take."""
+"""Servers without heartbeats, so that a test that waits for an event in vain ends at its timeout."""
 
 from __future__ import annotations
 

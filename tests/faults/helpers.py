@@ -1,4 +1,4 @@
-"""What these tests share: a client that always comes back, writers, and the table to compare with."""
+"""What these tests share: a client that always reconnects, writers, and the table to compare with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSERT = "INSERT INTO sse_pg.events (channel, payload) VALUES (%s, to_jsonb(%s::
 
 
 class Follower:
-    """A client that comes back with its cursor after every drop, to the next of its servers, and keeps a record."""
+    """A client that reconnects with its cursor after every drop, to the next of its servers, and keeps a record."""
 
     def __init__(self, *urls: str, channels: str = "a", cursor: str | None = None, drop_every: int = 0) -> None:
         self._urls = urls
@@ -157,7 +157,7 @@ async def as_in_table(follower: Follower, url: str, after: Iterable[Any] = ()) -
 
 
 class Poster:
-    """Publishes over HTTP from one task and remembers what it was told of each payload."""
+    """Publishes over HTTP from one task and keeps the outcome of each payload."""
 
     def __init__(self, *urls: str, base: int = 0) -> None:
         self._urls = urls
@@ -204,7 +204,7 @@ class Poster:
             self.refused.add(payload)
 
     def check(self, rows: Iterable[Any]) -> None:
-        """Compare what was answered with what is there."""
+        """Compare the responses with the rows."""
         there = set(rows)
         assert self.accepted <= there, f"answered 201 and not there: {sorted(self.accepted - there)[:5]}"
         assert not self.refused & there, f"refused and there: {sorted(self.refused & there)[:5]}"

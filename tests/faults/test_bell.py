@@ -53,7 +53,7 @@ class SteppedTail:
         self.at: str | None = None
         """The statement before which it stands."""
         self.resting = False
-        """It waits for the bell, and for nothing else."""
+        """Whether it waits for the bell."""
         self._stepping = False
         self._go = asyncio.Event()
         stepped = self
@@ -97,7 +97,7 @@ class SteppedTail:
             self._go.clear()
 
     async def step(self) -> str:
-        """Let it do the statement before which it stands; return when it stands again, or rests."""
+        """Let it run the statement before which it stands; return when it stands before another one, or rests."""
         done, self.at = self.at, None
         if done is None:
             return "rests"

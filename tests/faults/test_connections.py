@@ -70,7 +70,7 @@ async def test_connections_are_cut(launch: Launcher, database_url: str) -> None:
 
 
 async def test_connections_hang(launch: Launcher, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is said any more, on connections that stay open: the server notices, says so, and comes back."""
+    """Connections stay open and pass nothing: the server notices, is not ready, and recovers."""
     monkeypatch.setattr(tail_module, "RESPONSE_DEADLINE_S", 0.5)
     monkeypatch.setattr("sse_pg.db.pool.RESPONSE_DEADLINE_S", 0.5)
     async with proxied(database_url) as (proxy, url):
@@ -120,7 +120,7 @@ async def test_a_server_stops_though_its_connections_hang(
 
 
 async def test_the_pool_is_exhausted(launch: Launcher, database_url: str) -> None:
-    """Requests are told to come back; events of others are delivered meanwhile; afterwards all is as before."""
+    """Requests get 503 with Retry-After, and other events are still delivered; afterwards all is as before."""
     server = await launch(pool_size=1, pool_timeout=0.3)
     async with (
         Client(server.url) as client,
@@ -151,7 +151,7 @@ async def test_the_pool_is_exhausted(launch: Launcher, database_url: str) -> Non
 
 
 async def test_a_user_stream_is_delivered_to_while_the_pool_is_exhausted(launch: Launcher, database_url: str) -> None:
-    """Its subscriptions have changed, and nobody can be asked: what it follows already still comes."""
+    """The subscriptions have changed but cannot be read: the channels that it already follows still come."""
     server = await launch(pool_size=1, pool_timeout=0.3)
     async with (
         Client(server.url) as client,

@@ -1,4 +1,4 @@
-"""What can no longer be delivered is said, with its reason, and the stream goes on."""
+"""If events can no longer be delivered, the client gets a gap event with the reason, and the stream goes on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_what_was_purged_is_said_and_the_rest_comes(launch: Launcher, db: 
 
 
 async def test_a_gap_of_a_cursor_that_was_purged(launch: Launcher, db: psycopg.Connection) -> None:
-    """All that the client lacked below the purge lay in the gap of its cursor."""
+    """The only purged event that the client lacked was in the gap of its cursor."""
     db.execute(BULK, (1, 20))
     _purge(db, 10)
     server = await launch()
@@ -73,7 +73,7 @@ async def test_a_gap_of_a_cursor_that_was_purged(launch: Launcher, db: psycopg.C
 
 
 async def test_a_purge_during_a_replay(launch: Launcher, db: psycopg.Connection) -> None:
-    """Partitions go while a slow client is in the middle of them."""
+    """Partitions are dropped while a slow client is reading them."""
     count = 150_000
     db.execute(
         "INSERT INTO sse_pg.events (channel, payload)"
@@ -110,7 +110,7 @@ async def test_the_ring_still_has_what_was_purged(launch: Launcher, db: psycopg.
 
 
 async def test_a_purge_that_overtakes_the_tail(launch: Launcher, db: psycopg.Connection) -> None:
-    """As when a server stood still while events came and went: open streams and old cursors get the gap event."""
+    """Events are published and purged between two reads: open streams and old cursors get the gap event."""
     server = await launch()
     async with Client(server.url) as client, client.stream("a") as live:
         db.execute(BULK, (1, 3))
@@ -131,7 +131,7 @@ async def test_a_purge_that_overtakes_the_tail(launch: Launcher, db: psycopg.Con
 
 
 async def test_a_purge_of_what_was_in_flight(launch: Launcher, database_url: str, db: psycopg.Connection) -> None:
-    """It committed and was purged between two reads: nobody can tell it from an id that was rolled back."""
+    """The event was committed and purged between two reads. This looks like an id that was rolled back."""
     server = await launch()
     async with Client(server.url) as client, client.stream("a") as live:
         with psycopg.connect(database_url) as late:
@@ -147,7 +147,7 @@ async def test_a_purge_of_what_was_in_flight(launch: Launcher, database_url: str
 async def test_a_purge_far_ahead_of_a_read_that_is_cut_off(
     launch: Launcher, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One gap event for the whole of it, and every event above."""
+    """There is one gap event for all purged events, and every later event is delivered."""
     monkeypatch.setattr("sse_pg.delivery.tail.READ_LIMIT_ROWS", 5)
     server = await launch()
     async with Client(server.url) as client, client.stream("a") as live:
@@ -160,7 +160,7 @@ async def test_a_purge_far_ahead_of_a_read_that_is_cut_off(
 
 
 async def test_what_is_noted_as_purged_beyond_the_sequence(launch: Launcher, db: psycopg.Connection) -> None:
-    """A copy of the tables without the sequence's value: the note is corrected, and nobody is told of a gap."""
+    """The tables were copied without the sequence's value: the note is corrected, and no stream gets a gap event."""
     server = await launch()
     async with Client(server.url) as client, client.stream("a") as live:
         db.execute("UPDATE sse_pg.log SET purged_to = 1000")
@@ -182,7 +182,7 @@ async def test_a_cursor_of_another_database(launch: Launcher, db: psycopg.Connec
 
 @pytest.mark.parametrize("how", ["setval", "truncate"])
 async def test_the_log_goes_back_while_streams_are_open(launch: Launcher, db: psycopg.Connection, how: str) -> None:
-    """The connection of the server stays: nothing but the sequence tells."""
+    """The server keeps its connection: only the sequence shows that the log was replaced."""
     server = await launch(safety_read=0.05)
     async with (
         Client(server.url) as client,
@@ -219,7 +219,7 @@ async def test_the_log_goes_back_while_streams_are_open(launch: Launcher, db: ps
 
 
 async def test_the_log_goes_back_and_takes_the_connections_along(launch: Launcher, db: psycopg.Connection) -> None:
-    """As a restore does that drops the database."""
+    """As a restore that drops the database does."""
     server = await launch(safety_read=60.0)
     async with Client(server.url) as client, client.stream("a") as stream:
         db.execute(BULK, (1, 10))
@@ -273,7 +273,7 @@ async def test_the_log_goes_back_during_a_replay(launch: Launcher, db: psycopg.C
 
 
 async def test_the_log_begins_again_while_no_server_runs(launch: Launcher, db: psycopg.Connection) -> None:
-    """What is noted of the log that is gone, how far it was settled and purged, misleads nobody."""
+    """The notes about the old log, how far it was settled and purged, have no effect on the new one."""
     db.execute(BULK, (1, 20))
     db.execute("UPDATE sse_pg.log SET settled_to = 20, open_first = '{5}', open_last = '{5}'")
     _purge(db, 10)

@@ -97,7 +97,7 @@ async def test_a_cursor_with_a_gap(launch: Launcher, database_url: str, ring: in
 
 
 async def test_a_cursor_ahead_of_this_server(launch: Launcher, database_url: str) -> None:
-    """The client comes from a server that had read further; it waits, and is told nothing twice."""
+    """The client comes from a server that had read further; it waits, and gets no event twice."""
     async with proxied(database_url) as (proxy, behind_proxy):
         there, frozen = await launch(), await launch(database_url=behind_proxy, authorize_cache=600)
         async with (
@@ -145,7 +145,7 @@ async def test_a_cursor_ahead_of_this_server(launch: Launcher, database_url: str
 
 @RINGS
 async def test_a_plain_integer_above_an_open_transaction(launch: Launcher, database_url: str, ring: int) -> None:
-    """The answer to a publish is such a cursor; what commits below it later is new to that client."""
+    """The id in the response to a publish is such a cursor; an event below it that commits later is new."""
     server = await launch(ring_events=ring)
     async with (
         Client(server.url) as client,
@@ -255,7 +255,7 @@ async def _read_late(url: str, count: int, begin: Callable[[], Awaitable[None]])
 
 
 async def test_production_goes_on_during_a_replay(launch: Launcher, database_url: str, db: psycopg.Connection) -> None:
-    """Also where it outruns the ring between two pages."""
+    """The publisher also outruns the ring between two pages."""
     server = await launch(ring_events=20, replay_page=50)
     db.execute(BULK, (1, 20_000))
     writing = asyncio.gather(*(_write(database_url, base * 1_000_000, 400) for base in range(1, 5)))
@@ -268,7 +268,7 @@ async def test_production_goes_on_during_a_replay(launch: Launcher, database_url
 
 @RINGS
 async def test_fifty_clients_join_anywhere_while_writers_write(launch: Launcher, database_url: str, ring: int) -> None:
-    """Each starts at a cursor that another client had, and gets exactly what that one had not got by then."""
+    """Each client starts at a cursor of another client, and gets exactly what that client had not got by then."""
     server = await launch(ring_events=ring, replay_page=40)
     rand = random.Random(ring)
     joined: list[tuple[Follower, set[Any]]] = []

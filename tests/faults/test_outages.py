@@ -62,7 +62,7 @@ def _shut_down(cluster: EmbeddedPostgres, how: str) -> None:
 async def test_the_database_is_restarted(
     launch: Launcher, cluster: EmbeddedPostgres, database_url: str, how: str
 ) -> None:
-    """Streams stay open, nothing is lost or doubled, and every answer to a publish is true."""
+    """Streams stay open, nothing is lost or doubled, and every response to a publish is true."""
     server = await launch(pool_timeout=0.5)
     posters = [Poster(server.url, base=base) for base in (0, 1_000_000)]
     async with following(server.url) as follower:
@@ -118,7 +118,7 @@ async def test_the_database_is_away_for_a_while(launch: Launcher, cluster: Embed
 async def test_a_server_stops_while_the_database_is_away(
     launch: Launcher, cluster: EmbeddedPostgres, database_url: str
 ) -> None:
-    """It takes leave of nobody: a request would wait for a connection for ten minutes here."""
+    """Stopping does not use the pool: a request would wait ten minutes for a connection here."""
     server = await launch(pool_timeout=600.0)
     async with Client(server.url) as client, client.stream("a") as stream:
         await asyncio.to_thread(cluster.stop)
@@ -175,7 +175,7 @@ async def test_a_server_that_starts_before_its_database(
 async def test_the_queue_of_notifications_is_full(
     launch: Launcher, cluster: EmbeddedPostgres, database_url: str
 ) -> None:
-    """A session that listens and sits in a transaction holds the queue: who rings is refused, and that is said."""
+    """A session that listens inside a transaction fills the queue: publishers that ring are refused."""
     async with connection(database_url) as conn:
         if conn.info.server_version < 170000:
             pytest.skip("before PostgreSQL 17 the queue cannot be made small")
@@ -207,7 +207,7 @@ async def test_the_queue_of_notifications_is_full(
 
 
 async def _fill_queue(conn: psycopg.AsyncConnection[Any], payload: str) -> None:
-    """Notify until that is refused."""
+    """Notify until the queue is full."""
     with contextlib.suppress(psycopg.errors.ProgramLimitExceeded):
         while True:
             await conn.execute(f"SELECT pg_notify('sse_pg', {payload})")
@@ -348,7 +348,7 @@ async def _compare(database_url: str, poster: Poster, url: str) -> None:
 
 
 async def _until_published(client: Client, payload: Any) -> None:
-    """Publish, again while nothing was published because the database is away."""
+    """Publish; repeat while the response says that nothing was published because the database is unavailable."""
     async with asyncio.timeout(20):
         while True:
             status, body = await client.post("/api/events/publish", {"channel": "a", "payload": payload})

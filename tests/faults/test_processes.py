@@ -1,4 +1,4 @@
-"""Servers and clients as processes: killed, stopped, frozen, and gone without a word."""
+"""Servers and clients as processes: killed, stopped, frozen, and unreachable."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Start = Callable[..., "Process"]
 
 
 class Process(ServerProcess):
-    """A server that tells how it ended."""
+    """A server whose exit code is known."""
 
     @property
     def pid(self) -> int:
@@ -97,7 +97,7 @@ async def test_a_server_is_killed_and_started_again(start: Start, database_url: 
 
 
 async def test_clients_alternate_between_two_servers(start: Start, database_url: str) -> None:
-    """At every drop to the other one, which may have read less, or more."""
+    """At every drop the client goes to the other server, which may have read less or more."""
     servers = [start(), start()]
     for server in servers:
         await server.ready()
@@ -167,7 +167,7 @@ async def test_sigterm_under_load(start: Start, database_url: str) -> None:
 
 
 async def test_sigterm_while_publishes_wait_for_the_database(start: Start, database_url: str) -> None:
-    """They were taken in, so they are written and answered before the end."""
+    """They were accepted, so they are committed and answered before the server ends."""
     server = start(SSE_PG_DRAIN_SECONDS="0")
     await server.ready()
     posters = [Poster(server.url, base=base) for base in range(20)]
@@ -221,7 +221,7 @@ async def test_a_frozen_client_is_cut_off_and_costs_nobody_anything(
 
 
 async def test_a_client_that_is_gone_without_a_word(launch: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its network is gone: nothing comes back, not even a reset. The heartbeats find out."""
+    """The client's network is down, so not even a reset comes back. The heartbeats notice."""
     monkeypatch.setattr("sse_pg.http.takeover.UNACKNOWLEDGED_MS", 1000)
     server = await launch(heartbeat=0.2)
     with _network() as (address, inside, link):
@@ -272,7 +272,7 @@ def _child(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def _network() -> Iterator[tuple[str, list[str], str]]:
-    """A network of its own for a client: this side's address, how to run a program there, and its link."""
+    """A separate network for a client: this side's address, how to run a program there, and its link."""
     name = f"sse-pg-{os.getpid()}-{next(_numbers)}"
     here, there = f"sp{os.getpid() % 100000}a", f"sp{os.getpid() % 100000}b"
     address = f"10.231.{os.getpid() % 256}"
@@ -310,7 +310,7 @@ def _peak(pid: int) -> int:
 
 
 async def _numbers_of(url: str, count: int) -> list[int]:
-    """Follow a channel of numbers until so many came, back with the last id after each drop; no more than that."""
+    """Follow a channel of numbers until enough came, and resume with the last id after each drop."""
     numbers: list[int] = []
     last_id = b"0"
     async with aiohttp.ClientSession(read_bufsize=2**20) as session:

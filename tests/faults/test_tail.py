@@ -18,7 +18,7 @@ from sse_pg.core.ranges import NONE, Ranges
 
 
 async def test_a_transaction_that_stays_open(launch: Launcher, database_url: str) -> None:
-    """Nobody waits for it; its event comes at its commit, once, to everybody, wherever they came back in between."""
+    """It delays nobody. Its event comes once to every client when it commits, from wherever the client resumed."""
     server = await launch()
     async with (
         Client(server.url) as client,
@@ -69,7 +69,7 @@ async def test_rolled_back_ids_leave_no_gap(launch: Launcher, database_url: str)
 
 
 async def test_rolled_back_ids_leave_no_gap_beside_a_long_transaction(launch: Launcher, database_url: str) -> None:
-    """What an idle publisher can hold is known, so what others roll back meanwhile is buried."""
+    """The ids that an idle publisher may hold are known, so ids that others roll back leave no gap."""
     server = await launch()
     async with (
         Client(server.url) as client,
@@ -191,7 +191,7 @@ async def test_a_large_copy_comes_whole_and_in_order(launch: Launcher, database_
 
 
 async def test_prepared_transactions(launch: Launcher, database_url: str) -> None:
-    """They outlive their session; their events come when they are committed, from whichever session."""
+    """They outlive their session; their events come when any session commits them."""
     server = await launch(safety_read=0.05)
     async with following(server.url) as follower, connection(database_url) as conn:
         for name in ("kept", "given_up"):
@@ -235,7 +235,7 @@ async def test_a_publisher_killed_in_the_middle(launch: Launcher, database_url: 
 
 
 async def test_a_server_that_starts_while_publishers_are_in_flight(launch: Launcher, database_url: str) -> None:
-    """It begins from nothing; what commits after a stream was opened comes, and none of it twice."""
+    """Events that commit after a stream was opened come, each once."""
     stop, committed, opened = False, [[], []], 0
 
     async def write(base: int) -> None:

@@ -1,1 +1,1 @@
-"""Random work and random faults on real servers and a real PostgreSQL, and a checker that believes only the table."""
+"""Random work and random faults on real servers and a real PostgreSQL, checked against the table."""

@@ -15,7 +15,7 @@ from torture.writers import Answers
 
 
 class Row(NamedTuple):
-    """What the table holds of a marked event."""
+    """A marked event, as it is in the table."""
 
     channel: str
     checksum: int
@@ -48,7 +48,7 @@ class Report:
 
     @property
     def faults(self) -> int:
-        """How many things went wrong that must not."""
+        """How many errors there were that must not happen."""
         return (
             self.lost
             + self.doubled
@@ -75,7 +75,7 @@ def table(conninfo: str) -> dict[int, Row]:
 
 
 def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: Answers) -> Report:
-    """Fill a report with what the records of the readers lack or have too much."""
+    """Count, in a report, what the records of the readers lack or have twice."""
     report.events = len(rows)
     for number, reader in enumerate(readers):
         channels = set(reader.channels)

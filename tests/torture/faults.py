@@ -1,4 +1,4 @@
-"""Faults, one method each, and what they are done to."""
+"""The faults, one method each, and the servers that they happen to."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ServerProcess:
 
 
 class Faults:
-    """Does something bad at random, and makes it good again."""
+    """Injects random faults, and ends each of them."""
 
     def __init__(
         self, seed: int, postgres: EmbeddedPostgres, servers: list[ServerProcess], proxies: list[Proxy]
@@ -83,7 +83,7 @@ class Faults:
         self.done: list[str] = []
 
     async def run(self, pause: float, *, database_faults: bool = True) -> None:
-        """Do one after the other until cancelled; each is made good before the next."""
+        """Inject one fault after the other until cancelled; each ends before the next begins."""
         kinds = [
             (self.terminate_listen, 4),
             (self.terminate_any, 4),
@@ -106,7 +106,7 @@ class Faults:
         await self._sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sse-pg tail'")
 
     async def terminate_any(self) -> None:
-        """End a client backend, whosever it is."""
+        """End the backend of any client."""
         await self._sql(
             "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity"
             " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 2) some"
@@ -145,7 +145,7 @@ class Faults:
         server.signal(signal.SIGCONT)
 
     async def restart_fast(self) -> None:
-        """Restart PostgreSQL in good order."""
+        """Restart PostgreSQL properly."""
         await asyncio.to_thread(self._postgres.stop)
         await asyncio.to_thread(self._postgres.start)
 
@@ -156,7 +156,7 @@ class Faults:
         await asyncio.to_thread(self._postgres.start)
 
     async def database_away(self) -> None:
-        """Take PostgreSQL away for some seconds."""
+        """Keep PostgreSQL down for some seconds."""
         await asyncio.to_thread(self._postgres.stop)
         await asyncio.sleep(self._random.uniform(1, 6))
         await asyncio.to_thread(self._postgres.start)
@@ -168,7 +168,7 @@ class Faults:
 
 
 def free_ports(count: int) -> list[int]:
-    """Find ports nobody listens on now."""
+    """Return ports on which nothing listens now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [sock.getsockname()[1] for sock in sockets]
     for sock in sockets:

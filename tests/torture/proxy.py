@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL's socket that can be cut, or hang: it keeps connections open and passes nothing."""
+"""A TCP proxy in front of PostgreSQL's socket. It can cut its connections, or keep them open and pass nothing."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Proxy:
             writer.transport.abort()
 
     def hang(self) -> None:
-        """Pass nothing more, and say nothing."""
+        """Keep the connections open and pass nothing."""
         self._open.clear()
 
     def resume(self) -> None:
-        """Pass on what waits."""
+        """Pass bytes again, beginning with those that waited."""
         self._open.set()
 
     async def close(self) -> None:
-        """End it all."""
+        """Stop listening and end every connection."""
         if self._server is not None:
             self._server.close()
         self.cut()

@@ -1,4 +1,4 @@
-"""Readers: clients that are dropped, stall, move between servers, and keep a record of what they were given."""
+"""Readers: clients that are dropped, stall, move between servers, and keep a record of what they got."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reader:
         self.ids_with_gaps = 0
         self.gaps_told: list[str] = []
         self.excused: set[int] = set()
-        """Marks that may come twice: what arrived before a reconnect with a cursor that was full."""
+        """Marks that may come twice: those before a reconnect with a cursor whose gaps did not fit."""
         self.opened = asyncio.Event()
         self.dropping = True
 
@@ -70,7 +70,7 @@ class Reader:
                     await self._read(response)
             except TimeoutError:
                 if self._random.random() < 0.1:
-                    await asyncio.sleep(self._random.uniform(1, 3))  # stalls, then goes without a word
+                    await asyncio.sleep(self._random.uniform(1, 3))  # stalls, then drops the connection
             response.close()
 
     async def _read(self, response: aiohttp.ClientResponse) -> None:

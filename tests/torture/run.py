@@ -40,7 +40,7 @@ class Plan:
     sabotage: str | None = None
     """SQL that breaks the mechanism, to show that the checker notices."""
     ignore_gaps: bool = False
-    """Let the readers resume as if ids committed in order, to show the same."""
+    """Let the readers ignore gaps, as if ids were committed in order, to show the same."""
     server_env: dict[str, str] = field(default_factory=dict)
     postgres_bin: str | None = None
     keep: bool = True
@@ -133,7 +133,7 @@ async def _calm_down(
     servers: list[ServerProcess],
     postgres: EmbeddedPostgres,
 ) -> None:
-    """Stop the faults, make them good, let the writers finish, and settle what was prepared."""
+    """End the faults, let the writers finish, and commit or roll back what was prepared."""
     breaking.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await breaking
@@ -153,22 +153,22 @@ async def _calm_down(
             conn.execute(f"COMMIT PREPARED '{name}'")
 
 
-async def _caught_up(readers: list[Reader], rows: dict[int, object], patience: float) -> None:
-    """Wait until every reader has as many events as the table has for it, or none gets any for the time of patience."""
+async def _caught_up(readers: list[Reader], rows: dict[int, object], catch_up_s: float) -> None:
+    """Wait until every reader has as many events as the table has for it, or none gets any for ``catch_up_s``."""
     wanted = [
         sum(1 for row in rows.values() if row.channel in reader.channels)  # type: ignore[attr-defined]
         for reader in readers
     ]
-    deadline, before = time.monotonic() + patience, -1
+    deadline, before = time.monotonic() + catch_up_s, -1
     while time.monotonic() < deadline:
         due = list(zip(readers, wanted, strict=True))
-        # Sets of hundreds of thousands of marks hold up the proxies and the readers: only when it may be over.
+        # Making sets of hundreds of thousands of marks delays the proxies and the readers: only when it may be over.
         if all(len(reader.marks) >= count for reader, count in due) and all(
             len(set(reader.marks)) >= count for reader, count in due
         ):
             break
         received = sum(len(reader.marks) for reader in readers)
-        if received > before:  # slow is not lost: the patience is for readers that get nothing more
-            deadline, before = time.monotonic() + patience, received
+        if received > before:  # slow is not lost: only readers that get nothing more end the wait
+            deadline, before = time.monotonic() + catch_up_s, received
         await asyncio.sleep(0.2)
     await asyncio.sleep(1.0)  # what comes twice may come now

@@ -1,4 +1,4 @@
-"""A short torture in the suite, and proof that its checker has teeth."""
+"""A short torture, and proof that its checker notices faults."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ INSERT = "INSERT INTO sse_pg.events (channel, event_type, payload) VALUES (%s, %
 
 @dataclass
 class Answers:
-    """What the HTTP interface said of the events that it was asked to publish."""
+    """The outcomes of the events that were published over HTTP."""
 
     accepted: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
