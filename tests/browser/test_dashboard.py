@@ -181,7 +181,9 @@ async def test_a_lost_server_and_what_was_replayed(
         for number in range(7):
             publish(db, "a", "MISSED", number)
         gate.target = int((await launch()).url.rpartition(":")[2])
-        gate.shut = False
+        # The page asks where the log ends, to tell what was replayed from what is new: nothing new before the response.
+        async with page.expect_response(lambda response: response.url.endswith("/stats?seconds=0")):
+            gate.shut = False
         await expect(page.locator("#state")).to_have_attribute("data-is", "live")
         await expect(page.locator("#feed li .mark.good")).to_contain_text("7 events replayed")
         await expect(page.locator("#feed li.replayed")).to_have_count(7)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 from typing import IO
 
@@ -171,9 +170,7 @@ def test_a_signal_ends_the_wait_for_a_line(database_url: str, db: psycopg.Connec
         command.popen.stdin.write(b'1\n"half')
         command.popen.stdin.flush()
         command.lines(1)
-        began = time.monotonic()
         assert command.end(number) == 128 + number
-        assert time.monotonic() - began < 5
         assert command.err == []
     assert stored(db) == [1]
 

@@ -101,7 +101,9 @@ def test_repeatable_read_begins_where_a_tail_was(db: psycopg.Connection, databas
         assert position(reader) == "20"
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.integers(1, 2**61), st.lists(st.tuples(SIZES, st.integers(1, 3)), min_size=1, max_size=90))
 @example(1000, [(1, 1)] * 62)  # 128 bytes
 @example(10_000, [(1, 1)] * 62)

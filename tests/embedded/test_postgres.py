@@ -11,14 +11,14 @@ import stat
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from support.cluster import directory
 from support.process import CHECKOUT
+from support.waiting import wait_for
 
 from sse_pg.embedded import Binaries, EmbeddedPostgres, default_data_dir, find_binaries, running
 from sse_pg.embedded import binaries as embedded_binaries
@@ -83,13 +83,6 @@ def gone(pid: int) -> bool:
     except (ProcessLookupError, FileNotFoundError):
         return True
     return state.rpartition(")")[2].split()[0] == "Z"
-
-
-def wait_for(done: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "it does not happen"
-        time.sleep(0.01)
 
 
 def values(url: str) -> list[int]:

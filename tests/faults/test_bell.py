@@ -213,7 +213,7 @@ async def test_no_wake_up_is_lost(
             for _ in range(len(PUBLISHER) - done):
                 history.append(await publisher.step())
             try:
-                await follower.until(lambda n=number: follower.payloads[-1] == n, timeout_s=5)
+                await follower.until(lambda n=number: follower.payloads[-1] == n)
             except TimeoutError:
                 pytest.fail(f"lost until the safety read: {', '.join(history)}")
     assert len(follower.payloads) == len(set(follower.payloads)) == 2 * number
@@ -232,7 +232,7 @@ async def test_a_bell_that_comes_with_the_answer_to_a_read(
             stepped.meanwhile = lambda n=number + 1: insert(conn, n)
             stepped.meanwhile_of = "read"
             await insert(conn, number)
-            await follower.until(lambda n=number: follower.payloads == [*range(n + 2)], timeout_s=5)
+            await follower.until(lambda n=number: follower.payloads == [*range(n + 2)])
 
 
 async def test_a_change_of_subscriptions_that_comes_with_the_answer_to_a_read(
