@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.control import Control
 from sse_pg.auth.followers import Followers
+from sse_pg.auth.holds import Holds
 from sse_pg.config import Settings
 from sse_pg.db.connection import Connection
 from sse_pg.db.maintenance import Maintenance
@@ -43,13 +44,14 @@ class Bus:
         self.store = Store(self.pool)
         self.publisher = Publisher(self.pool)
         self.hub = Hub(settings.ring_events, settings.ring_bytes, settings.stream_buffer // 4)
-        # The tail reads subscriptions between two deliveries, and must not wait for a connection behind requests.
+        # Questions about open streams do not wait for a connection behind requests.
         self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, behind_pooler=behind_pooler)
         tail_store = Store(self.tail_pool)
+        self.holds = Holds(self.hub)
         self.authorizer = Authorizer(
-            self.store, tail_store, seconds=settings.authorize_cache, timeout=settings.authorize_timeout
+            self.store, tail_store, self.holds, seconds=settings.authorize_cache, timeout=settings.authorize_timeout
         )
-        self.followers = Followers(self.hub, tail_store, self.authorizer)
+        self.followers = Followers(self.hub, tail_store, self.authorizer, self.holds)
         self.access = Access(settings, self.authorizer)
         self.registry = Registry(
             self.store,
@@ -113,6 +115,8 @@ class Bus:
                 # Otherwise the row stays until it is swept: stopping does not wait for the database.
                 last_first.push_async_callback(self.registry.unregister)
             last_first.push_async_callback(self.access.close)
+            last_first.push_async_callback(self.followers.close)
+            last_first.push_async_callback(self.authorizer.close)
             last_first.push_async_callback(end_all, self.tasks)
             last_first.push_async_callback(self.publisher.close)
 

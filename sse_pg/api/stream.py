@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from sse_pg import logs
+from sse_pg.auth.identity import Identity
 from sse_pg.bus import Bus
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
@@ -41,6 +42,8 @@ class StreamApi:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._on_end = self._ended  # one object for all streams
+        self._opening = 0
+        bus.holds.bring_up = self._bring_up
         bus.hub.fell_behind = self._catch_up
 
     def routes(self) -> list[web.RouteDef]:
@@ -49,8 +52,20 @@ class StreamApi:
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Respond with a stream. It goes on after this has returned, until the client leaves or the server ends it."""
+        identity = await self._bus.access.identify(request)
+        await self._require_ready(request)
+        limit = self._bus.settings.max_streams
+        # Those that are being opened count: between here and there are queries.
+        if len(self._bus.hub.streams) + self._opening >= limit:
+            raise unavailable(f"Stream limit reached ({limit} on this server); retry later.", limit="streams")
+        self._opening += 1
+        try:
+            return await self._open(request, identity)
+        finally:
+            self._opening -= 1
+
+    async def _open(self, request: web.Request, identity: Identity) -> web.StreamResponse:
         bus = self._bus
-        identity = await bus.access.identify(request)
         user = query_user(request.query)
         stream = await self._admit(request, user, bus.access.user(identity, user))
         response = StreamHead(headers=HEADERS)
@@ -116,10 +131,6 @@ class StreamApi:
         envelope = query_flag(request.query, "envelope")
         if user is None and not channels:
             raise invalid([FieldError("channels", "required, unless userId is given")])
-        await self._require_ready(request)
-        if len(bus.hub.streams) >= bus.settings.max_streams:
-            detail = f"Stream limit reached ({bus.settings.max_streams} on this server); retry later."
-            raise unavailable(detail, limit="streams")
         if user is not None and channels:
             await self._require_subscribed(user, channels)
         if request.transport is None:
@@ -172,8 +183,11 @@ class StreamApi:
         """Bring a stream up again that was live."""
         stream.task = asyncio.create_task(self._bring_up(stream, None))
 
-    async def _bring_up(self, stream: Stream, asked: str | None) -> None:
-        """Send the first block and make the stream live. While the database is unavailable, the open stream waits."""
+    async def _bring_up(self, stream: Stream, asked: str | None = None) -> None:
+        """Send the first block, unless it was sent before, and make the stream live.
+
+        While the database is unavailable, the open stream waits.
+        """
         greeted = stream.greeted
         try:
             while True:
@@ -181,7 +195,6 @@ class StreamApi:
                     if not greeted:
                         cursor, lost = await self._start_of(asked)
                         self._greet(stream, cursor or self._bus.hub.position, asked if lost else None)
-                        greeted = True
                     await self._bus.replay.catch_up(stream)
                     return
                 except BusUnavailable as error:

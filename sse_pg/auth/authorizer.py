@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
+from random import random
 
+from sse_pg.auth.holds import Holds
 from sse_pg.db.store import Store
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.stream import Stream
-from sse_pg.errors import RuleFailed
+from sse_pg.errors import BusUnavailable, RuleFailed
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ Revocation = tuple[str | None, str | None]
 MAX_CACHED_ANSWERS = 50000
 #: Maximum number of questions in one statement.
 MAX_QUESTIONS_PER_STATEMENT = 500
+#: Average pause before the next attempt if the database is unavailable.
+RETRY_PAUSE_S = 0.5
 
 
 class Authorizer:
@@ -33,13 +38,14 @@ class Authorizer:
     checked as often as answers expire.
     """
 
-    def __init__(self, store: Store, tail_store: Store, *, seconds: float, timeout: float) -> None:
+    def __init__(self, store: Store, tail_store: Store, holds: Holds, *, seconds: float, timeout: float) -> None:
         """``seconds`` is how long an answer is cached, ``timeout`` how many seconds the rule may take.
 
-        ``tail_store`` serves the questions that delivery waits for.
+        ``tail_store`` serves the questions about open streams, which must not wait behind requests.
         """
         self._store = store
         self._tail_store = tail_store
+        self._holds = holds
         self._seconds = seconds
         self._timeout = timeout
         self._answers: OrderedDict[Question, tuple[bool, float]] = OrderedDict()
@@ -49,7 +55,9 @@ class Authorizer:
         self._generation = 0
         self._streams: set[Stream] = set()
         self._revoked: set[Revocation] = set()
-        """Whose open streams ``recheck`` has to ask about."""
+        """Whose open streams have to be asked about."""
+        self._held: set[Stream] = set()
+        self._task: asyncio.Task[None] | None = None
         self._outdated: set[Revocation] = set()
         """Whose answers have to leave the cache before the next lookup."""
 
@@ -69,7 +77,9 @@ class Authorizer:
     async def followed(self, channels: Mapping[str, Collection[str]]) -> dict[str, frozenset[str]]:
         """Return, for each user, the channels that the user may read. Raises the same errors as ``allowed``."""
         questions = [(user, "subscribe", channel) for user, names in channels.items() for channel in names]
-        answers = await self._ask(questions, self._tail_store)
+        answers: dict[Question, bool] = {}
+        for start in range(0, len(questions), MAX_QUESTIONS_PER_STATEMENT):
+            answers |= await self._ask(questions[start : start + MAX_QUESTIONS_PER_STATEMENT], self._tail_store)
         return {
             user: frozenset(channel for channel in names if answers[user, "subscribe", channel])
             for user, names in channels.items()
@@ -84,22 +94,50 @@ class Authorizer:
         self._streams.discard(stream)
 
     def revoked(self, user: str | None, channel: str | None) -> None:
-        """Forget the answers for a user and a channel (None: any); ``recheck`` then asks again."""
+        """Forget the answers for a user and a channel (None: any); ``apply`` then asks again."""
         self._generation += 1
         self._shipped_until = 0.0
         if self._answers:  # with an empty cache there is nothing to forget
             self._outdated.add((user, channel))
         self._revoked.add((user, channel))
 
-    async def recheck(self) -> None:
-        """Ask again about the open streams that revocations concern, and end those that are no longer allowed.
+    def apply(self) -> None:
+        """Hold the open streams that revocations concern, and start to ask about them again.
 
-        Delivery waits for it, but no longer than the rule may take. A stream without an answer by then ends, and its
-        client reconnects. Raises BusUnavailable if the database is unavailable.
+        Those that are no longer allowed end, and the others go on from where they were. A stream without an answer
+        within the time that the rule may take ends, and its client reconnects.
         """
         if not self._revoked:
             return
-        revoked = frozenset(self._revoked)
+        for stream in self._streams:
+            if stream not in self._held and self._concerns(self._revoked, stream):
+                self._held.add(stream)
+                self._holds.hold(stream)
+        if self._task is None:
+            self._task = asyncio.create_task(self._recheck())
+
+    async def close(self) -> None:
+        """Stop asking."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _recheck(self) -> None:
+        try:
+            while self._revoked:
+                revoked, self._revoked = self._revoked, set()
+                try:
+                    await self._recheck_streams(revoked)
+                except BusUnavailable:
+                    self._revoked |= revoked
+                    await asyncio.sleep(RETRY_PAUSE_S * (0.5 + random()))  # noqa: S311 - jitter
+                decided = {stream for stream in self._held if not self._concerns(self._revoked, stream)}
+                self._held -= decided
+                self._holds.release(decided)
+        finally:
+            self._task = None
+
+    async def _recheck_streams(self, revoked: set[Revocation]) -> None:
         affected = {
             stream: {
                 (stream.user, "subscribe", channel)
@@ -110,7 +148,6 @@ class Authorizer:
         }
         questions = sorted({each for asked in affected.values() for each in asked}, key=repr)
         answers: dict[Question, bool] = {}
-        generation = self._generation
         deadline = time.monotonic() + self._timeout
         try:
             for start in range(0, len(questions), MAX_QUESTIONS_PER_STATEMENT):
@@ -120,12 +157,31 @@ class Authorizer:
                 batch = questions[start : start + MAX_QUESTIONS_PER_STATEMENT]
                 answers |= await self._ask(batch, self._tail_store)
         except RuleFailed:
-            pass  # already logged; streams without an answer end
-        if generation == self._generation:  # else the answers may be older than the latest revocation
-            self._revoked.clear()
+            answers |= await self._ask_per_user(questions, deadline)
         for stream, asked in affected.items():
             if not all(answers.get(each, False) for each in asked):
                 stream.end(EndReason.REVOKED)
+
+    async def _ask_per_user(self, questions: Collection[Question], deadline: float) -> dict[Question, bool]:
+        """Ask about each user alone, because the rule fails for one of them."""
+        by_user: dict[str | None, list[Question]] = {}
+        for question in questions:
+            by_user.setdefault(question[0], []).append(question)
+        answers: dict[Question, bool] = {}
+        for asked in by_user.values():
+            if time.monotonic() >= deadline:
+                break
+            with contextlib.suppress(RuleFailed):  # logged; streams without an answer end
+                answers |= await self._ask(asked, self._tail_store)
+        return answers
+
+    @staticmethod
+    def _concerns(revoked: Collection[Revocation], stream: Stream) -> bool:
+        return bool(revoked) and (
+            (stream.user, None) in revoked
+            or (None, None) in revoked
+            or any(_is_among(revoked, stream.user, channel) for channel in stream.channels)
+        )
 
     async def _ask(self, questions: Collection[Question], store: Store) -> dict[Question, bool]:
         if not questions:

@@ -44,9 +44,9 @@ class Control:
         self._revoked(None, None)
 
     async def apply(self) -> None:
-        """Read what has changed, and end the streams that are no longer allowed."""
-        await self._followers.refresh()
-        await self._authorizer.recheck()
+        """Hold the streams that the changes concern. What they may have now is decided while delivery goes on."""
+        self._followers.apply()
+        self._authorizer.apply()
 
     def _revoked(self, user: str | None, channel: str | None) -> None:
         self._authorizer.revoked(user, channel)

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from random import random
 
 from sse_pg.auth.authorizer import Authorizer
+from sse_pg.auth.holds import Holds
 from sse_pg.auth.identity import Patterns
 from sse_pg.db.store import Store
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
-from sse_pg.errors import RuleFailed
+from sse_pg.errors import BusUnavailable, RuleFailed
+
+log = logging.getLogger(__name__)
+
+#: Maximum number of users whose subscriptions are read with one statement.
+MAX_USERS_PER_READ = 200
+#: Average pause before the next attempt if the database is unavailable.
+RETRY_PAUSE_S = 0.5
 
 
 class Followers:
-    """Knows which streams follow which user, and whose subscriptions have to be read again."""
+    """Knows which streams follow which user, and whose subscriptions have to be read again.
 
-    def __init__(self, hub: Hub, store: Store, authorizer: Authorizer) -> None:
+    The streams of a user whose subscriptions have changed receive no events until the new ones are read; a task does
+    that. Then they catch up from where they were. So they miss nothing, and the streams of others do not wait.
+    """
+
+    def __init__(self, hub: Hub, store: Store, authorizer: Authorizer, holds: Holds) -> None:
         self._hub = hub
         self._store = store
         self._authorizer = authorizer
+        self._holds = holds
         self._streams: dict[str, dict[Stream, Patterns]] = {}
-        self._stale: set[str] = set()
-        self._failed: dict[str, RuleFailed] = {}
-        """Users for whom the access rule gave no answer the last time."""
-        self._lock = asyncio.Lock()
+        self._stale: dict[str, None] = {}  # in the order of their changes
+        self._held: dict[str, set[Stream]] = {}
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._task: asyncio.Task[None] | None = None
 
     async def follow(self, stream: Stream, user_id: str, patterns: Patterns) -> None:
         """Give a stream its user's channels, now and after each change, as far as patterns and access rule allow.
@@ -32,10 +48,11 @@ class Followers:
         Raises RuleFailed if the rule gives no answer, and BusUnavailable if the database is unavailable.
         """
         self._streams.setdefault(user_id, {})[stream] = patterns
-        self._stale.add(user_id)
-        await self.refresh()
-        if user_id in self._failed:
-            raise self._failed[user_id]
+        read: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(user_id, []).append(read)
+        self._stale[user_id] = None
+        self._start()
+        await read
 
     def leave(self, stream: Stream, user_id: str) -> None:
         """Stop following for a stream."""
@@ -43,40 +60,95 @@ class Followers:
         streams.pop(stream, None)
         if not streams:
             self._streams.pop(user_id, None)
-            self._failed.pop(user_id, None)
 
     def changed(self, user_id: str | None) -> None:
         """Note that the subscriptions of a user (None: any user) have changed."""
         if user_id is None:
-            self._stale.update(self._streams)
+            self._stale.update(dict.fromkeys(self._streams))
         elif user_id in self._streams:
-            self._stale.add(user_id)
+            self._stale[user_id] = None
 
-    async def refresh(self) -> None:
-        """Read the stale subscriptions. Raises BusUnavailable if the database is unavailable; they then stay stale.
+    def apply(self) -> None:
+        """Hold the streams of users whose subscriptions have changed, and start to read them."""
+        for user in self._stale:
+            held = self._held.setdefault(user, set())
+            for stream in self._streams.get(user, {}):
+                if stream not in held:
+                    held.add(stream)
+                    self._holds.hold(stream)
+        self._start()
 
-        One read at a time, because the result of an older read must not overwrite that of a newer one.
-        """
-        if not self._stale and not self._lock.locked():
-            return
-        async with self._lock:
-            users, self._stale = self._stale, set()
-            if not users:
-                return
+    async def close(self) -> None:
+        """Stop reading."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _start(self) -> None:
+        if self._stale and self._task is None:
+            self._task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while self._stale:
+                users = list(self._stale)[:MAX_USERS_PER_READ]
+                waiting = {user: self._waiting.pop(user, []) for user in users}
+                for user in users:
+                    del self._stale[user]
+                try:
+                    failed = await self._read_users(users)
+                except BusUnavailable as error:
+                    _finish(waiting.values(), error)
+                    self._stale = {**dict.fromkeys(user for user in users if user in self._streams), **self._stale}
+                    await asyncio.sleep(RETRY_PAUSE_S * (0.5 + random()))  # noqa: S311 - jitter
+                    continue
+                except BaseException:
+                    _finish(waiting.values(), BusUnavailable("the server is stopping"))
+                    raise
+                for user in users:
+                    _finish([waiting[user]], failed.get(user))
+                    if user not in self._stale:
+                        self._holds.release(self._held.pop(user, ()))
+        finally:
+            self._task = None
+
+    async def _read_users(self, users: Sequence[str]) -> dict[str, RuleFailed]:
+        """Give the streams of some users their channels. Return the users for whom the rule gave no answer."""
+        subscribed = await self._store.subscriptions_of(users)
+        try:
+            self._assign(users, await self._authorizer.followed(subscribed))
+        except RuleFailed as error:
+            if len(users) == 1:
+                return self._fail(users, error)
+        else:
+            return {}
+        failed: dict[str, RuleFailed] = {}
+        for user in users:  # the rule fails for one of them: ask for each alone
             try:
-                subscribed = await self._store.subscriptions_of(sorted(users))
-                channels = await self._authorizer.followed(subscribed)
+                self._assign([user], await self._authorizer.followed({user: subscribed.get(user, frozenset())}))
             except RuleFailed as error:
-                for user in users & self._streams.keys():
-                    self._failed[user] = error
-                    for stream in self._streams[user]:
-                        stream.end(EndReason.RULE_FAILED)
-                return
-            except BaseException:
-                self._stale |= users
-                raise
-            for user in users:
-                self._failed.pop(user, None)
-                for stream, patterns in self._streams.get(user, {}).items():
-                    allowed = channels.get(user, frozenset())
-                    self._hub.change_channels(stream, frozenset(filter(patterns.match, allowed)))
+                failed |= self._fail([user], error)
+        return failed
+
+    def _assign(self, users: Iterable[str], channels: dict[str, frozenset[str]]) -> None:
+        for user in users:
+            allowed = channels.get(user, frozenset())
+            for stream, patterns in self._streams.get(user, {}).items():
+                self._hub.change_channels(stream, frozenset(filter(patterns.match, allowed)))
+
+    def _fail(self, users: Iterable[str], error: RuleFailed) -> dict[str, RuleFailed]:
+        for user in users:
+            for stream in self._streams.get(user, {}):
+                stream.end(EndReason.RULE_FAILED)
+        return dict.fromkeys(users, error)
+
+
+def _finish(waiting: Iterable[list[asyncio.Future[None]]], error: Exception | None) -> None:
+    for futures in waiting:
+        for future in futures:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)

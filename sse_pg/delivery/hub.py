@@ -211,6 +211,13 @@ class Hub:
         if stream.live:
             self._exit(stream)
 
+    def suspend(self, stream: Stream) -> None:
+        """Stop delivering to a stream. If it was live, it can catch up from here."""
+        if stream.live:
+            self._exit(stream)
+            stream.live = False
+            stream.cursor = self.position
+
     def change_channels(self, stream: Stream, channels: frozenset[str]) -> None:
         """Let a stream receive other channels from here on."""
         if channels == stream.channels:

@@ -78,6 +78,9 @@ class Replay:
         limit = min(FIRST_PAGE_EVENTS, self._page)
         source = "none"
         while stream.reason is None:
+            if stream.held is not None:
+                await stream.held
+                continue
             before = stream.replayed
             step = self._hub.join(stream)
             if source == "none" and stream.replayed > before:
@@ -119,8 +122,8 @@ class Replay:
         cursor, channels = stream.cursor, stream.channels
         page = await self._framed_page((channels, stream.envelope, stream.chunked, cursor, limit))
         for number, part in enumerate(page.parts):
-            if stream.cursor is not cursor or stream.channels != channels:
-                return limit  # the log was replaced in the meantime, or a channel was revoked
+            if stream.cursor is not cursor or stream.channels != channels or stream.held is not None:
+                return limit  # the log was replaced in the meantime, or a channel was revoked, or may be
             stream.cursor = cursor = part.cursor
             if part.framed:
                 now = time.monotonic()

@@ -36,6 +36,7 @@ class Stream(asyncio.Protocol):
         "expiry",
         "follows",
         "greeted",
+        "held",
         "live",
         "number",
         "opened_at",
@@ -81,6 +82,8 @@ class Stream(asyncio.Protocol):
         self.buffer_limit = buffer_limit
         self.greeted = False
         """Whether its first block was sent."""
+        self.held: asyncio.Future[None] | None = None
+        """Done when the stream may receive events again; None if it may. While it is held, it is not live."""
         self.live = False
         self.reason: EndReason | None = None
         """Why it has ended; None while it has not."""

@@ -1,0 +1,46 @@
+"""Streams that receive no events until it is decided which channels they may have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from sse_pg.delivery.hub import Hub
+from sse_pg.delivery.stream import Stream
+
+
+class Holds:
+    """Takes streams out of the delivery, and lets them catch up afterwards. So nobody else waits for the decision.
+
+    Rejected: delivery that waits for the access rule. One slow rule, or one user with many subscriptions, would then
+    delay the events of all.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._held: Counter[Stream] = Counter()
+        self.bring_up: Callable[[Stream], Coroutine[Any, Any, None]] | None = None
+        """Makes a stream live from its cursor on; set by the part that opens streams."""
+
+    def hold(self, stream: Stream) -> None:
+        """Hold a stream. Each call needs its own release()."""
+        self._held[stream] += 1
+        if stream.held is None:
+            stream.held = asyncio.get_running_loop().create_future()
+            self._hub.suspend(stream)
+
+    def release(self, streams: Iterable[Stream]) -> None:
+        """Let streams go on. One that has ended, or that somebody else holds, does not."""
+        for stream in streams:
+            self._held[stream] -= 1
+            if self._held[stream]:
+                continue
+            del self._held[stream]
+            held, stream.held = stream.held, None
+            if held is not None and not held.done():
+                held.set_result(None)
+            was_live = stream.greeted and stream.task is None
+            if was_live and stream.reason is None and self.bring_up is not None:
+                stream.task = asyncio.create_task(self.bring_up(stream))
