@@ -25,6 +25,7 @@ def started(settings: Settings) -> Iterator[Settings]:
     if has_database(settings, os.environ):
         yield settings
         return
+    forget_libpq_variables()
     directory = settings.data_dir or embedded.default_data_dir()
     binaries = embedded.find_binaries(settings.postgres_bin)
     postgres = embedded.EmbeddedPostgres(directory, binaries=binaries)
@@ -43,6 +44,7 @@ def running(settings: Settings) -> Settings:
     """Return settings with a database: the configured one, or the embedded one that is running."""
     if has_database(settings, os.environ):
         return settings
+    forget_libpq_variables()
     directory = settings.data_dir or embedded.default_data_dir()
     url = embedded.running(directory)
     if url is None:
@@ -51,6 +53,16 @@ def running(settings: Settings) -> Settings:
             "DATABASE_URL to your database"
         )
     return dataclasses.replace(settings, database_url=url)
+
+
+def forget_libpq_variables() -> None:
+    """Remove libpq's variables from the environment, because they are not meant for the embedded PostgreSQL.
+
+    A URL does not override all of them: with PGHOSTADDR, connections would lead to another server. The workers inherit
+    the environment.
+    """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator
 
 from sse_pg.errors import EventRefused
 
+#: The byte order mark that some programs write at the beginning of a file. JSON has none (RFC 8259, section 8.1).
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 #: Maximum number and size of the lines that are published in one transaction.
 MAX_BATCH_LINES = 1000
 MAX_BATCH_BYTES = 1048576
@@ -52,6 +55,8 @@ class Lines:
             while self._ready and len(batch) < MAX_BATCH_LINES and size < MAX_BATCH_BYTES:
                 line = self._ready.popleft()
                 self._number += 1
+                if self._number == 1:
+                    line = line.removeprefix(BYTE_ORDER_MARK)
                 size += len(line)
                 if line.strip():
                     batch.append((self._number, line))

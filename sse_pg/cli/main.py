@@ -289,7 +289,9 @@ def doctor(
             raise
         database = False
     pairs = [header.partition(":") for header in headers]
-    if bad := next((name for name, colon, _ in pairs if not (name.strip() and colon)), None):
+    if bad := next(
+        (pair[0] for pair in pairs if not (pair[0].strip() and pair[1] and "".join(pair).isprintable())), None
+    ):
         raise click.UsageError(f"--header {bad!r}: allowed is NAME:VALUE")
     sent = {name.strip(): value.strip() for name, _, value in pairs}
     options = doctor_command.Options(database=database, old=old, url=url, wait=wait, headers=sent, as_json=as_json)

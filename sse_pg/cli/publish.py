@@ -12,13 +12,14 @@ import click
 import msgspec
 
 from sse_pg.cli.database import open_pool
-from sse_pg.cli.lines import Lines
+from sse_pg.cli.lines import BYTE_ORDER_MARK, Lines
 from sse_pg.cli.progress import progress
 from sse_pg.cli.signals import StopSignal
 from sse_pg.config import Settings
 from sse_pg.core import names
 from sse_pg.db.publisher import Draft, Published, Publisher
 from sse_pg.errors import BusUnavailable, EventRefused, OutcomeUnknown
+from sse_pg.http.long_numbers import MAX_DIGITS, has_long_number, may_have_long_number
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Template:
             raise EventRefused(f"the payload has {len(line)} bytes; at most {self.max_payload} are allowed")
         try:
             payload = line.decode()
-            msgspec.json.decode(line)
+            # Not decoded into numbers: PostgreSQL stores some that Python cannot represent, such as 1e309.
+            msgspec.json.decode(line, type=msgspec.Raw)
         except UnicodeDecodeError:
             if not self.text:
                 raise EventRefused(
@@ -53,6 +55,8 @@ class Template:
             if not self.text:
                 raise EventRefused(f"the payload is not JSON: {error}; --text publishes it as a string") from None
             payload = _as_string(payload)
+        if may_have_long_number(line) and has_long_number(payload):
+            raise EventRefused(f"the payload contains a number with more than {MAX_DIGITS} digits")
         return Draft(self.channel, self.event_type, payload, key)
 
 
@@ -74,7 +78,9 @@ async def _publisher(settings: Settings) -> AsyncIterator[Publisher]:
 async def publish_one(settings: Settings, template: Template, payload: str, key: str | None) -> None:
     """Publish one event and print its id."""
     template.check()
-    draft = template.draft(payload.encode(errors="surrogateescape"), key)
+    if key is not None and (fault := names.key_fault(key)):
+        raise EventRefused(fault)
+    draft = template.draft(payload.encode(errors="surrogateescape").removeprefix(BYTE_ORDER_MARK), key)
     async with _publisher(settings) as publisher:
         _print(await publisher.publish([draft]))
 

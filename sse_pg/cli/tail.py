@@ -13,7 +13,7 @@ import msgspec
 
 from sse_pg import client
 from sse_pg.core.cursor import Cursor
-from sse_pg.errors import ClientError, CursorError
+from sse_pg.errors import ClientError, CursorError, SettingError
 
 
 class _Line(msgspec.Struct):
@@ -35,6 +35,10 @@ async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str
         Cursor.parse(cursor or "0")
     except CursorError as error:
         raise CursorError(f"--from: {error}") from None
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise SettingError("SSE_PG_TOKEN contains a character that no token contains")
+    if any(not name.isprintable() for name in channels):
+        raise click.UsageError(f"{' '.join(channels)!r}: a channel has no control characters and is UTF-8")
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()

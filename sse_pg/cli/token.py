@@ -31,6 +31,9 @@ def token(
         for name in _names(patterns):
             if fault := names.channel_fault(name.replace("*", "x")):
                 raise click.UsageError(f"{option} {name!r}: {fault}")
+    for name in act_for:
+        if fault := names.user_fault(name):
+            raise click.UsageError(f"--act-for {name!r}: {fault}")
     try:
         return mint(
             settings,

@@ -53,7 +53,11 @@ async def publish(
             failure: Exception
             try:
                 async with session.post(
-                    target, data=body, headers=send_headers, timeout=aiohttp.ClientTimeout(total=timeout)
+                    target,
+                    data=body,
+                    headers=send_headers,
+                    timeout=aiohttp.ClientTimeout(total=timeout),
+                    allow_redirects=False,  # after most redirects, a POST would become a GET
                 ) as response:
                     if response.status in {200, 201}:
                         return msgspec.json.decode(await response.read(), type=Published)
@@ -61,7 +65,7 @@ async def publish(
                     if not is_temporary(response.status):
                         raise failure
                     wait = requested_wait(response)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ClientError(f"the response of {target} cannot be decoded: {error}") from error
             except BAD_URL as error:
                 raise ClientError(f"{target} cannot be used: {reason_of(error)}") from error

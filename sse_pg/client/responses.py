@@ -59,6 +59,8 @@ async def problem_of(response: aiohttp.ClientResponse) -> str:
         problem = msgspec.json.decode(body, type=_Problem)
     title = problem.title or response.reason or ""
     text = f"{response.url.origin()}{response.url.path} responds with {response.status} {title}: {problem.detail}"
+    if location := response.headers.get("Location"):
+        text += f" the URL is now {location}" if response.status in {301, 302, 303, 307, 308} else ""
     return " ".join(text.split()).removesuffix(":")
 
 
@@ -66,4 +68,6 @@ def reason_of(error: BaseException) -> str:
     """Return why a request or a stream failed."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"no server responds at {error.host}:{error.port} ({system_text(error.os_error)})"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "it is not a valid URL"  # the text of the error is only the URL
     return str(error) or type(error).__name__

@@ -19,8 +19,9 @@ import aiohttp
 
 from sse_pg.auth.exposure import is_loopback
 from sse_pg.client.parser import Block, Parser
+from sse_pg.client.responses import reason_of
 from sse_pg.doctor.finding import Finding, error, ok, unchecked, warning
-from sse_pg.errors import ClientError, one_line
+from sse_pg.errors import ClientError
 
 CHANNEL = "sse-pg.doctor"
 #: A Last-Event-ID that is not a cursor; a server that receives it sends it back in a gap.
@@ -64,8 +65,7 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
     ``wait`` is how many seconds a quiet stream is watched; 0 skips that. ``headers`` are sent with each request.
     """
     target = url.rstrip("/") + "/api/events/stream"
-    parts = urlsplit(target)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_http(target):
         return [
             error("stream", f"{url!r} is not an http:// or https:// URL", "give --url the address that clients use")
         ]
@@ -244,7 +244,15 @@ async def _quiet(stream: _Stream, wait: float) -> Finding:
     return ok("quiet", f"a quiet stream stays open for {wait:g} s; it got {arrived} heartbeats or blocks")
 
 
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
 def _reason(problem: BaseException) -> str:
     if isinstance(problem, TimeoutError):
         return f"no response within {RESPONSE_TIMEOUT_S:g} s"
-    return one_line(problem)
+    return " ".join(reason_of(problem).split())

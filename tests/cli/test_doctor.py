@@ -90,6 +90,7 @@ def test_the_embedded_server_is_found(tmp_path: Path) -> None:
 
 def test_usage(database_url: str) -> None:
     assert "NAME:VALUE" in one_line(run("doctor", "--header", "x", DATABASE_URL=database_url), 2)
+    one_line(run("doctor", "--header", "A:b\nc", DATABASE_URL=database_url), 2)
     one_line(run("doctor", "--wait", "-1", DATABASE_URL=database_url), 2)
 
 

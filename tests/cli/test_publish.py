@@ -49,6 +49,10 @@ def test_a_key_publishes_once(database_url: str, db: psycopg.Connection) -> None
         (("a", "hello"), "--text"),
         (("a", "{"), "not JSON"),
         (("a b", "1"), "channel"),
+        (("\udcff", "1"), "channel"),
+        (("a", "1", "--type", "\udcff"), "event"),
+        (("a", "1", "--key", "\udcff"), "key"),
+        (("a", '"\udcff"'), "UTF-8"),
         (("", "1"), "channel"),
         (("a", "1", "--type", ""), "event"),
         (("a", '"' + "x" * 2000 + '"'), "at most 1000"),
@@ -96,6 +100,28 @@ def test_many_lines_from_a_file(database_url: str, db: psycopg.Connection, tmp_p
         assert command.wait() == 0, command.err
         assert len(set(command.out)) == 12345
     assert db.execute("SELECT count(*), max((payload->>'n')::int) FROM sse_pg.events").fetchone() == (12345, 12344)
+
+
+@pytest.mark.parametrize("text", [[], ["--text"]])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(
+    database_url: str, db: psycopg.Connection, text: list[str]
+) -> None:
+    """Some programs write one at the beginning of a file."""
+    done = run("publish", "a", *text, stdin=b"\xef\xbb\xbf[1]\n2\n", DATABASE_URL=database_url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run("publish", "a", '\ufeff{"n": 3}', *text, DATABASE_URL=database_url).returncode == 0
+    assert run("publish", "a", *text, stdin=b"\xef\xbb\xbf\n4\n", DATABASE_URL=database_url).returncode == 0
+    assert stored(db) == [[1], 2, {"n": 3}, 4]
+
+
+def test_numbers_are_what_the_table_takes(database_url: str, db: psycopg.Connection) -> None:
+    """As over HTTP: a double cannot hold 1e309, but PostgreSQL can; very long numbers are refused."""
+    assert run("publish", "a", "1e309", DATABASE_URL=database_url).returncode == 0
+    assert db.execute("SELECT payload = '1e309' FROM sse_pg.events").fetchall() == [(True,)]
+    for bad in ("1e500", '{"n": [1e131071]}', "1" * 401):
+        assert "more than 400 digits" in one_line(run("publish", "a", bad, DATABASE_URL=database_url))
+        assert "line 1: " in one_line(run("publish", "a", stdin=bad + "\n", DATABASE_URL=database_url))
+    assert run("publish", "a", '"1e500"', DATABASE_URL=database_url).returncode == 0
 
 
 def test_nothing_on_stdin_is_nothing(database_url: str) -> None:

@@ -231,3 +231,37 @@ def test_a_signal_ends_open_streams(database_url: str, number: signal.Signals) -
             assert server.end(number) == 0
             stream.read()
         assert not any("Traceback" in line for line in server.err)
+
+
+#: What libpq would take from the environment beside or against the URL of the embedded server.
+LIBPQ = {
+    "PGHOSTADDR": "127.0.0.1",
+    "PGPORT": "1",
+    "PGUSER": "nobody",
+    "PGPASSWORD": "secret",
+    "PGPASSFILE": "/nowhere",
+    "PGSERVICEFILE": "/nowhere",
+    "PGOPTIONS": "-c no_such_setting=1",
+    "PGTZ": "Nowhere/Nowhere",
+    "PGDATESTYLE": "nonsense",
+    "PGCLIENTENCODING": "nonsense",
+    "PGREQUIREAUTH": "scram-sha-256",
+    "PGCHANNELBINDING": "require",
+    "PGGSSENCMODE": "require",
+    "PGSSLMODE": "verify-full",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGDATA": "/nowhere",
+}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_embedded_server_takes_nothing_from_libpq_s_environment(data: Path, workers: str) -> None:
+    here = {**LIBPQ, "SSE_PG_DATA_DIR": str(data)}
+    with process("serve", "--port", "0", "--workers", workers, **here) as server:
+        url = server.url()
+        assert run("publish", "a", "1", **here).stdout == "1\n"
+        assert run("history", "a", **here).stdout.count("\n") == 1
+        assert "error" not in run("doctor", **here).stdout
+        assert get(f"{url}/api/events/history?channel=a")[1]["events"][0]["payload"] == 1  # type: ignore[index]
+        assert server.end() == 0
+    assert left_behind(data) == []

@@ -79,6 +79,9 @@ def test_tail_says_what_the_server_refuses(database_url: str) -> None:
         assert "--from" in one_line(run("tail", "a", "--from", "x", "--url", url))
         one_line(run("tail", "a", "--url", "http://"))
         one_line(run("tail", "a,b", "--url", url))
+        one_line(run("tail", "\udcff", "--url", url), 2)
+        assert "SSE_PG_TOKEN" in one_line(run("tail", "a", "--url", url, SSE_PG_TOKEN="a\nb"))
+        assert "not a valid URL" in one_line(run("tail", "a", "--url", "http://127.0.0.1:99999"))
 
 
 def test_tail_says_that_no_server_answers() -> None:

@@ -36,4 +36,5 @@ def test_token_for_a_channel_that_cannot_be(option: str) -> None:
 def test_token_without_a_secret() -> None:
     assert "SSE_PG_TOKEN_SECRET" in one_line(run("token", "--user", "7"))
     assert "hush" not in one_line(run("token", "--user", "7", SSE_PG_TOKEN_SECRET="hush"))
-    one_line(run("token", "--user", "a\nb", SSE_PG_TOKEN_SECRET=SECRET), 2)
+    for words in (("--user", "a\nb"), ("--user", "\udcff"), ("--user", "7", "--act-for", "\udcff")):
+        one_line(run("token", *words, SSE_PG_TOKEN_SECRET=SECRET), 2)

@@ -631,9 +631,27 @@ async def test_publish_to_nobody() -> None:
     assert not isinstance(caught.value, OutcomeUnknown)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_publish_does_not_follow_a_redirect(bus: Bus, status: int) -> None:
+    """It would become a GET, and an answer to that could be mistaken for a publish."""
+    bus.answers = [refusal(status, Location="https://elsewhere.example/api/events/publish"), json_answer(ANSWER)]
+    with pytest.raises(ClientError, match=rf"{status} .* the URL is now https://elsewhere.example/"):
+        await publish(bus.url, "orders", 1, idempotency_key="k")
+    assert len(bus.requests) == 1
+
+
 async def test_publish_refused_or_answered_with_nonsense(bus: Bus) -> None:
     bus.answers = [refusal(422), json_answer({"id": "x"})]
     with pytest.raises(ClientError, match="422 Refused"):
         await publish(bus.url, "orders", 1, idempotency_key="k")
     with pytest.raises(ClientError, match="cannot be decoded"):
         await publish(bus.url, "orders", 1, idempotency_key="k")
+
+
+async def test_publish_answered_with_what_is_not_utf8(bus: Bus) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=201, body=b'{"id": 1, "channel": "\xff"}')
+
+    bus.answers = [answer]
+    with pytest.raises(ClientError, match="cannot be decoded"):
+        await publish(bus.url, "orders", 1)

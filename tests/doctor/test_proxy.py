@@ -207,5 +207,5 @@ async def test_what_browsers_speak(
 
 async def test_addresses_that_lead_nowhere() -> None:
     assert "cannot be read" in (await look(f"http://127.0.0.1:{free_port()}"))["stream"].found
-    for url in ("ftp://x", "localhost:8080", "http://"):
+    for url in ("ftp://x", "localhost:8080", "http://", "http://[::1"):
         assert "is not an http" in (await look(url))["stream"].found
