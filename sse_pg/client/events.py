@@ -15,6 +15,8 @@ class Event(msgspec.Struct, frozen=True):
     type: str
     data: str
     """The payload as JSON text; with ``envelope``, the whole event."""
+    number: int = 0
+    """The event's own id, the same on every server; 0 if the server did not send one. ``id`` is not: it is a cursor."""
 
     def json(self, type: Any = Any) -> Any:  # noqa: A002 - its name in msgspec
         """Decode the data, into ``type`` if it is given. Raises msgspec.DecodeError."""

@@ -25,6 +25,8 @@ class Block(msgspec.Struct, frozen=True, gc=False):
     """The last event id of the stream so far; empty if there was none yet."""
     retry: int | None
     """The reconnection time in milliseconds, if one was set since the block before."""
+    number: str = ""
+    """The event's own id, if ``id`` does not begin with it; otherwise empty. Only servers of this bus send it."""
 
 
 class Parser:
@@ -49,6 +51,7 @@ class Parser:
         self._data: list[str] = []
         self._data_size = 0
         self._id = last_event_id
+        self._number = ""
         self._retry: int | None = None
 
     def feed(self, chunk: bytes) -> list[Block]:
@@ -108,6 +111,8 @@ class Parser:
                 self._id = value.decode(errors="replace")
         elif name == b"event":
             self._event = value.decode(errors="replace")
+        elif name == b"number":
+            self._number = value.decode(errors="replace")
         elif name == b"retry":
             if value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
                 self._retry = int(value)
@@ -118,8 +123,8 @@ class Parser:
         self.last_event_id = self._id
         if self._data:
             data = "\n".join(self._data)
-            self._blocks.append(Block(self._event or "message", data, self._id, self._retry))
+            self._blocks.append(Block(self._event or "message", data, self._id, self._retry, self._number))
             self._data = []
             self._data_size = 0
             self._retry = None
-        self._event = ""
+        self._event = self._number = ""

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("sse_pg.client")  # part of the interface; __name__ is not
 
+_MAX_ID_DIGITS = 19  # of a bigint
 _OWN_NAMES = "sse-pg."
 #: A server that sends "retry: 0" must not make clients reconnect in a busy loop.
 _MIN_RETRY_S = 0.05
@@ -187,7 +188,7 @@ class Subscription:
             self.cursor = block.id
         if block.event.startswith(_OWN_NAMES):
             return None
-        return Event(block.id, block.event, block.data)
+        return Event(block.id, block.event, block.data, _number(block))
 
     async def _connect(self) -> None:
         delay = self._not_before - asyncio.get_running_loop().time()
@@ -264,6 +265,11 @@ class _RetryLater(Exception):
     def __init__(self, message: str, wait: float) -> None:
         super().__init__(message)
         self.wait = wait
+
+
+def _number(block: Block) -> int:
+    text = block.number or block.id.partition("~")[0]
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS else 0
 
 
 async def _call(callback: Callable[[T], object], argument: T) -> None:

@@ -25,13 +25,21 @@ def frame(event: Event, cursor: Cursor, *, envelope: bool = False) -> bytes:
     """Return the block of an event. ``cursor`` is the position from which a reader that got the event resumes.
 
     With ``envelope`` the data is the whole event, and the event name is left out so that ``onmessage`` receives it.
+    The cursor nearly always begins with the event's own id. If it does not, because a lower id was delivered later, a
+    field ``number`` has it; the standard says that clients ignore fields that they do not know.
     Raises ValueError if a field contains a CR, LF or NUL.
     """
     if envelope:
         data = _encode(event_json(event)).decode()
         _refuse_breaks(data)  # it contains the payload's text unchanged
-        return f"id: {cursor.text}\ndata: {data}\n\n".encode()
-    return block(event.event_type, event.payload, cursor)
+        return f"{_number(event, cursor)}id: {cursor.text}\ndata: {data}\n\n".encode()
+    _refuse_breaks(event.event_type)
+    _refuse_breaks(event.payload)
+    return f"{_number(event, cursor)}id: {cursor.text}\nevent: {event.event_type}\ndata: {event.payload}\n\n".encode()
+
+
+def _number(event: Event, cursor: Cursor) -> str:
+    return "" if cursor.text.partition("~")[0] == str(event.id) else f"number: {event.id}\n"
 
 
 def check(event: Event) -> None:

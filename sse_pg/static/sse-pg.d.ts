@@ -1,7 +1,9 @@
 /** An event of a stream. With `envelope`, `type` is "message" and `data` the whole event. */
 export interface StreamEvent<T = unknown> {
-  /** The cursor after this event. It is opaque: send it back unchanged. */
+  /** The cursor after this event. It is opaque: send it back unchanged. It can differ between servers. */
   id: string
+  /** The event's own id, the same on every server. */
+  number: number
   type: string
   data: T
   /** The data as received, for numbers that a double cannot hold. */

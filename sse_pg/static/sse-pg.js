@@ -32,7 +32,7 @@ export async function * subscribe (url, options = {}) {
         retry = Number(block.retry) || retry
         if (type === 'sse-pg.hello') onOpen?.({ id, resumed: cursor })
         else if (type === 'sse-pg.gap') onGap?.(JSON.parse(text))
-        else if (text && !type.startsWith('sse-pg.')) yield { id, type, data: JSON.parse(text), text }
+        else if (text && !type.startsWith('sse-pg.')) yield { id, number: Number(block.number ?? id.split('~')[0]), type, data: JSON.parse(text), text }
         // Only now: if the page is closed while it handles an event, it gets that event again.
         cursor = id
         if (cursor) storage?.setItem(key, cursor)

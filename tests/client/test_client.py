@@ -164,17 +164,17 @@ async def test_events_come_with_their_cursor_and_own_blocks_do_not(bus: Bus) -> 
         bus.stream(
             HELLO,
             ": beat\n\n",
-            block("101.3~1", '{"n": 1}'),
+            block("101~1", '{"n": 1}'),
             block(102, '"x"', "sse-pg.new"),
             block(103, "[1]", "sum"),
         )
     ]
     async with follow(bus) as events:
         first = await anext(events)
-        assert (first, events.cursor) == (Event("101.3~1", "order", '{"n": 1}'), "101.3~1")
+        assert (first, events.cursor) == (Event("101~1", "order", '{"n": 1}', 101), "101~1")
         assert first.json() == {"n": 1}
         second = await anext(events)
-        assert second == Event("103", "sum", "[1]")
+        assert second == Event("103", "sum", "[1]", 103)
         assert second.json(list[int]) == [1]
         with pytest.raises(StopAsyncIteration):
             await anext(events)
@@ -226,7 +226,7 @@ async def test_a_cut_inside_a_block_resumes_after_the_event_before(bus: Bus) -> 
     async with follow(bus) as events:
         assert (await anext(events)).id == "101"
         cut.set()
-        assert await anext(events) == Event("102", "order", '{"whole": true}')
+        assert await anext(events) == Event("102", "order", '{"whole": true}', 102)
     assert bus.resumed_from() == [None, "101"]
 
 
@@ -247,7 +247,7 @@ async def test_hello_and_position_move_the_cursor(bus: Bus) -> None:
 async def test_an_event_without_an_id_keeps_the_cursor(bus: Bus) -> None:
     bus.answers = [bus.stream("data: 1\n\n")]
     events = follow(bus, cursor="17")
-    assert [event async for event in events] == [Event("17", "message", "1")]
+    assert [event async for event in events] == [Event("17", "message", "1", 17)]
     assert bus.resumed_from() == ["17", "17"]
 
 
@@ -509,7 +509,7 @@ async def test_a_cancelled_wait_loses_nothing(bus: Bus) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(events), 0.05)
         more.set()
-        assert await anext(events) == Event("102", "message", "2")
+        assert await anext(events) == Event("102", "message", "2", 102)
     assert len(bus.requests) == 1
 
 

@@ -76,6 +76,21 @@ def test_a_cursor_with_gaps_is_the_id() -> None:
     assert seen.last_event_id == "1042~2"
 
 
+@pytest.mark.parametrize("envelope", [False, True])
+def test_an_event_below_its_cursor_has_its_number(envelope: bool) -> None:
+    made = wire.frame(event(1040), Cursor(1042), envelope=envelope)
+    assert made.startswith(b"number: 1040\nid: 1042\n")
+    ((seen,), _) = browser(made)
+    assert seen.last_event_id == "1042"
+
+
+def test_a_cursor_that_was_lowered_does_not_pass_for_the_number() -> None:
+    high = 10**6
+    cursor = Cursor(high, Ranges([(n, n) for n in range(1, high, 9000)]))
+    assert cursor.text.partition("~")[0] != str(high)
+    assert wire.frame(event(high), cursor).startswith(b"number: 1000000\nid: ")
+
+
 @given(IDS, st.integers(0, 10**6))
 def test_hello(number: int, retry_ms: int) -> None:
     ((seen,), retry) = browser(wire.hello(Cursor(number), retry_ms))
