@@ -94,7 +94,7 @@ SELECT p.oid::regprocedure::text AS what, 'SELECT sse_pg.set_rights()' AS fix
 
 -- name: doctor_policies
 -- The tables whose row level security applies to this role, or to the owner, with whose rights the functions run.
-SELECT c.oid::regclass::text AS which, format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', c.oid::regclass) AS mend
+SELECT c.oid::regclass::text AS which, format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', c.oid::regclass) AS fix
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_roles o ON o.oid = c.relowner

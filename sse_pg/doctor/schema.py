@@ -102,7 +102,7 @@ async def policies(exam: Examination) -> list[Finding]:
             f"row level security on {names} applies to this role or to the owner of the schema: the server refuses "
             "to read and publish, because a policy could hide events",
             "disable it, or give the roles BYPASSRLS; access rules belong into sse_pg.authorize()",
-            *(row.mend for row in rows),
+            *(row.fix for row in rows),
         )
     ]
 

@@ -39,7 +39,7 @@ async def test_a_policy_is_an_error_that_readiness_and_doctor_name(
         assert (status, "row-level security" in body["detail"]) == (503, True)
         status, _, _ = await client.request("GET", "/api/events/stream?channels=a&lastEventId=0")
         assert status == 503
-        mend(db, await found("policies", server_url))
+        apply_fixes(db, await found("policies", server_url))
         await eventually(server.bus.tail.listening.is_set)
         async with client.stream("a", last_event_id="0") as stream:
             assert (await stream.event()).json() == 1
