@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from support.client import Client
-from support.doctor import found, mend
+from support.doctor import apply_fixes, found
 from support.process import CHECKOUT
 from support.server import Launcher
 from support.waiting import eventually
