@@ -478,8 +478,9 @@ BEGIN
     RETURN here;
 END $$;
 
--- Begins an epoch: the next id is at least a thousand million higher. Call it by hand after restoring a snapshot of a disk,
--- which looks like the cluster it was taken of. Returns the id above which the epoch's ids lie.
+-- Begins an epoch: the next id is at least a thousand million higher than every id that is known to have been drawn. Call it
+-- by hand after restoring a snapshot of a disk, which looks like the cluster it was taken of. Returns the id above which
+-- the epoch's ids lie.
 CREATE FUNCTION sse_pg.begin_epoch() RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -487,42 +488,56 @@ DECLARE
     start bigint;
 BEGIN
     SELECT * INTO STRICT known FROM sse_pg.log FOR UPDATE;
-    -- Less than 2^31: publishers that are in flight now stay within reach of publishers().
-    start := setval('sse_pg.events_id_seq', sse_pg.last_id() + 1000000000);
+    -- The jump is less than 2^31: publishers that are in flight now stay within reach of publishers().
+    start := setval('sse_pg.events_id_seq', 1000000000 + greatest(
+        sse_pg.last_id(), (SELECT max(e.id) FROM sse_pg.events e), known.settled_to, known.purged_to));
     INSERT INTO sse_pg.epochs (starts_at, settled_to, identity) VALUES (start, known.settled_to, sse_pg.log_identity());
     UPDATE sse_pg.log SET identity = sse_pg.log_identity();
     PERFORM pg_notify('sse_pg_control', 'epoch');
     RETURN start;
 END $$;
 
+-- Whether this is the log that a server noted last: the same identity, and no event above what the sequence has drawn.
+-- Such events are those of a copy by logical replication, or by a dump of the data alone: the sequence stayed behind.
+CREATE FUNCTION sse_pg.is_known_log() RETURNS boolean
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT l.identity = sse_pg.log_identity()
+           AND NOT EXISTS (SELECT FROM sse_pg.events e WHERE e.id > (SELECT sse_pg.last_id()))
+      FROM sse_pg.log l $$;
+
 -- Begins an epoch when the log is not the one that it was when somebody last looked. Each server asks before it
 -- reads, and when it finds that the sequence went back. Returns whether it began one.
 CREATE FUNCTION sse_pg.check_epoch() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    known text;
-    here  text := sse_pg.log_identity();
+    known sse_pg.log;
+    drawn boolean;       -- whether any id was, as far as can be seen
 BEGIN
+    -- A copy of the schema alone and TRUNCATE of every table leave no row. What is gone then was purged.
+    INSERT INTO sse_pg.log (purged_to)
+    SELECT coalesce((SELECT min(e.id) - 1 FROM sse_pg.events e), sse_pg.last_id())
+     WHERE NOT EXISTS (SELECT FROM sse_pg.log)
+    ON CONFLICT DO NOTHING;
+    IF NOT sse_pg.is_known_log() THEN
+        SELECT * INTO STRICT known FROM sse_pg.log FOR UPDATE;     -- one server at a time
+        IF NOT sse_pg.is_known_log() THEN
+            drawn := sse_pg.last_id() > 0 OR known.settled_to > 0 OR known.purged_to > 0
+                OR EXISTS (SELECT FROM sse_pg.epochs);
+            IF (known.identity <> '' AND drawn)
+               OR EXISTS (SELECT FROM sse_pg.events e WHERE e.id > (SELECT sse_pg.last_id())) THEN
+                PERFORM sse_pg.begin_epoch();
+                RETURN true;
+            END IF;
+            UPDATE sse_pg.log SET identity = sse_pg.log_identity();     -- nobody has read it before
+        END IF;
+    END IF;
     -- After TRUNCATE ... RESTART IDENTITY, or a setval, what was noted is about ids that are yet to be drawn.
     UPDATE sse_pg.log l
        SET settled_to = least(l.settled_to, p.last, p.least_bound), open_first = '{}', open_last = '{}',
            purged_to = CASE WHEN l.purged_to > p.last THEN 0 ELSE l.purged_to END
       FROM sse_pg.publishers() p
      WHERE greatest(l.settled_to, l.purged_to) > p.last;
-    known := (SELECT l.identity FROM sse_pg.log l);
-    IF known = here THEN
-        RETURN false;
-    END IF;
-    known := (SELECT l.identity FROM sse_pg.log l FOR UPDATE);     -- one server at a time
-    IF known = here THEN
-        RETURN false;
-    END IF;
-    IF known = '' OR sse_pg.last_id() = 0 THEN                     -- a new log
-        UPDATE sse_pg.log SET identity = here;
-        RETURN false;
-    END IF;
-    PERFORM sse_pg.begin_epoch();
-    RETURN true;
+    RETURN false;
 END $$;
 
 -- ------------------------------------------------------------------ subscriptions

@@ -92,6 +92,10 @@ SELECT p.oid::regprocedure::text AS what, 'SELECT sse_pg.set_rights()' AS fix
    AND EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0)
  ORDER BY 1
 
+-- name: doctor_log
+-- Whether the log has its row of facts.
+SELECT EXISTS (SELECT FROM sse_pg.log) AS there, 'SELECT sse_pg.check_epoch()' AS fix
+
 -- name: doctor_policies
 -- The tables whose row level security applies to this role, or to the owner, with whose rights the functions run.
 SELECT c.oid::regclass::text AS which, format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', c.oid::regclass) AS fix

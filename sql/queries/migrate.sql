@@ -8,6 +8,12 @@ SELECT to_regclass('sse_pg.migrations')
 -- name: migration_table
 SELECT number, name FROM sse_pg.migrations
 
+-- name: migration_note
+-- The statement that notes these migrations as applied.
+SELECT format('INSERT INTO sse_pg.migrations (number, name) VALUES %%s', string_agg(format('(%%s, %%L)', s.number, s.name), ', '))
+       AS statement
+  FROM unnest(%(numbers)s::integer[], %(names)s::text[]) AS s(number, name)
+
 -- name: migration_step_begin
 -- While a step waits for a table, whoever publishes waits behind it. So it waits only briefly, and is tried again.
 SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0', true)

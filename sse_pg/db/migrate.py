@@ -25,6 +25,19 @@ RETRY_PAUSE_S = 1.0
 STEP_DEADLINE_S = 120.0
 
 
+#: What is said of a schema without a record of its migrations.
+EMPTY = (
+    "sse_pg.migrations is empty though the schema is there, as after a truncation or a copy of the schema alone; if it "
+    "is that of this release, note its migrations as the owner of the schema"
+)
+
+
+def note_params() -> dict[str, list[object]]:
+    """Return the parameters of ``migration_note``: every migration of this package."""
+    steps = queries.migrations()
+    return {"numbers": [step.number for step in steps], "names": [step.name for step in steps]}
+
+
 def migrate(url: str | None, *, post: bool = False) -> list[str]:
     """Apply the steps that are missing, each in a transaction of its own; return their names.
 
@@ -94,6 +107,9 @@ def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | Non
                 conn.execute(query("migration_lock"))
                 (exists,) = conn.execute(query("migration_exists")).fetchone() or (None,)
                 known = dict(conn.execute(query("migration_table")).fetchall()) if exists else {}
+                if exists and not known:
+                    statement = conn.execute(query("migration_note"), note_params()).fetchone() or ("",)
+                    raise MigrationError(f"{EMPTY}: {statement[0]}")
                 step = next(iter(missing(known, post=post)), None)
                 if step is not None:
                     _apply(conn, step)

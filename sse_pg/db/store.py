@@ -85,6 +85,8 @@ class Store:
                     name = "page_desc" if descending else "page"
                     cursor = await conn.execute(query(name), params, prepare=True, binary=True)
                     rows = await cursor.fetchall()
+                if not rows:
+                    raise BusUnavailable("sse_pg.log is empty; a server that starts makes its row anew")
                 # purged_to never goes back, so that of the last window holds for the windows before it.
                 purged_to = rows[0][0]
                 events += [Event(*row[1:]) for row in rows if row[1] is not None]

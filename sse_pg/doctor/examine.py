@@ -78,6 +78,7 @@ _CHECKS = (
     _Check("requests", listen.requests),
     _Check("schema", schema.schema),
     _Check("rights", schema.rights, needs_schema=True),
+    _Check("log", schema.log, needs_schema=True),
     _Check("policies", schema.policies, needs_schema=True),
     _Check("sequence", schema.sequence, needs_schema=True),
     _Check("triggers", schema.triggers, needs_schema=True),

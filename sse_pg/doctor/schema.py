@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sse_pg.db import queries
-from sse_pg.db.migrate import missing
+from sse_pg.db.migrate import EMPTY, missing, note_params
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, ok, warning
 from sse_pg.errors import MigrationError
@@ -28,6 +28,9 @@ async def schema(exam: Examination) -> list[Finding]:
     if not usage:
         return [ok("schema", "exists")]  # the check of the rights says the rest
     known = {row.number: row.name for row in await exam.session.rows("migration_table")}
+    if not known:
+        what, _, hint = EMPTY.partition("; ")
+        return [error("schema", what, hint, (await exam.session.row("migration_note", note_params())).statement)]
     newest, at = queries.migrations()[-1].number, max(known, default=0)
     try:
         needed, pending = missing(known, post=False), missing(known, post=True)
@@ -88,6 +91,21 @@ async def rights(exam: Examination) -> list[Finding]:
 def _some(rows: list[Any]) -> str:
     more = len(rows) - MAX_NAMED_RIGHTS
     return ", ".join(row.what for row in rows[:MAX_NAMED_RIGHTS]) + (f" and {more} more" if more > 0 else "")
+
+
+async def log(exam: Examination) -> list[Finding]:
+    """Check that the log has its row of facts."""
+    here = await exam.session.row("doctor_log")
+    if here.there:
+        return [ok("log", "its row of facts is there")]
+    return [
+        error(
+            "log",
+            "sse_pg.log is empty, as after a truncation or a copy of the schema alone",
+            "start a server, which makes the row anew; or, as the owner of the schema:",
+            here.fix,
+        )
+    ]
 
 
 async def policies(exam: Examination) -> list[Finding]:

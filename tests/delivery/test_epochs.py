@@ -115,3 +115,69 @@ async def test_a_purge_behind_a_server_that_was_away_is_said(launch: Launcher, d
         assert (gap.event, gap.json()["reason"]) == ("sse-pg.gap", "expired")
         await client.publish("a", "new")
         assert (await stream.event()).json() == "new"
+
+
+COPIED = (
+    "INSERT INTO sse_pg.events (id, channel, payload) OVERRIDING SYSTEM VALUE"
+    " SELECT n, 'a', to_jsonb(n) FROM generate_series(%s::int, %s) n"
+)
+"""What logical replication brings: events with their ids, and a sequence that stays behind."""
+
+
+async def test_a_copy_whose_sequence_stayed_behind_begins_an_epoch(launch: Launcher, db: psycopg.Connection) -> None:
+    db.execute(COPIED, (1, 50))
+    server = await launch()
+    async with Client(server.url) as client:
+        assert await client.publish("a", "new") == 1_000_000_051
+        async with client.stream("a", last_event_id="30") as stream:
+            gap = await stream.event()
+            assert gap.json() == {"reason": "unknown", "after": "30", "before": "0"}
+            assert [e.json() for e in await stream.events(51)] == [*range(1, 51), "new"]
+    assert db.execute("SELECT count(*) FROM sse_pg.epochs").fetchone() == (1,)
+
+
+async def test_events_that_are_copied_beside_a_server_begin_one_epoch_and_no_endless_gap(
+    launch: Launcher, db: psycopg.Connection
+) -> None:
+    server = await launch(safety_read=0.05)
+    async with Client(server.url) as client, client.stream("a") as stream:
+        db.execute(COPIED, (1, 50))
+        await eventually(lambda: server.bus.hub.position.high > 1_000_000_000)
+        passes = server.bus.tail.meter.reads
+        await eventually(lambda: server.bus.tail.meter.reads > passes + 5)
+        await client.publish("a", "new")
+        seen = []
+        while not seen or seen[-1].event == "sse-pg.gap" or seen[-1].json() != "new":
+            seen.append(await stream.event())
+    assert len([block for block in seen if block.event == "sse-pg.gap"]) <= 1
+    payloads = [block.json() for block in seen if block.event != "sse-pg.gap"]
+    assert len(payloads) <= 2 * 50 + 1
+    assert {*range(1, 51), "new"} == set(payloads)
+    assert db.execute("SELECT count(*) FROM sse_pg.epochs").fetchone() == (1,)
+
+
+async def test_a_moved_log_without_its_sequence_is_no_new_log(launch: Launcher, db: psycopg.Connection) -> None:
+    """The row of facts came along, the events and the sequence did not: ids up to 500 were handed out."""
+    db.execute("UPDATE sse_pg.log SET identity = 'another/cluster', settled_to = 500")
+    server = await launch()
+    async with Client(server.url) as client:
+        assert await client.publish("a", 1) == 1_000_000_501
+
+
+async def test_tables_that_were_emptied_get_their_facts_back(launch: Launcher, db: psycopg.Connection) -> None:
+    server = await launch()
+    async with Client(server.url) as client:
+        for n in range(5):
+            await client.publish("a", n)
+    await server.stop()
+    db.execute(
+        "TRUNCATE sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.servers, sse_pg.subscriptions,"
+        " sse_pg.idempotency_keys"
+    )
+    server = await launch()
+    async with Client(server.url) as client:
+        assert await client.publish("a", "new") == 6
+        async with client.stream("a", last_event_id="2") as stream:
+            gap = await stream.event()
+            assert gap.json() == {"reason": "expired", "after": "2", "before": "5"}
+            assert (await stream.event()).json() == "new"
