@@ -52,6 +52,29 @@ SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_
        ORDER BY e.id DESC LIMIT %(limit)s) e ON true
  ORDER BY e.id DESC
 
+-- name: page_reach
+-- How far a page of one event type may look: the least id before which, for one of the channels and ranges, `events` lie.
+-- NULL where there are fewer in each. From the index alone, as far as the table was vacuumed.
+SELECT min(e.id)
+  FROM unnest(%(channels)s::text[]) AS c(channel)
+ CROSS JOIN unnest(%(first)s::bigint[], %(last)s::bigint[]) AS r(first, last)
+ CROSS JOIN LATERAL (
+     SELECT e.id FROM sse_pg.events e
+      WHERE (e.channel, e.id) >= (c.channel, r.first) AND (e.channel, e.id) <= (c.channel, r.last)
+        AND e.id BETWEEN %(least)s AND %(most)s
+      ORDER BY e.channel, e.id OFFSET %(events)s LIMIT 1) e
+
+-- name: page_reach_desc
+-- The same from the newest down.
+SELECT max(e.id)
+  FROM unnest(%(channels)s::text[]) AS c(channel)
+ CROSS JOIN unnest(%(first)s::bigint[], %(last)s::bigint[]) AS r(first, last)
+ CROSS JOIN LATERAL (
+     SELECT e.id FROM sse_pg.events e
+      WHERE (e.channel, e.id) >= (c.channel, r.first) AND (e.channel, e.id) <= (c.channel, r.last)
+        AND e.id BETWEEN %(least)s AND %(most)s
+      ORDER BY e.channel DESC, e.id DESC OFFSET %(events)s LIMIT 1) e
+
 -- name: visible_position
 SELECT high, gap_first, gap_last FROM sse_pg.visible_position()
 

@@ -88,8 +88,12 @@ class HistoryApi:
         wanted = (after or START).missing_up_to(top)
         page = await self._bus.store.page(channels, wanted, limit + 1, event_type=event_type, descending=True)
         rows = page.events[:limit]
+        if page.full:
+            before_next: int | None = rows[-1].id
+        else:
+            before_next = page.reach + 1 if page.reach is not None else None
         return {
             "events": [event_json(event) for event in rows],
-            "nextCursor": str(rows[-1].id) if page.full else None,
-            "hasMore": page.full,
+            "nextCursor": str(before_next) if before_next is not None else None,
+            "hasMore": before_next is not None,
         }

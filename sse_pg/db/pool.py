@@ -28,6 +28,8 @@ from sse_pg.errors import BusUnavailable
 
 #: Seconds that the check of a connection may take.
 CHECK_DEADLINE_S = 5.0
+#: Connections that reading the log leaves to others: publishing without and with keys, and everything that is short.
+RESERVED_CONNECTIONS = 3
 
 
 class PooledConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
@@ -55,6 +57,7 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
         super().__init__(url, connection_class=PooledConnection, configure=self.set_up, open=False, **kwargs)
         self._url = url
         self._returning: set[asyncio.Task[None]] = set()
+        self._reads = asyncio.Semaphore(max(1, self.max_size - RESERVED_CONNECTIONS))
 
     async def set_up(self, conn: PooledConnection) -> None:
         """Set up a new connection. Nothing is set for a session behind a transaction pooler, expected or not."""
@@ -64,6 +67,19 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
             await pooler.refuse(self._url, conn)
             self._is_direct = True
         await set_up(conn)
+
+    @asynccontextmanager
+    async def read_share(self) -> AsyncIterator[None]:
+        """Wait until a connection may be taken to read the log, so that readers leave some to the others."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._reads.acquire()
+        except TimeoutError:
+            raise BusUnavailable(f"others read the log for more than {self.timeout:g} s") from None
+        try:
+            yield
+        finally:
+            self._reads.release()
 
     async def give_back(self, conn: PooledConnection) -> None:
         """Put a connection back, even if the caller is cancelled meanwhile."""

@@ -11,7 +11,7 @@ import psycopg
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
-from sse_pg.db.connection import is_unavailable, summary
+from sse_pg.db.connection import Connection, is_unavailable, summary
 from sse_pg.db.pool import Pool, connection
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable, RuleFailed
@@ -19,6 +19,8 @@ from sse_pg.errors import BusUnavailable, RuleFailed
 #: A page is read in windows of ids. The first has so many ids, and each further one is wider by a factor.
 FIRST_WINDOW_IDS = 1_000_000
 WINDOW_GROWTH = 16
+#: Events that a page of one event type looks at, whatever their type. A rare type would make it read the whole log.
+MAX_EXAMINED_EVENTS = 20_000
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Page:
     purged_to: int
     full: bool
     """Whether the read ended because it reached the limit."""
+    reach: int | None = None
+    """The id at which the read ended because it had looked at many events of other types; it is not part of it."""
 
 
 @dataclass(frozen=True)
@@ -68,31 +72,28 @@ class Store:
         is enough, and it touches one or two partitions, however many there are.
         """
         events: list[Event] = []
-        async with connection(self.pool) as conn:
+        reach = None
+        async with self.pool.read_share(), connection(self.pool) as conn:
+            if event_type is not None:
+                reach = await _reach(conn, channels, wanted, descending=descending)
+                if reach is not None:
+                    wanted = wanted.above(reach) if descending else wanted.up_to(reach - 1)
             for window in _windows(wanted, descending=descending):
                 params = {
-                    "channels": list(channels),
-                    "first": [first for first, _ in window],
-                    "last": [last for _, last in window],
-                    "least": window.spans[0][0] if window else 1,
-                    "most": window.spans[-1][1] if window else 0,
+                    **_where(channels, window),
                     "limit": limit - len(events),
                     "event_type": event_type,
                 }
-                # One round trip. The settings end with the transaction: a pooler may give the session to others.
-                async with conn.pipeline(), conn.transaction():
-                    await conn.execute(query("plan_once"))
-                    name = "page_desc" if descending else "page"
-                    cursor = await conn.execute(query(name), params, prepare=True, binary=True)
-                    rows = await cursor.fetchall()
+                rows = await _planned(conn, "page_desc" if descending else "page", params)
                 if not rows:
                     raise BusUnavailable("sse_pg.log is empty; a server that starts makes its row anew")
                 # purged_to never goes back, so that of the last window holds for the windows before it.
                 purged_to = rows[0][0]
                 events += [Event(*row[1:]) for row in rows if row[1] is not None]
                 if len(events) == limit:
+                    reach = None
                     break
-        return Page(events, purged_to, len(events) == limit)
+        return Page(events, purged_to, len(events) == limit, reach)
 
     async def step(
         self,
@@ -109,17 +110,20 @@ class Store:
         the rows. Rows that the position does not cover are left for the next step.
         """
         page = await self.page(channels, cursor.missing_up_to(position.high), limit + 1, event_type=event_type)
-        rows, more = page.events[:limit], page.full
-        return Step(
-            [event for event in rows if position.offered(event.id)],
-            cursor | (position.clip(rows[-1].id) if more else position),
-            more,
-            page.purged_to,
-        )
+        rows = page.events[:limit]
+        if page.full:
+            covered = position.clip(rows[-1].id)
+        elif page.reach is not None:
+            covered = position.clip(page.reach - 1)
+        else:
+            covered = position
+        events = [event for event in rows if position.offered(event.id)]
+        return Step(events, cursor | covered, page.full or page.reach is not None, page.purged_to)
 
     async def position(self) -> Cursor:
         """Return the position of a reader that has read everything that is visible now."""
-        ((high, first, last),) = await self._rows("visible_position")
+        async with self.pool.read_share():
+            ((high, first, last),) = await self._rows("visible_position")
         position = Cursor(high, Ranges(zip(first, last, strict=True)))
         return position & position  # a cursor ends with an id that was offered, not with a gap
 
@@ -202,6 +206,37 @@ class Store:
         async with connection(self.pool) as conn:
             cursor = await conn.execute(query(name), params, binary=True)
             return await cursor.fetchall()
+
+
+def _where(channels: Sequence[str], wanted: Ranges) -> dict[str, object]:
+    """Return the parameters that say which events a statement looks at."""
+    return {
+        "channels": list(channels),
+        "first": [first for first, _ in wanted],
+        "last": [last for _, last in wanted],
+        "least": wanted.spans[0][0] if wanted else 1,
+        "most": wanted.spans[-1][1] if wanted else 0,
+    }
+
+
+async def _planned(conn: Connection, name: str, params: dict[str, object]) -> list[tuple[Any, ...]]:
+    """Run a statement on the log with the plan that is good for it, in one round trip.
+
+    The settings for that end with the transaction: a pooler may give the session to others.
+    """
+    async with conn.pipeline(), conn.transaction():
+        await conn.execute(query("plan_once"))
+        return await (await conn.execute(query(name), params, prepare=True, binary=True)).fetchall()
+
+
+async def _reach(conn: Connection, channels: Sequence[str], wanted: Ranges, *, descending: bool) -> int | None:
+    """Return the id at which a page of one event type must end; None if it may look at all that is wanted."""
+    scans = len(channels) * len(wanted.spans)
+    if not scans:
+        return None
+    params = {**_where(channels, wanted), "events": max(1, MAX_EXAMINED_EVENTS // scans)}
+    ((reach,),) = await _planned(conn, "page_reach_desc" if descending else "page_reach", params)
+    return None if reach is None else int(reach)
 
 
 def _windows(wanted: Ranges, *, descending: bool) -> Iterator[Ranges]:

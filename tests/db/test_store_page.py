@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,9 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.client import Client
+from support.server import Launcher
+from support.waiting import eventually
 
 from sse_pg.core.ranges import Ranges
 from sse_pg.db import store as store_module
@@ -66,6 +70,62 @@ async def test_pages_of_small_windows_are_the_same(
         await pool.close()
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_rare_type_takes_pages_that_look_at_few_events(
+    launch: Launcher, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Each page ends after some events of other types, with a cursor that goes on."""
+    monkeypatch.setattr(store_module, "MAX_EXAMINED_EVENTS", 40)
+    db.execute(
+        "INSERT INTO sse_pg.events (channel, event_type, payload)"
+        " SELECT 'c' || n % 2, CASE WHEN n % 97 = 0 THEN 'rare' ELSE 'm' END, to_jsonb(n)"
+        " FROM generate_series(1, 500) n"
+    )
+    expected = [n for n in range(1, 501) if n % 97 == 0]
+    if order == "desc":
+        expected.reverse()
+    server = await launch()
+    found: list[int] = []
+    pages, step, cursor = 0, {"asc": "after", "desc": "before"}[order], ""
+    async with Client(server.url) as client:
+        while True:
+            path = f"/api/events/history?channel=c0,c1&eventType=rare&limit=2&order={order}{cursor}"
+            status, body = await client.get(path)
+            assert status == 200
+            pages += 1
+            found += [event["payload"] for event in body["events"]]
+            if not body["hasMore"]:
+                break
+            cursor = f"&{step}={body['nextCursor']}"
+    assert found == expected
+    assert pages >= 500 // 40, "a page looks at 40 events, 20 of each channel"
+
+
+def test_the_end_of_such_a_page_is_found_from_the_index(db: psycopg.Connection) -> None:
+    db.execute(query("plan_once").replace(b"true", b"false"))
+    db.execute("INSERT INTO sse_pg.events (channel, payload) SELECT 'c' || n % 2, '1' FROM generate_series(1, 10000) n")
+    for name in ("page_reach", "page_reach_desc"):
+        assert _read(db, name, ["c0", "c1"]) <= 2 * (50 + 3)
+
+
+async def test_readers_of_the_log_leave_connections_to_the_others(
+    launch: Launcher, database_url: str, db: psycopg.Connection
+) -> None:
+    server = await launch(pool_size=5)
+    async with Client(server.url) as client:
+        with psycopg.connect(database_url) as lock:
+            lock.execute("LOCK TABLE sse_pg.log IN ACCESS EXCLUSIVE MODE")
+            readers = [asyncio.create_task(client.get("/api/events/history?channel=a&order=desc")) for _ in range(12)]
+            await eventually(
+                lambda: db.execute("SELECT count(*) > 1 FROM pg_locks WHERE NOT granted").fetchone() == (True,)
+            )
+            assert [await client.publish("a", n) for n in range(5)] == [1, 2, 3, 4, 5]
+            assert await server.bus.store.last_id() == 5
+            assert not any(reader.done() for reader in readers)
+            lock.rollback()
+        assert {status for status, _ in await asyncio.gather(*readers)} == {200}
+
+
 @pytest.mark.parametrize("statistics", ["none", "of an empty log", "of this log"])
 def test_a_page_reads_no_more_than_it_needs(db: psycopg.Connection, statistics: str) -> None:
     """The plan that is kept is good for common channels and for rare ones, whatever statistics there are."""
@@ -90,7 +150,7 @@ def test_a_page_reads_no_more_than_it_needs(db: psycopg.Connection, statistics: 
 def _read(db: psycopg.Connection, name: str, channels: list[str]) -> int:
     """Read a page; return how many rows of the log were looked at."""
     lines = [line for line in query(name).splitlines() if not line.startswith(b"--")]
-    wanted = {"channels": channels, "first": [1], "last": [10**6], "least": 1, "most": 10**6, "limit": 50}
+    wanted = {"channels": channels, "first": [1], "last": [10**6], "least": 1, "most": 10**6, "limit": 50, "events": 50}
     row = db.execute(
         b"EXPLAIN (ANALYZE, FORMAT JSON) " + b"\n".join(lines), {**wanted, "event_type": None}, prepare=True
     ).fetchone()
