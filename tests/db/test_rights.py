@@ -245,7 +245,7 @@ def test_no_function_executes_what_it_is_given(db: psycopg.Connection) -> None:
 async def test_migrate_takes_back_what_everybody_may(db: psycopg.Connection, database_url: str, role: str) -> None:
     db.execute("REVOKE EXECUTE ON FUNCTION sse_pg.is_channel FROM PUBLIC")
     grant(db, role, "EXECUTE ON FUNCTION sse_pg.publish", "SELECT ON sse_pg.migrations")
-    assert "everybody may call sse_pg." in (await one("rights", database_url)).found
+    assert "every role may call sse_pg." in (await one("rights", database_url)).found
     migrate(make_conninfo(database_url, user=role))
     assert (await one("rights", database_url)).state == "error", "a role that owns nothing changes nothing"
     migrate(database_url)
