@@ -43,7 +43,6 @@ class StreamApi:
         self._bus = bus
         self._on_end = self._ended  # one object for all streams
         self._opening = 0
-        bus.holds.bring_up = self._bring_up
         bus.hub.fell_behind = self._catch_up
 
     def routes(self) -> list[web.RouteDef]:
@@ -183,16 +182,15 @@ class StreamApi:
         """Bring a stream up again that was live."""
         stream.task = asyncio.create_task(self._bring_up(stream, None))
 
-    async def _bring_up(self, stream: Stream, asked: str | None = None) -> None:
+    async def _bring_up(self, stream: Stream, asked: str | None) -> None:
         """Send the first block, unless it was sent before, and make the stream live.
 
         While the database is unavailable, the open stream waits.
         """
-        greeted = stream.greeted
         try:
             while True:
                 try:
-                    if not greeted:
+                    if not stream.greeted:
                         cursor, lost = await self._start_of(asked)
                         self._greet(stream, cursor or self._bus.hub.position, asked if lost else None)
                     await self._bus.replay.catch_up(stream)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
@@ -21,15 +20,13 @@ class Holds:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._held: Counter[Stream] = Counter()
-        self.bring_up: Callable[[Stream], Coroutine[Any, Any, None]] | None = None
-        """Makes a stream live from its cursor on; set by the part that opens streams."""
 
     def hold(self, stream: Stream) -> None:
         """Hold a stream. Each call needs its own release()."""
         self._held[stream] += 1
         if stream.held is None:
             stream.held = asyncio.get_running_loop().create_future()
-            self._hub.suspend(stream)
+            self._hub.suspend(stream, self._hub.position)
 
     def release(self, streams: Iterable[Stream]) -> None:
         """Let streams go on. One that has ended, or that somebody else holds, does not."""
@@ -42,5 +39,5 @@ class Holds:
             if held is not None and not held.done():
                 held.set_result(None)
             was_live = stream.greeted and stream.task is None
-            if was_live and stream.reason is None and self.bring_up is not None:
-                stream.task = asyncio.create_task(self.bring_up(stream))
+            if was_live and stream.reason is None and self._hub.fell_behind is not None:
+                self._hub.fell_behind(stream)

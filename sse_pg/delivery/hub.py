@@ -131,8 +131,7 @@ class Hub:
                 # In one write each stream would buffer all of it. They read it from the ring, at their own speed.
                 group.batch = []
                 for stream in list(group.streams):
-                    self._exit(stream)
-                    stream.live, stream.cursor = False, before
+                    self.suspend(stream, before)
                     self.fell_behind(stream)
                 continue
             deliveries += len(group.batch) * len(group.streams)
@@ -211,12 +210,11 @@ class Hub:
         if stream.live:
             self._exit(stream)
 
-    def suspend(self, stream: Stream) -> None:
-        """Stop delivering to a stream. If it was live, it can catch up from here."""
+    def suspend(self, stream: Stream, position: Cursor) -> None:
+        """Stop delivering to a stream. If it was live, it can catch up from this position, which it was offered."""
         if stream.live:
             self._exit(stream)
-            stream.live = False
-            stream.cursor = self.position
+            stream.live, stream.cursor = False, position
 
     def change_channels(self, stream: Stream, channels: frozenset[str]) -> None:
         """Let a stream receive other channels from here on."""
