@@ -106,6 +106,18 @@ class Hub:
         for stream in [stream for stream in self.streams if stream.live]:
             self._write_gap(stream, "expired", before)
 
+    def abandon(self, position: Cursor) -> None:
+        """Go on at a position after a delivery that failed: which streams were sent what is uncertain.
+
+        The live streams end, and their clients resume from their own cursors. The ring begins anew, so that they are
+        served from the table.
+        """
+        self.begin(position)
+        for group in self._groups.values():
+            group.batch = []
+        for stream in [stream for stream in self.streams if stream.live]:
+            stream.end(EndReason.ERROR)
+
     def _write_gap(self, stream: Stream, reason: str, after: Cursor) -> None:
         stream.write_position(wire.gap(reason, after.text, self.position), self.position, time.monotonic())
         self.gap_notices[reason] += 1

@@ -313,7 +313,12 @@ class Tail:
             if in_flight is not None:
                 frontier.settle(in_flight.last, in_flight.alive)
         await self._control.apply()
-        self._hub.deliver(frontier.release(now), frontier.position)
+        released = frontier.release(now)
+        try:
+            self._hub.deliver(released, frontier.position)
+        except Exception:  # a bug; the frontier has passed these events
+            self._hub.abandon(frontier.position)
+            raise
         self.meter.note_missing(frontier.open, now)
         if read.fault is not None:
             raise LogUnreadable(read.fault)

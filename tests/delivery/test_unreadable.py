@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from faults.helpers import following
 from support.client import Client
 from support.server import Launcher, Server
 from support.waiting import eventually
 
+from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
+from sse_pg.core.event import Event
 from sse_pg.core.ranges import NONE, Ranges
 from sse_pg.db import tail_session
 from sse_pg.db.connection import connect_listener
@@ -111,6 +114,35 @@ async def test_a_session_with_another_encoding_reads_nothing(
             await tail_session.events(conn, 0, NONE, 10)
     finally:
         await conn.close()
+
+
+async def test_a_delivery_that_fails_loses_nothing(
+    launch: Launcher, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of ours, in the middle of a batch: the clients come back, and get everything from the table."""
+    frame, failures = wire.frame, 0
+
+    def broken(event: Event, cursor: Cursor, *, envelope: bool = False) -> bytes:
+        nonlocal failures
+        if event.payload == "2" and not failures:
+            failures += 1
+            raise RuntimeError("broken")
+        return frame(event, cursor, envelope=envelope)
+
+    server = await launch()
+    async with following(server.url) as follower:
+        db.execute(INSERT, ("good", 0))
+        await follower.until(lambda: follower.payloads == [0])
+        monkeypatch.setattr(wire, "frame", broken)
+        with db.transaction():
+            for number in range(1, 4):
+                db.execute(INSERT, ("good", number))
+        await follower.until(lambda: len(follower.payloads) == 4)
+        assert (follower.payloads, failures, follower.connects) == ([0, 1, 2, 3], 1, 2)
+        db.execute(INSERT, ("good", 4))
+        await follower.until(lambda: len(follower.payloads) == 5)
+        assert follower.payloads == [0, 1, 2, 3, 4]
+        assert not follower.gaps
 
 
 async def test_a_log_without_its_row(launch: Launcher, db: psycopg.Connection) -> None:
