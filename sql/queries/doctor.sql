@@ -227,3 +227,125 @@ SELECT pg_notify('sse_pg_doctor', %s)
 
 -- name: doctor_unlisten
 UNLISTEN sse_pg_doctor
+
+-- name: doctor_functions
+-- Functions of the schema that are not as they were created: with another owner than the schema, with their owner's
+-- rights but without a search_path of their own, or open to a role that nobody documents.
+WITH ours AS (
+    SELECT p.oid::regprocedure AS signature, p.proname, p.proowner, p.proacl, p.proconfig, p.prosecdef, n.nspowner
+      FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'sse_pg')
+SELECT format('%s belongs to %s, and the schema to %s', o.signature, pg_get_userbyid(o.proowner),
+              pg_get_userbyid(o.nspowner)) AS what,
+       format('ALTER FUNCTION %s OWNER TO %I', o.signature, pg_get_userbyid(o.nspowner)) AS fix
+  FROM ours o WHERE o.proowner <> o.nspowner
+ UNION ALL
+SELECT format('%s runs with the rights of its owner, but with the search_path of its caller', o.signature),
+       format('ALTER FUNCTION %s SET search_path = pg_catalog, pg_temp', o.signature)
+  FROM ours o
+ WHERE o.prosecdef AND NOT EXISTS (SELECT FROM unnest(o.proconfig) c WHERE c LIKE 'search\_path=%')
+ UNION ALL
+SELECT format('%s may be called by %s', o.signature, a.grantee::regrole),
+       format('REVOKE ALL ON FUNCTION %s FROM %s', o.signature, a.grantee::regrole)
+  FROM ours o CROSS JOIN LATERAL aclexplode(o.proacl) a
+ WHERE o.proname IN ('begin_epoch', 'log_identity', 'set_rights') AND a.grantee NOT IN (0, o.proowner)
+ ORDER BY 1
+
+-- name: doctor_user_triggers
+-- Triggers on the table of events that are not the bus's own, but for those of foreign keys.
+SELECT t.tgname AS name, t.tgfoid::regprocedure::text AS function,
+       (t.tgtype::integer & 7) = 7 AS before_insert     -- of a row
+  FROM pg_trigger t
+  JOIN pg_class c ON c.oid = t.tgrelid AND c.relname = 'events'
+  JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'sse_pg'
+ WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname NOT IN ('announce', 'close_window')
+ ORDER BY 1
+
+-- name: doctor_event_triggers
+-- Event triggers that fire when maintenance creates, attaches and drops partitions, and whose functions have no
+-- search_path of their own: maintenance runs with pg_catalog alone, so an unqualified name in them is not found.
+SELECT e.evtname AS name, e.evtfoid::regprocedure::text AS function,
+       format('ALTER FUNCTION %s SET search_path = %I, pg_temp', e.evtfoid::regprocedure, n.nspname) AS fix
+  FROM pg_event_trigger e
+  JOIN pg_proc p ON p.oid = e.evtfoid
+  JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE e.evtenabled <> 'D' AND e.evtevent IN ('ddl_command_start', 'ddl_command_end', 'sql_drop', 'table_rewrite')
+   AND (e.evttags IS NULL OR e.evttags && ARRAY['CREATE TABLE', 'ALTER TABLE', 'DROP TABLE'])
+   AND NOT EXISTS (SELECT FROM unnest(p.proconfig) c WHERE c LIKE 'search\_path=%')
+   AND EXISTS (SELECT FROM pg_language l WHERE l.oid = p.prolang AND l.lanname NOT IN ('c', 'internal'))
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = e.oid AND d.deptype = 'e')
+ ORDER BY 1
+
+-- name: doctor_collations
+-- Columns of indexes in the schema that are sorted by a collation of the operating system or ICU. The default collation
+-- is the database's.
+SELECT DISTINCT format('%s (%s) by %s', i.indrelid::regclass, coalesce(a.attname, 'an expression'), k.collname) AS what,
+       CASE WHEN a.attname IS NULL OR t.relispartition THEN ''
+            ELSE format('ALTER TABLE %s ALTER COLUMN %I TYPE %s COLLATE "C"', i.indrelid::regclass, a.attname,
+                        format_type(a.atttypid, a.atttypmod)) END AS fix
+  FROM pg_index i
+  JOIN pg_class t ON t.oid = i.indrelid
+  JOIN pg_namespace n ON n.oid = t.relnamespace AND n.nspname = 'sse_pg'
+ CROSS JOIN LATERAL generate_series(0, i.indnkeyatts - 1) AS g(place)
+  JOIN pg_collation k ON k.oid = i.indcollation[g.place]
+  LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[g.place] AND a.attnum > 0
+ WHERE NOT t.relispartition
+   AND CASE WHEN k.collprovider <> 'd' THEN k.collprovider = 'i'
+                 OR (k.collprovider = 'c' AND k.collcollate NOT IN ('C', 'POSIX'))
+            ELSE (SELECT d.datlocprovider = 'i' OR (d.datlocprovider = 'c' AND d.datcollate NOT IN ('C', 'POSIX'))
+                    FROM pg_database d WHERE d.datname = current_database()) END
+ ORDER BY 1
+
+-- name: doctor_inherited
+-- Settings of this database and this role that change what the bus or its publishers do. Those that a server sets anew on
+-- each of its connections are left out.
+SELECT split_part(c.setting, '=', 1) AS name, c.setting,
+       CASE WHEN s.setrole = 0 THEN format('database %s', current_database())
+            ELSE format('role %s', current_user) END AS source,
+       CASE WHEN s.setrole = 0 THEN format('ALTER DATABASE %I RESET %s', current_database(), split_part(c.setting, '=', 1))
+            WHEN s.setdatabase = 0 THEN format('ALTER ROLE %I RESET %s', current_user, split_part(c.setting, '=', 1))
+            ELSE format('ALTER ROLE %I IN DATABASE %I RESET %s', current_user, current_database(),
+                        split_part(c.setting, '=', 1)) END AS fix
+  FROM pg_db_role_setting s
+ CROSS JOIN LATERAL unnest(s.setconfig) AS c(setting)
+ WHERE s.setdatabase IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+   AND s.setrole IN (0, (SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user))
+   AND (split_part(c.setting, '=', 1) IN ('role', 'session_replication_role', 'plpgsql.variable_conflict',
+                                          'row_security', 'default_tablespace', 'temp_tablespaces')
+        OR c.setting LIKE 'sse\_pg.%')
+ ORDER BY 2
+
+-- name: doctor_locks
+-- Who holds advisory locks of the bus and is no server and no publisher. A server holds the lock of its row in
+-- sse_pg.servers; a publisher has a transaction id, or has just begun its first statement. Maintenance and migrations hold
+-- theirs for one transaction.
+WITH held AS MATERIALIZED (
+    SELECT k.pid, k.virtualtransaction, k.mode, k.objid::bigint AS key, c.name AS class
+      FROM pg_locks k
+      JOIN (VALUES ('tail'), ('server'), ('maintenance'), ('first_low'), ('first_high'), ('window_low'),
+                   ('window_high'), ('window_open')) AS c(name) ON k.classid = sse_pg.lock_class(c.name)
+     WHERE k.locktype = 'advisory' AND k.objsubid = 2 AND k.granted AND k.pid <> pg_backend_pid()
+       AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    UNION ALL
+    SELECT k.pid, k.virtualtransaction, k.mode, 0, 'migration'
+      FROM pg_locks k, hashtextextended('sse_pg migrate', 0) AS h(key)
+     WHERE k.locktype = 'advisory' AND k.objsubid = 1 AND k.granted AND k.pid <> pg_backend_pid()
+       AND k.classid::bigint = (h.key >> 32) & 4294967295 AND k.objid::bigint = h.key & 4294967295
+       AND k.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())),
+facts AS (
+    SELECT h.*, a.usename::text AS role, a.application_name AS program,
+           coalesce(a.state = 'active' AND a.query_start > clock_timestamp() - interval '2 seconds', false) AS passing,
+           extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age
+      FROM held h LEFT JOIN pg_stat_activity a ON a.pid = h.pid)
+SELECT f.pid, f.role, f.program, array_agg(DISTINCT f.class ORDER BY f.class) AS classes,
+       bool_or(f.mode = 'ExclusiveLock') AS exclusive, format('SELECT pg_terminate_backend(%%s)', f.pid) AS fix
+  FROM facts f
+ WHERE NOT f.passing
+   AND CASE
+       WHEN f.class IN ('tail', 'server') THEN NOT EXISTS (
+           SELECT FROM held s JOIN sse_pg.servers v ON v.id = s.key WHERE s.class = 'server' AND s.pid = f.pid)
+       WHEN f.class IN ('maintenance', 'migration') THEN f.age IS NULL OR f.age >= %(old_s)s
+       ELSE NOT EXISTS (SELECT FROM pg_locks t WHERE t.locktype = 'transactionid' AND t.pid = f.pid AND t.granted
+                           AND t.virtualtransaction = f.virtualtransaction)
+            AND (f.age IS NULL OR f.age >= %(old_s)s) END
+ GROUP BY f.pid, f.role, f.program
+ ORDER BY f.pid

@@ -10,7 +10,7 @@ import psycopg
 
 from sse_pg.config import Settings
 from sse_pg.db.connection import is_unavailable, summary
-from sse_pg.doctor import listen, log, schema, server
+from sse_pg.doctor import additions, listen, log, schema, server
 from sse_pg.doctor import settings as settings_checks
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, unchecked
@@ -22,12 +22,11 @@ OLD_S = 60.0
 
 @dataclass(frozen=True)
 class _Check:
-    """A check, and what it needs: other checks that found no error."""
+    """A check, and the names of those that must have found no error before it is made."""
 
     name: str
     run: Callable[[Examination], Awaitable[list[Finding]]]
-    needs_schema: bool = False
-    needs_primary: bool = False
+    needs: frozenset[str] = frozenset()
 
 
 async def examine(settings: Settings, *, old: float = OLD_S) -> AsyncIterator[Finding]:
@@ -46,7 +45,7 @@ async def examine(settings: Settings, *, old: float = OLD_S) -> AsyncIterator[Fi
             exam = Examination(session, settings, old)
             bad: set[str] = set()
             for check in _CHECKS:
-                if (check.needs_schema and "schema" in bad) or (check.needs_primary and "primary" in bad):
+                if bad & check.needs:
                     continue
                 for finding in await _run(check, exam):
                     if finding.state == "error":
@@ -69,24 +68,33 @@ async def _run(check: _Check, exam: Examination) -> list[Finding]:
         return [error(check.name, f"could not be checked: {summary(problem)}", "see what PostgreSQL logs about it")]
 
 
+_SCHEMA = frozenset({"schema"})
+_LOG = frozenset({"schema", "log"})
+
 #: In the order of the report: a check comes after those that it needs.
 _CHECKS = (
     _Check("server", server.server),
     _Check("connections", server.connections),
     _Check("clock", server.clock),
-    _Check("listen", listen.listening, needs_primary=True),
+    _Check("listen", listen.listening, frozenset({"primary"})),
     _Check("requests", listen.requests),
     _Check("schema", schema.schema),
-    _Check("rights", schema.rights, needs_schema=True),
-    _Check("log", schema.log, needs_schema=True),
-    _Check("policies", schema.policies, needs_schema=True),
-    _Check("sequence", schema.sequence, needs_schema=True),
-    _Check("triggers", schema.triggers, needs_schema=True),
-    _Check("identity", schema.identity, needs_schema=True),
-    _Check("payload", settings_checks.payload, needs_schema=True),
-    _Check("publishers", log.publishers, needs_schema=True),
+    _Check("rights", schema.rights, _SCHEMA),
+    _Check("log", schema.log, _SCHEMA),
+    _Check("policies", schema.policies, _SCHEMA),
+    _Check("functions", additions.functions, _SCHEMA),
+    _Check("inherited", additions.inherited),
+    _Check("sequence", schema.sequence, _SCHEMA),
+    _Check("triggers", schema.triggers, _SCHEMA),
+    _Check("identity", schema.identity, _SCHEMA),
+    _Check("payload", settings_checks.payload, _SCHEMA),
+    _Check("collations", additions.collations, _SCHEMA),
+    _Check("user_triggers", additions.user_triggers, _SCHEMA),
+    _Check("event_triggers", additions.event_triggers),
+    _Check("locks", log.locks, _SCHEMA),
+    _Check("publishers", log.publishers, _SCHEMA),
     _Check("queue", log.queue),
-    _Check("retention", log.retention, needs_schema=True),
-    _Check("ring", log.ring, needs_schema=True),
-    _Check("servers", log.servers, needs_schema=True),
+    _Check("retention", log.retention, _LOG),
+    _Check("ring", log.ring, _SCHEMA),
+    _Check("servers", log.servers, _SCHEMA),
 )

@@ -18,6 +18,28 @@ SLACK_S = 3600.0
 MAX_NAMED = 5
 
 
+async def locks(exam: Examination) -> list[Finding]:
+    """Find sessions that hold advisory locks of the bus without being a server or a publisher."""
+    rows = await exam.session.rows("doctor_locks", {"old_s": exam.old_s})
+    found = []
+    for row in rows[:MAX_NAMED]:
+        program = f" ({row.program})" if row.program else ""
+        report = error if row.exclusive else warning
+        what = "can stop publishers, servers or maintenance" if row.exclusive else "can delay maintenance or a purge"
+        found.append(
+            report(
+                "locks",
+                f"pid {row.pid} of {row.role or 'an unknown role'}{program} holds advisory locks of the bus "
+                f"({', '.join(row.classes)}) and is no server and no publisher: it {what}",
+                "end it; find out why it takes these locks",
+                row.fix,
+            )
+        )
+    if len(rows) > MAX_NAMED:
+        found.append(warning("locks", f"and {len(rows) - MAX_NAMED} more", "as above"))
+    return found or [ok("locks", "only servers and publishers hold advisory locks of the bus")]
+
+
 async def publishers(exam: Examination) -> list[Finding]:
     """Find transactions that have published and are still open after ``old_s`` seconds."""
     rows = await exam.session.rows("doctor_publishers")

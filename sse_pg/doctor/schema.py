@@ -97,12 +97,12 @@ async def log(exam: Examination) -> list[Finding]:
     """Check that the log has its row of facts."""
     here = await exam.session.row("doctor_log")
     if here.there:
-        return [ok("log", "its row of facts is there")]
+        return [ok("log", "its row of facts exists")]
     return [
         error(
             "log",
-            "sse_pg.log is empty, as after a truncation or a copy of the schema alone",
-            "start a server, which makes the row anew; or, as the owner of the schema:",
+            "sse_pg.log is empty, as after a TRUNCATE or a dump without data",
+            "start a server, which creates the row; or run this statement as the owner of the schema",
             here.fix,
         )
     ]
@@ -119,7 +119,7 @@ async def policies(exam: Examination) -> list[Finding]:
             "policies",
             f"row level security on {names} applies to this role or to the owner of the schema: the server refuses "
             "to read and publish, because a policy could hide events",
-            "disable it, or give the roles BYPASSRLS; access rules belong into sse_pg.authorize()",
+            "disable it, or give the roles BYPASSRLS; access rules belong in sse_pg.authorize()",
             *(row.fix for row in rows),
         )
     ]
