@@ -101,7 +101,7 @@ async def log(exam: Examination) -> list[Finding]:
     return [
         error(
             "log",
-            "sse_pg.log is empty, as after a TRUNCATE or a dump without data",
+            "sse_pg.log is empty, as after a truncation or a dump without data",
             "start a server, which creates the row; or run this statement as the owner of the schema",
             here.fix,
         )
