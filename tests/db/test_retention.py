@@ -475,8 +475,11 @@ async def test_what_a_live_server_has_not_read_stays(client: Client, db: psycopg
 
 
 async def test_streams_that_replay_miss_nothing_silently(
-    launch: Launcher, db: psycopg.Connection, database_url: str
+    launch: Launcher, db: psycopg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What a server has not shown to have read is not purged: it shows it all the time here.
+    monkeypatch.setattr("sse_pg.db.registry.INTERVAL_S", 0.01)
+    monkeypatch.setattr("sse_pg.db.registry.POSITION_INTERVAL_S", 0.0)
     server = await launch(ring_events=3, replay_page=7, partition_size=50, maintenance=3600.0, safety_read=0.02)
     await asyncio.to_thread(make, db, 9, 50)
     await asyncio.to_thread(fill, db, 420)
@@ -503,7 +506,7 @@ async def test_streams_that_replay_miss_nothing_silently(
         with psycopg.connect(database_url, autocommit=True) as writer:
             for n in range(20):
                 await asyncio.to_thread(fill, writer, 10)
-                await asyncio.to_thread(purge_once, db, 420 - 20 * n)
+                await asyncio.to_thread(purge, db, 420 - 20 * n)
 
     async with Client(server.url) as client, asyncio.timeout(3 * TIMEOUT_S):
         await asyncio.gather(disturb(), *(read(client) for _ in range(6)))
