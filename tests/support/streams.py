@@ -20,6 +20,8 @@ class Block:
     data: str = ""
     id: str | None = None
     retry: int | None = None
+    number: int | None = None
+    """The event's own id, if the cursor does not begin with it."""
     comment: bool = False
 
     def json(self) -> Any:
@@ -44,6 +46,8 @@ def parse_block(text: str) -> Block:
             block.event = value
         elif name == "retry":
             block.retry = int(value)
+        elif name == "number":
+            block.number = int(value)
         else:
             raise AssertionError(f"a line that is no field: {line!r}")
     block.data = "\n".join(lines)
