@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 
 from sse_pg.client.backoff import retry_after
-from sse_pg.errors import system_text
+from sse_pg.errors import one_line, system_text
 
 #: Errors because of which no retry can succeed.
 BAD_URL = (
@@ -65,9 +65,20 @@ async def problem_of(response: aiohttp.ClientResponse) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why a request or a stream failed."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return f"no server responds at {error.host}:{error.port} ({system_text(error.os_error)})"
-    if isinstance(error, aiohttp.InvalidURL):
-        return "it is not a valid URL"  # the text of the error is only the URL
-    return str(error) or type(error).__name__
+    """Return in one line why a request or a stream failed."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return one_line(error)
+        case aiohttp.ClientConnectorError():
+            return f"no server responds at {error.host}:{error.port} ({system_text(error.os_error)})"
+        case aiohttp.TooManyRedirects():
+            return "too many redirects"
+        case aiohttp.InvalidURL():
+            return "it is not a valid URL"  # the text of the error is only the URL
+        case aiohttp.ServerDisconnectedError() if not isinstance(error.message, str):
+            return "the server closed the connection within the head of the response"
+        case aiohttp.ClientResponseError():
+            return f"the response is not valid HTTP: {error.message.strip().partition(chr(10))[0].rstrip(':')}"
+        case aiohttp.ClientPayloadError():
+            return "the response ended early, or its compression is broken"
+    return one_line(error)

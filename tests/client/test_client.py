@@ -378,6 +378,56 @@ async def test_heartbeats_count_as_life(bus: Bus) -> None:
     assert len(bus.requests) == 1
 
 
+BROKEN = {
+    "closed at once": (b"", "Server disconnected"),
+    "closed within the head": (b"HTTP/1.1 200 OK\r\n", "within the head of the response"),
+    "no HTTP": (b"SSH-2.0-OpenSSH\r\n\r\n", "not valid HTTP: Bad status line"),
+    "an endless header": (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n", "not valid HTTP: Got more than"),
+    "a bad chunk": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        "not valid HTTP: Invalid character",
+    ),
+    "a short body": (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\ndata: 1\n\n", "ended early"),
+    "broken compression": (
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde",
+        "compression is broken",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+async def test_a_broken_response_is_one_line(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Also when it is logged, and there is no traceback."""
+    response, says = BROKEN[case]
+    head = b"Content-Type: text/event-stream\r\n"
+    response = response.replace(b"OK\r\n", b"OK\r\n" + head, 1) if b"\r\n\r\n" in response else response
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(response)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        lost: list[Reconnect] = []
+        events = subscribe(url, ["a"], backoff=Impatient())
+
+        async def on_reconnect(loss: Reconnect) -> None:
+            lost.append(loss)
+            await events.close()
+
+        events._on_reconnect = on_reconnect
+        assert [event.data async for event in events] in ([], ["1"])
+        assert says in lost[0].reason
+        assert "\n" not in lost[0].reason
+        with pytest.raises((ClientError, OutcomeUnknown)) as caught:
+            await publish(url, "a", 1)
+        assert "\n" not in str(caught.value)
+    assert not caplog.records
+
+
 # Refusals
 
 
