@@ -50,7 +50,7 @@ def test_json_for_programs(database_url: str, db: psycopg.Connection) -> None:
     assert json.loads(run("doctor", "--json", DATABASE_URL=database_url).stdout)["counts"].get("error") is None
 
 
-def test_old_transactions_are_those_asked_for(database_url: str) -> None:
+def test_the_age_of_old_transactions_can_be_set(database_url: str) -> None:
     with psycopg.connect(database_url) as publisher:
         publisher.execute("SELECT sse_pg.publish('a', 't', '1')")
         assert "publishers: pid" in run("doctor", "--old", "0", DATABASE_URL=database_url).stdout

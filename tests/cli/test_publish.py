@@ -73,7 +73,7 @@ def test_text_makes_a_string_of_what_is_not_json(database_url: str, db: psycopg.
     assert stored(db) == ["hello", [1], ""]
 
 
-def test_a_database_that_is_away_is_one_line() -> None:
+def test_an_unavailable_database_is_one_line() -> None:
     away = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x", "SSE_PG_POOL_TIMEOUT_SECONDS": "1"}
     one_line(run("publish", "a", "1", **away))
     one_line(run("publish", "a", stdin="1\n", **away))
@@ -124,7 +124,7 @@ def test_numbers_are_what_the_table_takes(database_url: str, db: psycopg.Connect
     assert run("publish", "a", '"1e500"', DATABASE_URL=database_url).returncode == 0
 
 
-def test_nothing_on_stdin_is_nothing(database_url: str) -> None:
+def test_empty_stdin_publishes_nothing(database_url: str) -> None:
     done = run("publish", "a", DATABASE_URL=database_url)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -136,11 +136,11 @@ def test_text_lines(database_url: str, db: psycopg.Connection) -> None:
 
 
 def unread(pipe: IO[bytes]) -> int:
-    """How many bytes lie in a pipe."""
+    """Return how many bytes are in a pipe."""
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def test_each_line_of_a_slow_pipe_is_published_when_it_comes(database_url: str, db: psycopg.Connection) -> None:
+def test_each_line_of_a_slow_pipe_is_published_when_it_arrives(database_url: str, db: psycopg.Connection) -> None:
     with process("publish", "a", stdin=subprocess.PIPE, DATABASE_URL=database_url) as command:
         pipe = command.popen.stdin
         assert pipe
@@ -151,7 +151,7 @@ def test_each_line_of_a_slow_pipe_is_published_when_it_comes(database_url: str, 
             assert stored(db)[-1] == n
         pipe.write(b'"not finis')
         pipe.flush()
-        # Published before its end it would be an error: half of a line is not JSON.
+        # Publishing it before its end would be an error, because half of a line is not JSON.
         wait_for(lambda: unread(pipe) == 0, "the command's read")
         pipe.write(b'hed"')
         pipe.close()
@@ -244,7 +244,7 @@ def test_on_one_terminal_the_ids_stand_above_the_bar(database_url: str, db: psyc
         assert str(number) in shown
 
 
-def test_who_types_is_told_how_to_end_and_gets_no_bar(database_url: str, db: psycopg.Connection) -> None:
+def test_typed_input_gets_a_hint_and_no_bar(database_url: str, db: psycopg.Connection) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [*SSE_PG, "publish", "a"],
@@ -271,11 +271,11 @@ def test_who_types_is_told_how_to_end_and_gets_no_bar(database_url: str, db: psy
     assert stored(db) == [{"a": 1}]
 
 
-def test_elsewhere_there_is_no_bar(database_url: str) -> None:
+def test_without_a_terminal_there_is_no_bar(database_url: str) -> None:
     assert run("publish", "a", stdin="1\n" * 10, DATABASE_URL=database_url).stderr == ""
 
 
-def test_a_reader_that_has_enough_is_no_error_to_talk_about(database_url: str) -> None:
+def test_a_reader_that_stops_reading_is_no_error(database_url: str) -> None:
     shell = subprocess.run(
         ["/bin/sh", "-c", 'yes 1 | head -50000 | "$@" | head -1', "sh", *SSE_PG, "publish", "a"],
         env=environment(DATABASE_URL=database_url), cwd="/", capture_output=True, text=True, timeout=60,
@@ -284,7 +284,7 @@ def test_a_reader_that_has_enough_is_no_error_to_talk_about(database_url: str) -
     assert shell.stdout.strip().isdecimal()
 
 
-def test_an_outage_between_two_lines_is_told_with_the_place(database_url: str, postgres: object) -> None:
+def test_an_outage_between_two_lines_names_the_line(database_url: str, postgres: object) -> None:
     with process(
         "publish", "a", stdin=subprocess.PIPE, DATABASE_URL=database_url, SSE_PG_POOL_TIMEOUT_SECONDS="1"
     ) as command:

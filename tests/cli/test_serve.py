@@ -25,7 +25,7 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 @pytest.fixture
 def data() -> Iterator[Path]:
-    """A data directory that the system user gets to."""
+    """A data directory that the account of PostgreSQL can enter."""
     with directory() as made:
         yield made / "data"
 
@@ -64,7 +64,7 @@ def test_migrate_uses_the_embedded_postgresql_and_stops_it(data: Path) -> None:
 # ---- where the database and the port come from
 
 
-def test_serve_takes_the_libpq_variables(postgres: EmbeddedPostgres, database_url: str) -> None:
+def test_serve_uses_the_libpq_variables(postgres: EmbeddedPostgres, database_url: str) -> None:
     there = conninfo_to_dict(database_url)
     variables = {
         "PGHOST": there["host"],
@@ -78,7 +78,7 @@ def test_serve_takes_the_libpq_variables(postgres: EmbeddedPostgres, database_ur
         assert server.end() == 0
 
 
-def test_flags_win_over_variables(database_url: str) -> None:
+def test_flags_override_variables(database_url: str) -> None:
     with process(
         "serve", "--port", "0", "--host", "127.0.0.2", "--database-url", database_url,
         HOST="127.0.0.1", PORT="1", DATABASE_URL="postgresql:///nowhere?host=/nowhere",
@@ -116,14 +116,14 @@ def test_a_port_in_use_is_one_line(data: Path) -> None:
     assert left_behind(data) == []
 
 
-def test_a_database_that_is_away_is_one_line() -> None:
+def test_an_unavailable_database_is_one_line() -> None:
     for words in (("serve",), ("migrate",)):
         line = one_line(run(*words, DATABASE_URL="postgresql://nobody@127.0.0.1:1/x", SSE_PG_LOG_LEVEL="error"))
         assert "cannot be reached" in line
         assert "127.0.0.1" in line
 
 
-def test_a_traceback_comes_only_when_asked_for() -> None:
+def test_only_debug_shows_a_traceback() -> None:
     for words in (("--debug", "migrate"), ("migrate", "--debug")):
         done = run(*words, DATABASE_URL="postgresql://nobody@127.0.0.1:1/x")
         assert done.returncode == 1
@@ -148,7 +148,7 @@ def test_help_and_version() -> None:
 
 
 @pytest.mark.long
-def test_serve_brings_its_own_postgresql_and_takes_it_along(data: Path) -> None:
+def test_serve_starts_and_stops_its_own_postgresql(data: Path) -> None:
     with process("serve", "--port", "0", SSE_PG_DATA_DIR=str(data)) as server:
         url = server.url()
         where = server.line(r"^PostgreSQL (\d+) .* with its data in (.*)$")
@@ -184,10 +184,10 @@ def test_a_signal_during_the_start_leaves_nothing(data: Path, moment: str, numbe
     with process("serve", "--port", "0", "--data-dir", str(data), SSE_PG_LOG_LEVEL="error") as server:
         wait_for(moments[moment], moment)
         assert server.end(number) == 0
-        # Synchronously: nothing is on its way out any more.
+        # Without waiting: every process has ended by now.
         assert left_behind(data) == []
         assert server.err == []
-    # What is there can be used.
+    # What was created so far can be used.
     assert run("migrate", "--data-dir", str(data)).returncode == 0
 
 
@@ -205,7 +205,7 @@ def test_a_signal_twice_does_not_leave_the_database_running(data: Path, number: 
 
 @BOTH
 def test_a_signal_ends_a_migration_that_waits(empty_database_url: str, number: signal.Signals) -> None:
-    """Somebody holds the lock of the migrations; who is told to stop does not wait for it."""
+    """Another session holds the lock of the migrations; a signal ends the wait for it."""
     run("migrate", DATABASE_URL=empty_database_url)
     with psycopg.connect(empty_database_url) as other, psycopg.connect(empty_database_url, autocommit=True) as looker:
         other.execute("LOCK TABLE sse_pg.migrations")
@@ -233,7 +233,7 @@ def test_a_signal_ends_open_streams(database_url: str, number: signal.Signals) -
         assert not any("Traceback" in line for line in server.err)
 
 
-#: What libpq would take from the environment beside or against the URL of the embedded server.
+#: What libpq would take from the environment in addition to the URL of the embedded server, or instead of it.
 LIBPQ = {
     "PGHOSTADDR": "127.0.0.1",
     "PGPORT": "1",

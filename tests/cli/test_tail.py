@@ -84,13 +84,13 @@ def test_tail_says_what_the_server_refuses(database_url: str) -> None:
         assert "not a valid URL" in one_line(run("tail", "a", "--url", "http://127.0.0.1:99999"))
 
 
-def test_tail_says_that_no_server_answers() -> None:
+def test_tail_says_that_no_server_responds() -> None:
     with process("tail", "a", "--url", "http://127.0.0.1:1") as tail:
         assert "no server responds at 127.0.0.1:1 (Connection refused)" in tail.line("next attempt", err=True).string
         assert tail.end() == 0
 
 
-def test_tail_shows_a_token_and_says_so_without_one(database_url: str, db: psycopg.Connection) -> None:
+def test_tail_sends_a_token_and_asks_for_one_if_it_is_missing(database_url: str, db: psycopg.Connection) -> None:
     publish(db, 1)
     secret = {"SSE_PG_TOKEN_SECRET": "a secret of more than thirty-two bytes"}
     token = run("token", "--user", "7", "--subscribe", "a", **secret).stdout.strip()
@@ -102,14 +102,14 @@ def test_tail_shows_a_token_and_says_so_without_one(database_url: str, db: psyco
             assert tail.end() == 0
 
 
-def test_an_unknown_cursor_is_told(database_url: str) -> None:
+def test_an_unknown_cursor_is_reported(database_url: str) -> None:
     with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
         url = server.url()
         with process("tail", "a", "--from", "99999", "--url", url) as tail:
             assert "99999" in tail.line("unknown", err=True).string
 
 
-def test_a_reader_that_has_enough_ends_the_tail(database_url: str, db: psycopg.Connection) -> None:
+def test_a_reader_that_stops_reading_ends_the_tail(database_url: str, db: psycopg.Connection) -> None:
     publish(db, *range(100))
     with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
         url = server.url()

@@ -22,12 +22,12 @@ def test_token_prints_a_token_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("ttl", ["0", "x", "-1", "1w", "1.5h", "99999999999"])
-def test_token_with_a_time_that_is_none(ttl: str) -> None:
+def test_token_with_an_invalid_ttl(ttl: str) -> None:
     one_line(run("token", "--user", "7", "--ttl", ttl, SSE_PG_TOKEN_SECRET=SECRET), 2)
 
 
 @pytest.mark.parametrize("option", ["--publish", "--subscribe"])
-def test_token_for_a_channel_that_cannot_be(option: str) -> None:
+def test_token_for_an_invalid_channel(option: str) -> None:
     line = one_line(run("token", "--user", "7", option, "or ders.*", SSE_PG_TOKEN_SECRET=SECRET), 2)
     assert "'or ders.*'" in line
     assert "white space" in line

@@ -1,4 +1,4 @@
-"""The client against small servers that speak the wire format, cut it, refuse and fall silent."""
+"""The client with small servers that send streams, cut them, refuse requests and stop responding."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Bus:
         return [request.headers.get("Last-Event-ID") for request in self.requests]
 
     def stream(self, *texts: str, cut: asyncio.Event | None = None, stay: bool = False) -> Answer:
-        """Answer with a stream of these writes; then end it, cut it when told, or keep it open."""
+        """Answer with a stream of these writes; then end it, cut it when the event is set, or keep it open."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -117,7 +117,7 @@ async def hang_up(request: web.Request) -> web.StreamResponse:
 
 
 class Impatient(Backoff):
-    """Notes what it is asked and never waits."""
+    """Records the requested delays and never waits."""
 
     def __init__(self) -> None:
         super().__init__(random=lambda: 0.0)
@@ -182,7 +182,7 @@ async def test_events_come_with_their_cursor_and_own_blocks_do_not(bus: Bus) -> 
     assert bus.requests[0].headers["Accept"] == "text/event-stream"
 
 
-async def test_what_is_asked_for(bus: Bus) -> None:
+async def test_what_the_client_requests(bus: Bus) -> None:
     headers = {"Authorization": "Bearer t"}
     options: dict[str, Any] = {"user_id": 7, "cursor": 0, "envelope": True, "headers": headers}
     assert [event async for event in subscribe(bus.url, ["a", "b&c"], **options)] == []
@@ -251,7 +251,7 @@ async def test_an_event_without_an_id_keeps_the_cursor(bus: Bus) -> None:
     assert bus.resumed_from() == ["17", "17"]
 
 
-async def test_a_gap_is_told_and_moves_the_cursor(bus: Bus) -> None:
+async def test_a_gap_is_reported_and_moves_the_cursor(bus: Bus) -> None:
     gap = block(90, '{"reason": "expired", "after": "5", "before": "90"}', "sse-pg.gap")
     bus.answers = [bus.stream(HELLO + gap + block(91))]
     told: list[Gap] = []
@@ -326,7 +326,7 @@ async def test_only_a_hello_resets_the_backoff_and_retry_sets_its_base(bus: Bus)
     assert bases == [1.0, 0.05, 2.5]  # never below 50 ms
 
 
-async def test_a_server_that_is_away_is_tried_again(bus: Bus) -> None:
+async def test_an_unreachable_server_is_tried_again(bus: Bus) -> None:
     with socket.socket() as reserved:  # bound and not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
         lost: list[Reconnect] = []
@@ -446,7 +446,7 @@ async def test_another_content_type_is_an_error(bus: Bus) -> None:
         await anext(follow(bus))
 
 
-async def test_a_refusal_that_is_no_problem_document(bus: Bus) -> None:
+async def test_a_refusal_without_a_problem_document(bus: Bus) -> None:
     async def proxy(_: web.Request) -> web.StreamResponse:
         return web.Response(status=404, body=b"<html>\xff")
 
@@ -455,7 +455,7 @@ async def test_a_refusal_that_is_no_problem_document(bus: Bus) -> None:
         await anext(follow(bus))
 
 
-async def test_a_url_that_is_none_is_an_error() -> None:
+async def test_an_invalid_url_is_an_error() -> None:
     with pytest.raises(ClientError, match="cannot be used"):
         await anext(subscribe("ftp://127.0.0.1", ["a"]))
     with pytest.raises(ClientError, match="cannot be used"):
@@ -490,7 +490,7 @@ async def test_close_wakes_a_waiting_iteration(bus: Bus) -> None:
     await bus.left.wait()
 
 
-async def test_close_wakes_an_iteration_that_waits_for_an_answer(bus: Bus) -> None:
+async def test_close_wakes_an_iteration_that_waits_for_a_response(bus: Bus) -> None:
     async def silent(_: web.Request) -> web.StreamResponse:
         try:
             await bus.over.wait()
@@ -673,7 +673,7 @@ async def test_publish_that_is_not_answered_in_time(bus: Bus) -> None:
         await publish(bus.url, "orders", 1, timeout=0.1)
 
 
-async def test_publish_to_nobody() -> None:
+async def test_publish_without_a_server() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         with pytest.raises(BusUnavailable, match="nothing was published") as caught:
@@ -683,14 +683,14 @@ async def test_publish_to_nobody() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_publish_does_not_follow_a_redirect(bus: Bus, status: int) -> None:
-    """It would become a GET, and an answer to that could be mistaken for a publish."""
+    """After a redirect the POST could become a GET, whose response could be mistaken for that of a publish."""
     bus.answers = [refusal(status, Location="https://elsewhere.example/api/events/publish"), json_answer(ANSWER)]
     with pytest.raises(ClientError, match=rf"{status} .* the URL is now https://elsewhere.example/"):
         await publish(bus.url, "orders", 1, idempotency_key="k")
     assert len(bus.requests) == 1
 
 
-async def test_publish_refused_or_answered_with_nonsense(bus: Bus) -> None:
+async def test_publish_refused_or_with_an_invalid_response(bus: Bus) -> None:
     bus.answers = [refusal(422), json_answer({"id": "x"})]
     with pytest.raises(ClientError, match="422 Refused"):
         await publish(bus.url, "orders", 1, idempotency_key="k")
@@ -698,7 +698,7 @@ async def test_publish_refused_or_answered_with_nonsense(bus: Bus) -> None:
         await publish(bus.url, "orders", 1, idempotency_key="k")
 
 
-async def test_publish_answered_with_what_is_not_utf8(bus: Bus) -> None:
+async def test_publish_with_a_response_that_is_not_utf8(bus: Bus) -> None:
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response(status=201, body=b'{"id": 1, "channel": "\xff"}')
 

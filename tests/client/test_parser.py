@@ -1,4 +1,4 @@
-"""The parser against a simple reference, whatever the bytes and however they are cut."""
+"""The parser compared with a simple reference, for any bytes cut into any chunks."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_noise_gives_what_the_reference_gives(body: bytes) -> None:
 
 
 @given(stream=streams, places=st.lists(st.integers(0, 1 << 16), max_size=8), limit=st.integers(1, 30))
-def test_the_limit_strikes_at_the_same_block(stream: bytes, places: list[int], limit: int) -> None:
+def test_the_limit_applies_to_the_same_block(stream: bytes, places: list[int], limit: int) -> None:
     def outcome(chunks: list[bytes]) -> tuple[list[Block], bool]:
         parser = Parser(limit=limit)
         blocks: list[Block] = []
@@ -152,7 +152,7 @@ def test_a_cr_ends_a_block_without_waiting_for_more() -> None:
     assert parser.feed(b"\ndata: b\r\n\r") == [Block("message", "b", "", None)]
 
 
-def test_the_id_moves_only_with_a_whole_block_and_starts_where_told() -> None:
+def test_the_id_moves_only_with_a_whole_block_and_starts_where_given() -> None:
     parser = Parser(last_event_id="5")
     assert parser.feed(b"data: a\n\nid: 6\n") == [Block("message", "a", "5", None)]
     assert parser.last_event_id == "5"
@@ -175,7 +175,7 @@ def test_the_error_stays() -> None:
             parser.feed(b"data: b\n\n")
 
 
-def test_many_short_data_lines_pass_the_limit_too() -> None:
+def test_many_short_data_lines_exceed_the_limit_too() -> None:
     parser = Parser(limit=100)
     assert [parser.feed(b"data:\n") for _ in range(100)] == [[]] * 100
     with pytest.raises(ClientError):

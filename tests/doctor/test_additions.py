@@ -129,7 +129,7 @@ async def test_servers_and_publishers_are_no_strangers(database_url: str, launch
         assert [f.state for f in await found("locks", database_url, old=0)] == ["ok"]
 
 
-async def test_a_migrated_database_is_well(empty_database_url: str) -> None:
+async def test_a_migrated_database_has_no_findings(empty_database_url: str) -> None:
     migrate(empty_database_url)
     findings = await report(empty_database_url)
     assert {f.name for f in findings if f.state != "ok"} <= {"durability", "files"}, findings

@@ -1,4 +1,4 @@
-"""The doctor at clusters of its own: a replica, a notification queue that fills, a cluster that is well."""
+"""The doctor with clusters of its own: a replica, a notification queue that fills up, a durable cluster."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = "max_notify_queue_pages"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL as `sse-pg serve` starts it, durable, with the least notification queue that there is."""
+    """A PostgreSQL as `sse-pg serve` starts it, durable, with the smallest notification queue."""
     programs = os.environ.get("SSE_PG_TEST_POSTGRES")
     binaries = find_binaries(Path(programs) if programs else None)
     directory = Path(tempfile.mkdtemp(prefix="sse-pg-doctor-", dir="/tmp"))
@@ -52,7 +52,7 @@ async def test_a_notification_queue_that_fills(cluster: EmbeddedPostgres) -> Non
             listener.execute("LISTEN anything")
             listener.execute("BEGIN")
             listener.execute("SELECT 1")
-            # Many small commits: one that rings in a full queue fails.
+            # Many small commits, because one that notifies fails when the queue is full.
             while db.execute("SELECT pg_notification_queue_usage()").fetchone() < (0.1,):  # type: ignore[operator]
                 db.execute("SELECT pg_notify('x', repeat('x', 7000) || n) FROM generate_series(1, 5) n")
             finding = await one("queue", cluster.url)
@@ -121,7 +121,7 @@ def answers(url: str) -> bool:
 
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
 def test_a_replica_has_no_position(cluster: EmbeddedPostgres, replica: str, isolation: str) -> None:
-    """It would skip ids: the sequence is ahead there, and nobody sees the publishers' locks."""
+    """It would skip ids: there, the sequence is ahead and the publishers' locks cannot be seen."""
     with psycopg.connect(replica) as conn:
         conn.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")  # type: ignore[arg-type]
         with pytest.raises(psycopg.errors.FeatureNotSupported, match="standby"):

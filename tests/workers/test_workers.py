@@ -1,4 +1,4 @@
-"""Several server processes on one port: who serves, who dies and is replaced, and that nobody is left."""
+"""Several server processes on one port: serving, replacing those that die, renewing, and stopping all of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sse_pg.workers.supervisor import Supervisor
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 
-#: So many connections that both workers have some: the chance of the contrary is 2^-39.
+#: With so many connections both workers have some: the probability that one has none is 2^-39.
 MANY = 40
 #: Makes stdin the controlling terminal and runs a command there.
 HAVE_TERMINAL = (
@@ -43,7 +43,7 @@ HAVE_TERMINAL = (
 
 @pytest.fixture
 def data() -> Iterator[Path]:
-    """A data directory that the system user gets to."""
+    """A data directory that the account of PostgreSQL can enter."""
     with directory() as made:
         yield made / "data"
 
@@ -59,7 +59,7 @@ def alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that are workers of a parent."""
+    """Return the worker processes of a supervisor."""
     found = []
     for each in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ def serving(*words: str, **variables: str) -> Iterator[Process]:
         try:
             yield server
         finally:
-            # A frozen parent starts no others meanwhile.
+            # A frozen supervisor starts no others in the meantime.
             with contextlib.suppress(ProcessLookupError):
                 server.popen.send_signal(signal.SIGSTOP)
             for pid in children(server.popen.pid):
@@ -86,7 +86,7 @@ def serving(*words: str, **variables: str) -> Iterator[Process]:
 
 
 def until(condition: Callable[[], object], what: str = "it") -> Awaitable[None]:
-    """Wait for what other processes bring about, with the event loop running."""
+    """Wait for something that other processes do, while the event loop runs."""
     return asyncio.to_thread(wait_for, condition, what)
 
 
@@ -98,7 +98,7 @@ def url_of(server: Process) -> Awaitable[str]:
 
 
 async def get(url: str, path: str) -> Any:
-    """Ask over a connection of its own, so that any worker may answer."""
+    """Send a request over a new connection, so that any worker may respond."""
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url + path) as answer:
         assert answer.status == 200, (path, answer.status, await answer.text())
@@ -106,7 +106,7 @@ async def get(url: str, path: str) -> Any:
 
 
 async def connections(url: str) -> dict[int, int]:
-    """The open streams of each process."""
+    """Return the number of open streams of each process."""
     answer = await get(url, "/api/events/active-connections")
     counts = {server["pid"]: server["activeConnections"] for server in answer["servers"]}
     assert answer["activeConnections"] == sum(counts.values())
@@ -114,7 +114,7 @@ async def connections(url: str) -> dict[int, int]:
 
 
 async def counted(url: str, total: int, but: int = 0) -> dict[int, int]:
-    """Wait until both workers say that two workers, not ``but``, have so many streams; return whose they are."""
+    """Wait until both workers report ``total`` streams of two workers, neither of which is ``but``."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             with contextlib.suppress(AssertionError, aiohttp.ClientError):
@@ -125,7 +125,7 @@ async def counted(url: str, total: int, but: int = 0) -> dict[int, int]:
 
 
 async def ready(url: str) -> None:
-    """Wait until all who may answer are ready."""
+    """Wait until all workers are ready."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             with contextlib.suppress(AssertionError, aiohttp.ClientError):
@@ -136,7 +136,7 @@ async def ready(url: str) -> None:
 
 @asynccontextmanager
 async def followers(url: str, count: int) -> AsyncIterator[list[list[int]]]:
-    """Clients that follow a channel and come back when they are cut off; gives what each got so far."""
+    """Clients that follow a channel and reconnect; yields what each has received so far."""
     got: list[list[int]] = [[] for _ in range(count)]
 
     async def follow(mine: list[int]) -> None:
@@ -162,7 +162,7 @@ def publish(db: psycopg.Connection[Any], number: int) -> None:
 async def test_events_reach_the_streams_of_all_workers(database_url: str) -> None:
     with serving(DATABASE_URL=database_url) as server:
         url = await url_of(server)
-        # Announced is what listens: nobody is refused from here on.
+        # The URL is printed when all workers listen, so no connection is refused from here on.
         await asyncio.gather(*(get(url, "/healthz") for _ in range(MANY)))
         await ready(url)
         async with Client(url) as client, AsyncExitStack() as stack:
@@ -274,7 +274,7 @@ async def test_one_signal_ends_all_with_streams_open(database_url: str, number: 
             for stream in streams:
                 await stream.ended()
         assert await asyncio.to_thread(server.wait) == 0
-        # Synchronously: nobody is on the way out any more.
+        # Without waiting: every process has ended by now.
         assert not any(map(alive, pids))
         assert not any("Traceback" in line for line in server.err)
 
@@ -282,7 +282,9 @@ async def test_one_signal_ends_all_with_streams_open(database_url: str, number: 
 @pytest.mark.parametrize(
     ("number", "started"), [(signal.SIGTERM, 0), (signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)]
 )
-def test_a_signal_while_workers_start_leaves_nobody(database_url: str, number: signal.Signals, started: int) -> None:
+def test_a_signal_while_workers_start_leaves_no_process(
+    database_url: str, number: signal.Signals, started: int
+) -> None:
     with serving(DATABASE_URL=database_url) as server:
         if started:
             server.line(f"worker {started} is process", err=True)
@@ -295,7 +297,7 @@ def test_a_signal_while_workers_start_leaves_nobody(database_url: str, number: s
         assert not any("Traceback" in line for line in server.err)
 
 
-async def test_nobody_outlives_a_killed_parent(data: Path) -> None:
+async def test_no_worker_outlives_a_killed_supervisor(data: Path) -> None:
     with serving("--data-dir", str(data)) as server:
         url = await url_of(server)
         await ready(url)
@@ -328,8 +330,8 @@ async def test_a_worker_that_does_not_end_is_killed(database_url: str, monkeypat
     assert not any(map(alive, pids))
 
 
-def test_a_terminal_that_goes_takes_the_server_along(database_url: str) -> None:
-    """SIGHUP means two things; which one shows in whether the terminal is still there."""
+def test_the_server_ends_with_its_terminal(database_url: str) -> None:
+    """SIGHUP means to renew, unless the terminal is gone."""
     master, terminal = pty.openpty()
     variables = {"DATABASE_URL": database_url, "SSE_PG_WORKERS": "2", "SSE_PG_DRAIN_SECONDS": "0"}
     server = subprocess.Popen(
@@ -367,7 +369,7 @@ def test_a_terminal_that_goes_takes_the_server_along(database_url: str) -> None:
 
 @contextmanager
 def stumbling(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A file while which exists every new worker ends with code 3, and the PYTHONPATH that brings it about."""
+    """Yield a file, and a PYTHONPATH with which every new worker exits with code 3 while the file exists."""
     flag = tmp_path / "stumble"
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
@@ -389,7 +391,7 @@ def test_a_worker_that_cannot_start_is_one_line(database_url: str, tmp_path: Pat
 
 @pytest.mark.parametrize("shares", [False, True])
 def test_a_port_in_use_is_one_line(database_url: str, shares: bool) -> None:
-    """Also where who has it would share it: two buses on one port would get each other's clients."""
+    """Even if the other process would share it: two buses on one port would get each other's clients."""
     with socket.socket() as taken:
         if shares:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -401,7 +403,7 @@ def test_a_port_in_use_is_one_line(database_url: str, shares: bool) -> None:
         assert one_line(done) == f"sse-pg: cannot listen on 127.0.0.1:{port}: {why}\n"
 
 
-def test_a_database_that_is_away_is_one_line() -> None:
+def test_an_unavailable_database_is_one_line() -> None:
     done = run("serve", "--workers", "2", "--port", "0", DATABASE_URL="postgresql://nobody@127.0.0.1:1/x")
     assert "cannot be reached" in one_line(done)
 
@@ -419,7 +421,7 @@ async def test_one_worker_is_the_process_itself(database_url: str) -> None:
         assert await asyncio.to_thread(server.end) == 0
 
 
-async def test_a_worker_that_dies_young_again_and_again_is_given_time(database_url: str, tmp_path: Path) -> None:
+async def test_a_worker_that_dies_early_again_and_again_is_restarted_later(database_url: str, tmp_path: Path) -> None:
     with stumbling(tmp_path) as (flag, path), serving(DATABASE_URL=database_url, PYTHONPATH=path) as server:
         url = await url_of(server)
         await ready(url)
@@ -429,7 +431,7 @@ async def test_a_worker_that_dies_young_again_and_again_is_given_time(database_u
         os.kill(victim, signal.SIGKILL)
         for pause in ("0.5", "1", "2"):
             await asyncio.to_thread(server.line, f"ended: .*; the next one starts in {pause} s", err=True)
-        # Meanwhile the other one gets all the connections.
+        # In the meantime the other worker gets all connections.
         await asyncio.gather(*(get(url, "/readyz") for _ in range(MANY)))
         flag.unlink()
         after = await counted(url, 0, but=victim)
@@ -440,7 +442,7 @@ async def test_a_worker_that_dies_young_again_and_again_is_given_time(database_u
 # ---- the port
 
 
-def test_a_shared_port_is_found_held_and_given_up() -> None:
+def test_a_shared_port_is_picked_held_and_released() -> None:
     with SharedPort("127.0.0.1", 0) as port:
         (one,), (two,) = port.listen(), port.listen()
         with one, two:
@@ -448,7 +450,7 @@ def test_a_shared_port_is_found_held_and_given_up() -> None:
             number = one.getsockname()[1]
             with pytest.raises(SettingError, match=f"cannot listen on 127.0.0.1:{number}: Address already in use"):
                 SharedPort("127.0.0.1", number)
-        # Nobody listens: refused, not left waiting on the socket that holds the port.
+        # No process listens, so a connection is refused, and does not wait on the socket that holds the port.
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", number)).close()
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -483,7 +485,7 @@ def test_a_name_that_is_unknown() -> None:
 
 
 async def numbers(url: str) -> dict[str, float]:
-    """Scrape over a connection of its own, so that any worker may answer."""
+    """Scrape over a new connection, so that any worker may respond."""
     async with Client(url) as client, client.session.get(url + "/metrics") as answer:
         assert answer.status == 200, await answer.text()
         families = text_string_to_metric_families(await answer.text())
@@ -495,7 +497,7 @@ async def numbers(url: str) -> dict[str, float]:
 
 
 async def add_up(url: str, **wanted: float) -> dict[str, float]:
-    """Wait until any worker that is asked says the same."""
+    """Wait until every worker reports the same numbers."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             with contextlib.suppress(AssertionError, aiohttp.ClientError):
@@ -505,7 +507,7 @@ async def add_up(url: str, **wanted: float) -> dict[str, float]:
             await asyncio.sleep(0.02)
 
 
-async def test_numbers_are_of_all_workers_and_outlive_them(database_url: str) -> None:
+async def test_numbers_are_the_totals_of_all_workers_and_outlive_them(database_url: str) -> None:
     with serving(DATABASE_URL=database_url) as server:
         url = await url_of(server)
         await ready(url)
@@ -544,7 +546,7 @@ async def test_numbers_are_of_all_workers_and_outlive_them(database_url: str) ->
         assert await asyncio.to_thread(server.end) == 0
 
 
-async def test_a_worker_that_hangs_counts_as_it_did_last(database_url: str) -> None:
+async def test_a_worker_that_hangs_counts_with_its_last_numbers(database_url: str) -> None:
     with serving(DATABASE_URL=database_url) as server:
         url = await url_of(server)
         await ready(url)
