@@ -36,7 +36,8 @@ GRANT USAGE ON SCHEMA sse_pg TO sse_pg_publisher, sse_pg_subscriber, sse_pg_serv
 GRANT EXECUTE ON FUNCTION sse_pg.publish(text, text, jsonb, text) TO sse_pg_publisher;
 
 -- A reader in SQL: LISTEN sse_pg, then the events from a position on; log and epochs say what is gone.
-GRANT SELECT ON sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions TO sse_pg_subscriber;
+GRANT SELECT ON sse_pg.events, sse_pg.epochs, sse_pg.subscriptions TO sse_pg_subscriber;
+GRANT SELECT (only_row, purged_to, settled_to, open_first, open_last, identity) ON sse_pg.log TO sse_pg_subscriber;
 GRANT EXECUTE ON FUNCTION
     sse_pg.position(),
     sse_pg.visible_position(),

@@ -117,7 +117,9 @@ CREATE TABLE sse_pg.log (
     settled_to bigint NOT NULL DEFAULT 0,
     open_first bigint[] NOT NULL DEFAULT '{}',
     open_last  bigint[] NOT NULL DEFAULT '{}',
-    identity   text NOT NULL DEFAULT ''      -- log_identity() when a server last looked
+    identity   text NOT NULL DEFAULT '',     -- log_identity() when a server last looked
+    -- The key of digest(). Only the owner and the servers read it.
+    control_key text NOT NULL DEFAULT replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '')
 );
 INSERT INTO sse_pg.log DEFAULT VALUES;
 
@@ -552,23 +554,42 @@ CREATE TABLE sse_pg.subscriptions (
     CONSTRAINT subscriptions_channel CHECK (sse_pg.is_channel(channel))
 );
 
--- Tells the servers whose subscriptions changed, so that open streams follow; by name up to 100 users a statement, then
--- "all". Unlike the bell this notification is not left out: no safety read looks at this table.
+-- What stands for a name in notifications on sse_pg_control: any login may LISTEN, and must learn no names. Without the
+-- key nobody can tell or forge a digest. That of the empty text, which is no name, stands for all.
+CREATE FUNCTION sse_pg.digest(name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT left(encode(sha256(convert_to(l.control_key || name, 'UTF8')), 'hex'), 16) FROM sse_pg.log l
+$$;
+
+-- Tells the servers whose subscriptions changed, so that open streams follow; one by one up to 100 users a statement,
+-- then all. Unlike the bell this notification is not left out: no safety read looks at this table.
+--
+-- A user has at most 10,000 subscriptions: at each change a server reads all of them. The count stops there, and
+-- transactions that insert at the same time do not see each other, so it can be exceeded by their rows.
 CREATE FUNCTION sse_pg.subscriptions_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    users text[];
+    users   text[];
+    crowded text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        PERFORM pg_notify('sse_pg_control', 'subscriptions');
+        PERFORM pg_notify('sse_pg_control', 'subscriptions ' || sse_pg.digest(''));
         RETURN NULL;
+    END IF;
+    IF TG_NAME IN ('added', 'moved_to') THEN
+        SELECT c.user_id INTO crowded FROM (SELECT DISTINCT n.user_id FROM changed n) c
+         WHERE (SELECT count(*) FROM (SELECT FROM sse_pg.subscriptions s WHERE s.user_id = c.user_id LIMIT 10001) few)
+               > 10000
+         LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'user % has the 10000 subscriptions that are allowed', crowded USING ERRCODE = '54000';
+        END IF;
     END IF;
     users := ARRAY(SELECT DISTINCT c.user_id FROM changed c LIMIT 101);
     IF cardinality(users) > 100 THEN
-        PERFORM pg_notify('sse_pg_control', 'subscriptions');
-    ELSE
-        PERFORM pg_notify('sse_pg_control', 'subscriptions ' || u) FROM unnest(users) u;
+        users := ARRAY[''];
     END IF;
+    PERFORM pg_notify('sse_pg_control', 'subscriptions ' || sse_pg.digest(u)) FROM unnest(users) u;
     RETURN NULL;
 END $$;
 
@@ -619,7 +640,8 @@ CREATE FUNCTION sse_pg.revoke(user_id text DEFAULT NULL, channel text DEFAULT NU
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_notify('sse_pg_control',
-        'revoke ' || jsonb_build_object('user', revoke.user_id, 'channel', revoke.channel)::text);
+        concat_ws(' ', 'revoke', sse_pg.digest(coalesce(revoke.user_id, '')),
+                  sse_pg.digest(coalesce(revoke.channel, ''))));
 END $$;
 
 -- ------------------------------------------------------------------ servers

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.control import Control
+from sse_pg.auth.digests import Digests
 from sse_pg.auth.followers import Followers
 from sse_pg.auth.holds import Holds
 from sse_pg.config import Settings
@@ -47,11 +48,11 @@ class Bus:
         # Questions about open streams do not wait for a connection behind requests.
         self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, behind_pooler=behind_pooler)
         tail_store = Store(self.tail_pool)
-        self.holds = Holds(self.hub)
+        digests, holds = Digests(), Holds(self.hub)
         self.authorizer = Authorizer(
-            self.store, tail_store, self.holds, seconds=settings.authorize_cache, timeout=settings.authorize_timeout
+            self.store, tail_store, holds, digests, seconds=settings.authorize_cache, timeout=settings.authorize_timeout
         )
-        self.followers = Followers(self.hub, tail_store, self.authorizer, self.holds)
+        self.followers = Followers(self.hub, tail_store, self.authorizer, holds, digests)
         self.access = Access(settings, self.authorizer)
         self.registry = Registry(
             self.store,
@@ -62,7 +63,7 @@ class Bus:
         self.tail = Tail(
             settings.listen_url,
             self.hub,
-            Control(self.followers, self.authorizer),
+            Control(tail_store, digests, self.followers, self.authorizer),
             order_wait=settings.order_wait,
             poll=settings.poll,
             safety_read=settings.safety_read,

@@ -17,6 +17,7 @@
     ├── EventRefused        an event violates a rule, so it was not published
     │   ├── PayloadTooLarge
     │   └── KeyReused
+    ├── TooManySubscriptions  a user has as many subscriptions as are allowed
     ├── ClientGone          the client closed its connection before it got a response
     └── ClientError         a server refused a request, or its response is not what the protocol says
 
@@ -126,6 +127,10 @@ class CannotListen(SettingError):
         """Make the message of the operating system's error, with a hint if there is one."""
         hint = "; use another --port (0 picks a free one)" if error.errno == errno.EADDRINUSE else ""
         super().__init__(f"cannot listen on {host}:{port}: {system_text(error)}{hint}")
+
+
+class TooManySubscriptions(SsePgError):
+    """A user has as many subscriptions as the table allows."""
 
 
 class ClientGone(SsePgError):

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from random import random
 
+from sse_pg.auth.digests import Digests
 from sse_pg.auth.holds import Holds
 from sse_pg.db.store import Store
 from sse_pg.delivery.end_reason import EndReason
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 #: user, action, channel
 Question = tuple[str | None, str, str]
-#: user, channel; None means any
+#: The digests of a user and a channel; None means any.
 Revocation = tuple[str | None, str | None]
 
 #: Maximum number of cached answers; the least recently used one is dropped.
@@ -38,7 +39,9 @@ class Authorizer:
     checked as often as answers expire.
     """
 
-    def __init__(self, store: Store, tail_store: Store, holds: Holds, *, seconds: float, timeout: float) -> None:
+    def __init__(
+        self, store: Store, tail_store: Store, holds: Holds, digests: Digests, *, seconds: float, timeout: float
+    ) -> None:
         """``seconds`` is how long an answer is cached, ``timeout`` how many seconds the rule may take.
 
         ``tail_store`` serves the questions about open streams, which must not wait behind requests.
@@ -46,6 +49,7 @@ class Authorizer:
         self._store = store
         self._tail_store = tail_store
         self._holds = holds
+        self._digests = digests
         self._seconds = seconds
         self._timeout = timeout
         self._answers: OrderedDict[Question, tuple[bool, float]] = OrderedDict()
@@ -94,7 +98,7 @@ class Authorizer:
         self._streams.discard(stream)
 
     def revoked(self, user: str | None, channel: str | None) -> None:
-        """Forget the answers for a user and a channel (None: any); ``apply`` then asks again."""
+        """Forget the answers for the digests of a user and a channel (None: any); ``apply`` then asks again."""
         self._generation += 1
         self._shipped_until = 0.0
         if self._answers:  # with an empty cache there is nothing to forget
@@ -142,7 +146,7 @@ class Authorizer:
             stream: {
                 (stream.user, "subscribe", channel)
                 for channel in stream.channels
-                if _is_among(revoked, stream.user, channel)
+                if self._is_among(revoked, stream.user, channel)
             }
             for stream in self._streams
         }
@@ -175,13 +179,14 @@ class Authorizer:
                 answers |= await self._ask(asked, self._tail_store)
         return answers
 
-    @staticmethod
-    def _concerns(revoked: Collection[Revocation], stream: Stream) -> bool:
-        return bool(revoked) and (
-            (stream.user, None) in revoked
-            or (None, None) in revoked
-            or any(_is_among(revoked, stream.user, channel) for channel in stream.channels)
-        )
+    def _concerns(self, revoked: Collection[Revocation], stream: Stream) -> bool:
+        return bool(revoked) and any(self._is_among(revoked, stream.user, channel) for channel in stream.channels)
+
+    def _is_among(self, revoked: Collection[Revocation], user: str | None, channel: str) -> bool:
+        if (None, None) in revoked:
+            return True
+        who, where = self._digests.of(user), self._digests.of(channel)
+        return any(each in revoked for each in ((who, where), (who, None), (None, where)))
 
     async def _ask(self, questions: Collection[Question], store: Store) -> dict[Question, bool]:
         if not questions:
@@ -231,7 +236,7 @@ class Authorizer:
         outdated, self._outdated = self._outdated, set()
         if (None, None) in outdated:
             self._answers.clear()
-        for user, action, channel in [each for each in self._answers if _is_among(outdated, each[0], each[2])]:
+        for user, action, channel in [each for each in self._answers if self._is_among(outdated, each[0], each[2])]:
             del self._answers[user, action, channel]
 
     def _cache(self, answers: Iterable[tuple[Question, bool]], until: float) -> None:
@@ -240,7 +245,3 @@ class Authorizer:
             self._answers.move_to_end(question)
         while len(self._answers) > MAX_CACHED_ANSWERS:
             self._answers.popitem(last=False)
-
-
-def _is_among(revoked: Collection[Revocation], user: str | None, channel: str) -> bool:
-    return any(each in revoked for each in ((user, channel), (user, None), (None, channel), (None, None)))

@@ -2,52 +2,61 @@
 
 from __future__ import annotations
 
-import contextlib
-
-import msgspec
-
 from sse_pg.auth.authorizer import Authorizer
+from sse_pg.auth.digests import Digests
 from sse_pg.auth.followers import Followers
-
-
-class _Revoked(msgspec.Struct):
-    """The notification that sse_pg.revoke() sends; None means any."""
-
-    user: str | None = None
-    channel: str | None = None
+from sse_pg.db.store import Store
 
 
 class Control:
-    """Notes these notifications as they arrive; ``apply`` does what they ask for."""
+    """Notes these notifications as they arrive; ``apply`` does what they ask for.
 
-    def __init__(self, followers: Followers, authorizer: Authorizer) -> None:
+    Every login may send notifications. One that was not sent by the database's own functions has no digest that is
+    known here, and changes nothing. One that was heard before and is sent again costs another check.
+    """
+
+    def __init__(self, store: Store, digests: Digests, followers: Followers, authorizer: Authorizer) -> None:
+        self._store = store
+        self._digests = digests
         self._followers = followers
         self._authorizer = authorizer
+        self._heard: set[tuple[str, ...]] = set()
+        self._missed = True
         self.epoch_began = False
         """An epoch has begun that the tail has not read yet."""
 
     def heard(self, text: str) -> None:
         """Note one notification: what has changed, and for whom."""
-        what, _, which = text.partition(" ")
-        if what == "subscriptions":
-            self._followers.changed(which or None)
-        elif what == "epoch":
+        if text == "epoch":
             self.epoch_began = True
-        elif what == "revoke":
-            # Anybody can send a notification, and 8,000 brackets in it cause a RecursionError.
-            with contextlib.suppress(msgspec.DecodeError, RecursionError):
-                revoked = msgspec.json.decode(which, type=_Revoked)
-                self._revoked(revoked.user, revoked.channel)
+        else:
+            self._heard.add(tuple(text.split(" ")))
 
     def missed(self) -> None:
         """Assume that anything may have changed, because nobody listened."""
-        self._revoked(None, None)
+        self._missed = True
 
     async def apply(self) -> None:
         """Hold the streams that the changes concern. What they may have now is decided while delivery goes on."""
+        if self._missed:
+            if self._digests.use(await self._store.control_key()):
+                self._followers.rename()
+            self._missed = False
+            self._heard.clear()
+            self._authorizer.revoked(None, None)
+            self._followers.changed(None)
+        heard, self._heard = self._heard, set()
+        for words in heard:
+            self._note(*words)
         self._followers.apply()
         self._authorizer.apply()
 
-    def _revoked(self, user: str | None, channel: str | None) -> None:
-        self._authorizer.revoked(user, channel)
-        self._followers.changed(user)
+    def _note(self, what: str, *digests: str) -> None:
+        everybody = self._digests.of("")
+        names = [None if digest == everybody else digest for digest in digests]
+        if what == "subscriptions" and len(names) == 1:
+            self._followers.changed(names[0])
+        elif what == "revoke" and len(names) == 2:
+            user, channel = names
+            self._authorizer.revoked(user, channel)
+            self._followers.changed(user)

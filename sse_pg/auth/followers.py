@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from random import random
 
 from sse_pg.auth.authorizer import Authorizer
+from sse_pg.auth.digests import Digests
 from sse_pg.auth.holds import Holds
 from sse_pg.auth.identity import Patterns
 from sse_pg.db.store import Store
@@ -31,11 +32,14 @@ class Followers:
     that. Then they catch up from where they were. So they miss nothing, and the streams of others do not wait.
     """
 
-    def __init__(self, hub: Hub, store: Store, authorizer: Authorizer, holds: Holds) -> None:
+    def __init__(self, hub: Hub, store: Store, authorizer: Authorizer, holds: Holds, digests: Digests) -> None:
         self._hub = hub
         self._store = store
         self._authorizer = authorizer
         self._holds = holds
+        self._digests = digests
+        self._users: dict[str, str] = {}
+        """The users that are followed, by their digests."""
         self._streams: dict[str, dict[Stream, Patterns]] = {}
         self._stale: dict[str, None] = {}  # in the order of their changes
         self._held: dict[str, set[Stream]] = {}
@@ -48,6 +52,7 @@ class Followers:
         Raises RuleFailed if the rule gives no answer, and BusUnavailable if the database is unavailable.
         """
         self._streams.setdefault(user_id, {})[stream] = patterns
+        self._users[self._digests.of(user_id)] = user_id
         read: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(user_id, []).append(read)
         self._stale[user_id] = None
@@ -60,13 +65,18 @@ class Followers:
         streams.pop(stream, None)
         if not streams:
             self._streams.pop(user_id, None)
+            self._users.pop(self._digests.of(user_id), None)
 
-    def changed(self, user_id: str | None) -> None:
-        """Note that the subscriptions of a user (None: any user) have changed."""
-        if user_id is None:
+    def rename(self) -> None:
+        """Compute the digests of the users again, because they have another key."""
+        self._users = {self._digests.of(user): user for user in self._streams}
+
+    def changed(self, digest: str | None) -> None:
+        """Note that the subscriptions of the user with this digest (None: of any user) have changed."""
+        if digest is None:
             self._stale.update(dict.fromkeys(self._streams))
-        elif user_id in self._streams:
-            self._stale[user_id] = None
+        elif digest in self._users:
+            self._stale[self._users[digest]] = None
 
     def apply(self) -> None:
         """Hold the streams of users whose subscriptions have changed, and start to read them."""

@@ -14,7 +14,7 @@ from sse_pg.core.ranges import Ranges
 from sse_pg.db.connection import Connection, is_unavailable, summary
 from sse_pg.db.pool import Pool, connection
 from sse_pg.db.queries import query
-from sse_pg.errors import BusUnavailable, RuleFailed
+from sse_pg.errors import BusUnavailable, RuleFailed, TooManySubscriptions
 
 #: A page is read in windows of ids. The first has so many ids, and each further one is wider by a factor.
 FIRST_WINDOW_IDS = 1_000_000
@@ -134,7 +134,10 @@ class Store:
 
     async def subscribe(self, user_id: str, channel: str) -> bool:
         """Subscribe a user to a channel; return whether the subscription is new."""
-        return bool((await self._rows("subscribe", (user_id, channel)))[0][0])
+        try:
+            return bool((await self._rows("subscribe", (user_id, channel)))[0][0])
+        except psycopg.errors.ProgramLimitExceeded as error:
+            raise TooManySubscriptions(error.diag.message_primary or summary(error)) from error
 
     async def unsubscribe(self, user_id: str, channel: str) -> bool:
         """End a subscription; return whether there was one."""
@@ -147,6 +150,10 @@ class Store:
     async def subscriptions_of(self, users: Sequence[str]) -> dict[str, frozenset[str]]:
         """Return the channels of each of these users; users without any are left out."""
         return {row[0]: frozenset(row[1]) for row in await self._rows("subscriptions_of_many", (list(users),))}
+
+    async def control_key(self) -> str:
+        """Return the key of the digests in notifications."""
+        return str((await self._rows("control_key"))[0][0])
 
     async def authorize_is_shipped(self) -> bool:
         """Return whether sse_pg.authorize() allows everything, as shipped."""

@@ -23,6 +23,7 @@ from sse_pg.errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     RuleFailed,
+    TooManySubscriptions,
 )
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,8 @@ def _problem_of(error: Exception) -> Problem:
         return unavailable(f"The database is unavailable; nothing was published. ({error})", limit="database")
     if isinstance(error, EventRefused):
         return _refused(error)
+    if isinstance(error, TooManySubscriptions):
+        return invalid([FieldError("userId", str(error))])
     if isinstance(error, KeysUnavailable):
         return unavailable("Tokens cannot be checked at the moment: no keys are available.", limit="keys")
     if isinstance(error, RuleFailed):

@@ -200,3 +200,12 @@ async def test_a_user_id_that_is_no_integer_is_named(client: Client, user: str) 
     headers = {"Content-Type": "application/json"}
     status, problem, _ = await client.request("POST", "/api/events/channels/subscribe", data=body, headers=headers)
     assert (status, [error["field"] for error in problem["errors"]]) == (422, ["userId"])
+
+
+async def test_a_user_with_too_many_subscriptions(client: Client, db: psycopg.Connection) -> None:
+    db.execute("INSERT INTO sse_pg.subscriptions SELECT 'u', 'c' || n FROM generate_series(1, 10000) n")
+    for channel, expected in (("more", 422), ("c1", 200)):
+        status, body = await client.post("/api/events/channels/subscribe", {"userId": "u", "channel": channel})
+        assert status == expected
+    _, body = await client.post("/api/events/channels/subscribe", {"userId": "u", "channel": "more"})
+    assert [error["field"] for error in body["errors"]] == ["userId"]

@@ -67,11 +67,16 @@ def test_schema_and_migrations_are_the_same(database_url: str, empty_database_ur
     assert by_schema == by_migrations
 
 
+_KEY = re.compile("'[0-9a-f]{64}'")
+"""The key of the digests, which each database draws."""
+
+
 def test_schema_and_migrations_begin_with_the_same_rows(database_url: str, empty_database_url: str) -> None:
     with psycopg.connect(empty_database_url) as conn:
         conn.execute((CHECKOUT / "sql" / "schema.sql").read_bytes())
     options = ("-a", "--inserts", "--exclude-table=sse_pg.migrations")
-    assert dumped(empty_database_url, *options) == dumped(database_url, *options)
+    rows = [[_KEY.sub("a key", line) for line in dumped(url, *options)] for url in (empty_database_url, database_url)]
+    assert rows[0] == rows[1]
 
 
 def test_another_encoding_is_refused(postgres: EmbeddedPostgres) -> None:
