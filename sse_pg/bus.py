@@ -85,6 +85,7 @@ class Bus:
             WatchedTask("registry", self.registry.run),
             WatchedTask("heartbeat", self.heartbeat.run),
             WatchedTask("maintenance", self.maintenance.run),
+            WatchedTask("sweeper", self.hub.sweeper.run),
         ]
 
     async def start(self) -> None:

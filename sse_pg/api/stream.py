@@ -43,7 +43,7 @@ class StreamApi:
         self._bus = bus
         self._on_end = self._ended  # one object for all streams
         self._opening = 0
-        bus.hub.fell_behind = self._catch_up
+        bus.hub.bring_up = self._bring_up_again
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of this module."""
@@ -178,8 +178,8 @@ class StreamApi:
                 errors=[FieldError("channels", name) for name in missing],
             )
 
-    def _catch_up(self, stream: Stream) -> None:
-        """Bring a stream up again that was live."""
+    def _bring_up_again(self, stream: Stream) -> None:
+        """Let a stream catch up that was live."""
         stream.task = asyncio.create_task(self._bring_up(stream, None))
 
     async def _bring_up(self, stream: Stream, asked: str | None) -> None:

@@ -26,7 +26,7 @@ class Holds:
         self._held[stream] += 1
         if stream.held is None:
             stream.held = asyncio.get_running_loop().create_future()
-            self._hub.suspend(stream, self._hub.position)
+            self._hub.suspend(stream)
 
     def release(self, streams: Iterable[Stream]) -> None:
         """Let streams go on. One that has ended, or that somebody else holds, does not."""
@@ -39,5 +39,5 @@ class Holds:
             if held is not None and not held.done():
                 held.set_result(None)
             was_live = stream.greeted and stream.task is None
-            if was_live and stream.reason is None and self._hub.fell_behind is not None:
-                self._hub.fell_behind(stream)
+            if was_live and stream.reason is None:
+                self._hub.bring_up(stream)

@@ -34,7 +34,8 @@ class Heartbeat:
 
     def _check(self, stream: Stream, now: float) -> None:
         position = self._hub.position
-        if stream.live and now - stream.sent_position_at >= self._refresh and stream.sent_position != position:
+        quiet = stream.live and now - stream.sent_position_at >= self._refresh and stream.sent_position != position
+        if quiet and not self._hub.lacks(stream):
             stream.write_position(wire.position(position), position, now)
         elif now - stream.written_at >= self._heartbeat:
             stream.write(wire.HEARTBEAT, now)

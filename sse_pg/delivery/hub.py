@@ -1,6 +1,7 @@
 """The fan-out: streams with the same channels form a group, and a batch of events is one write to each stream.
 
-Nothing here awaits, so that taking a stream in and delivering to it cannot happen in the middle of each other.
+Small groups are written to at once, large ones by the sweeper. Nothing here awaits, so that taking a stream in and
+writing to it cannot happen in the middle of each other.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from sse_pg.core.event import Event
 from sse_pg.core.meter import Meter
 from sse_pg.core.ring import Entry, Ring
 from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.group import Batch, Group, HandOn, Key
 from sse_pg.delivery.stream import Stream
+from sse_pg.delivery.sweeper import Sweeper
 
-Key = tuple[frozenset[str], bool, bool]
 Step = Literal["joined", "more", "behind", "ahead"]
 
+#: Streams that one hand-on writes to at once; what it has for others is left to the sweeper.
+MAX_DIRECT_WRITES = 64
 #: Catch-ups cached for the next client with the same channels and cursor. Even a crowd has few different ones.
 MAX_CACHED_CATCH_UPS = 64
 
@@ -32,21 +36,6 @@ class CatchUp(NamedTuple):
     reached: Cursor | None
     """The stream's cursor after a part; None if this is everything up to the hub's position."""
     events: int
-
-
-class Group:
-    """The live streams with the same channels and the same wire form."""
-
-    __slots__ = ("batch", "channels", "chunked", "envelope", "events", "streams")
-
-    def __init__(self, channels: frozenset[str], envelope: bool, chunked: bool) -> None:
-        self.channels = channels
-        self.envelope = envelope
-        self.chunked = chunked
-        self.streams: set[Stream] = set()
-        self.batch: list[bytes] = []
-        self.events = 0
-        """Events that it was sent so far. Streams compare it when they enter and when they leave."""
 
 
 class Hub:
@@ -77,8 +66,10 @@ class Hub:
         self._groups: dict[Key, Group] = {}
         self._by_channel: dict[str, set[Group]] = {}
         self._catch_ups: dict[tuple[Key, Cursor], CatchUp] = {}
-        self.fell_behind: Callable[[Stream], None] | None = None
-        """Called with each live stream that goes back to catching up, because a batch is too large for one write."""
+        self.max_direct = MAX_DIRECT_WRITES
+        self.sweeper = Sweeper(self._write_missing, self._swept)
+        self.bring_up: Callable[[Stream], None] = _nobody
+        """Lets a suspended stream catch up from its cursor and join again; set by the part that opens streams."""
 
     def begin(self, position: Cursor) -> None:
         """Start at a position, with an empty ring."""
@@ -88,6 +79,7 @@ class Hub:
 
     def restart(self, position: Cursor) -> None:
         """Go on in another log: send every stream a gap event, and let it go on at ``position``."""
+        self._finish_sweeps()
         before = self.position
         self.begin(position)
         for stream in [stream for stream in self.streams if stream.greeted]:
@@ -101,6 +93,7 @@ class Hub:
         The ring begins anew, so that a cursor from before the gap is served from the table. There, a stream that
         catches up, now or later, finds out what was purged.
         """
+        self._finish_sweeps()
         before = self.position
         self.begin(position)
         for stream in [stream for stream in self.streams if stream.live]:
@@ -114,48 +107,83 @@ class Hub:
         """
         self.begin(position)
         for group in self._groups.values():
-            group.batch = []
+            group.collected = []
         for stream in [stream for stream in self.streams if stream.live]:
             stream.end(EndReason.ERROR)
+
+    def _finish_sweeps(self) -> None:
+        """Write to each live stream what a sweep still owes it. A gap event that follows must come after that."""
+        now = time.monotonic()
+        for group in list(self._groups.values()):
+            if group.batches:
+                for stream in list(group.streams):
+                    self._write_missing(group, stream, now)
 
     def _write_gap(self, stream: Stream, reason: str, after: Cursor) -> None:
         stream.write_position(wire.gap(reason, after.text, self.position), self.position, time.monotonic())
         self.gap_notices[reason] += 1
 
     def deliver(self, released: Sequence[tuple[Event, Cursor]], position: Cursor) -> None:
-        """Hand events on to the live streams of their channels. Then all live streams were offered ``position``."""
+        """Hand events on to the live streams of their channels: at once to a few, the rest by the sweeper.
+
+        From here on the ring and the position have them, for streams that join.
+        """
         touched: list[Group] = []
-        deliveries = 0
         for event, cursor in released:
             entry = self.ring.add(event, cursor)
             for group in self._by_channel.get(event.channel, ()):
-                if not group.batch:
+                if not group.collected:
                     touched.append(group)
-                group.batch.append(entry.frame(group.envelope))
+                group.collected.append(entry.frame(group.envelope))
         before = self.position
         if position is not before:
             self.position = position
             self._catch_ups.clear()
+        if not released:
+            return
+        source = HandOn(released)
         now = time.monotonic()
+        left = self.max_direct
         for group in touched:
-            data = b"".join(group.batch)
-            if len(data) > self.max_write and len(group.batch) > 1 and self.fell_behind is not None:
-                # In one write each stream would buffer all of it. They read it from the ring, at their own speed.
-                group.batch = []
-                for stream in list(group.streams):
-                    self.suspend(stream, before)
-                    self.fell_behind(stream)
-                continue
-            deliveries += len(group.batch) * len(group.streams)
-            group.events += len(group.batch)
-            group.batch = []
-            framed = wire.chunk(data) if group.chunked else data
-            for stream in group.streams:
-                stream.push(framed, now)
-                stream.sent_position = position
-                stream.sent_position_at = now
-        if released:
-            self.meter.batch(released, deliveries, time.time())
+            data, events = group.take()
+            if not group.batches and len(group.streams) <= left and (len(data) <= self.max_write or events == 1):
+                left -= len(group.streams)
+                source.deliveries += events * len(group.streams)
+                framed = wire.chunk(data) if group.chunked else data
+                for stream in group.streams:
+                    stream.push(framed, now)
+                    stream.sent_position = position
+                    stream.sent_position_at = now
+            else:
+                if not group.batches:
+                    self.sweeper.add(group)
+                source.groups += 1
+                group.append(Batch(data, events, before, position, source))
+        if not source.groups:
+            self.meter.batch(released, source.deliveries, time.time())
+
+    def _write_missing(self, group: Group, stream: Stream, now: float) -> None:
+        """Bring a live stream of a group up to date, or let it catch up if that is more than one write."""
+        missing = group.missing(stream)
+        if missing is None:
+            return
+        if len(missing.data) > self.max_write and missing.events > 1:
+            # In one write each stream would buffer all of it. They read it from the ring, at their own speed.
+            self.suspend(stream)
+            self.bring_up(stream)
+            return
+        stream.push(missing.data, now)
+        stream.batch = group.number
+        stream.sent_position, stream.sent_position_at = missing.position, now
+        group.batches[-1].source.deliveries += missing.events
+
+    def _swept(self, group: Group, number: int) -> None:
+        """Forget what all streams of a group have, and count events that are now written to every stream."""
+        for batch in group.drop(number):
+            source = batch.source
+            source.groups -= 1
+            if not source.groups:
+                self.meter.batch(source.released, source.deliveries, time.time())
 
     def last_certain(self, cursor: Cursor) -> Cursor:
         """Return the cursor or, if it belongs to a log that was lost, the part of it that belongs to this log."""
@@ -213,6 +241,10 @@ class Hub:
         self._enter(stream, key)
         return "joined"
 
+    def lacks(self, stream: Stream) -> bool:
+        """Return whether a sweep has still to bring a live stream something."""
+        return stream.batch != self._groups[_key(stream)].number
+
     def leave(self, stream: Stream, reason: EndReason = EndReason.CLIENT) -> None:
         """Remove a stream that has ended, whether or not it was added."""
         if stream in self.streams:
@@ -222,20 +254,25 @@ class Hub:
         if stream.live:
             self._exit(stream)
 
-    def suspend(self, stream: Stream, position: Cursor) -> None:
-        """Stop delivering to a stream. If it was live, it can catch up from this position, which it was offered."""
+    def suspend(self, stream: Stream) -> None:
+        """Stop delivering to a stream. If it was live, it can catch up from what it was offered."""
         if stream.live:
+            missing = self._groups[_key(stream)].missing(stream)
             self._exit(stream)
-            stream.live, stream.cursor = False, position
+            stream.live = False
+            stream.cursor = self.position if missing is None else missing.before
 
     def change_channels(self, stream: Stream, channels: frozenset[str]) -> None:
         """Let a stream receive other channels from here on."""
         if channels == stream.channels:
             return
         if stream.live:
+            self._write_missing(self._groups[_key(stream)], stream, time.monotonic())
+        live = stream.live
+        if live:
             self._exit(stream)
         stream.channels = channels
-        if stream.live:
+        if live:
             self._enter(stream, _key(stream))
 
     def _enter(self, stream: Stream, key: Key) -> None:
@@ -245,22 +282,27 @@ class Hub:
             for channel in stream.channels:
                 self._by_channel.setdefault(channel, set()).add(group)
         group.streams.add(stream)
+        stream.group, stream.batch = group, group.number
         stream.events -= group.events
         stream.channels = group.channels  # the streams of a group share one set
 
     def _exit(self, stream: Stream) -> None:
-        key = _key(stream)
-        group = self._groups[key]
+        group, stream.group = self._groups[_key(stream)], None
+        missing = group.missing(stream)
         group.streams.discard(stream)
-        stream.events += group.events
+        stream.events += group.events - (missing.events if missing else 0)
         if group.streams:
             return
-        del self._groups[key]
-        for channel in stream.channels:
+        del self._groups[group.key]
+        for channel in group.channels:
             groups = self._by_channel[channel]
             groups.discard(group)
             if not groups:
                 del self._by_channel[channel]
+
+
+def _nobody(_stream: Stream) -> None:
+    """Let nobody bring a stream up."""
 
 
 def _key(stream: Stream) -> Key:

@@ -19,7 +19,7 @@ class Stream(asyncio.Protocol):
     """A client that listens to a set of channels, and the asyncio protocol of its connection. Writing never waits.
 
     While the stream catches up, ``cursor`` is what the client was offered. Once the stream is ``live``, the client was
-    offered the hub's position, like all live streams.
+    offered the hub's position, less what a sweep has still to bring.
 
     """
 
@@ -27,6 +27,7 @@ class Stream(asyncio.Protocol):
         "_drained",
         "_on_end",
         "_paused",
+        "batch",
         "buffer_limit",
         "channels",
         "chunked",
@@ -36,6 +37,7 @@ class Stream(asyncio.Protocol):
         "expiry",
         "follows",
         "greeted",
+        "group",
         "held",
         "live",
         "number",
@@ -85,6 +87,10 @@ class Stream(asyncio.Protocol):
         self.held: asyncio.Future[None] | None = None
         """Done when the stream may receive events again; None if it may. While it is held, it is not live."""
         self.live = False
+        self.group: object = None
+        """The group that it is in while it is live; the hub's."""
+        self.batch = 0
+        """The number of the last batch of the group that it was sent."""
         self.reason: EndReason | None = None
         """Why it has ended; None while it has not."""
         self.task: asyncio.Task[None] | None = None

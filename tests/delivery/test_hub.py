@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from sse_pg.core.ranges import Ranges
 from sse_pg.core.ring import Entry, Ring
 from sse_pg.db.store import Page, Store
 from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.heartbeat import Heartbeat
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.replay import Replay
 from sse_pg.delivery.stream import Stream
@@ -96,6 +98,11 @@ def event(number: int, channel: str = "a", payload: str = "{}") -> Event:
 
 def deliver(hub: Hub, *events: Event) -> None:
     hub.deliver([(one, Cursor(one.id)) for one in events], Cursor(events[-1].id))
+
+
+def sweep(hub: Hub) -> None:
+    for _ in hub.sweeper.slices():
+        pass
 
 
 @pytest.fixture
@@ -313,10 +320,11 @@ async def test_ahead_in_a_gap(hub: Hub) -> None:
 async def test_a_batch_that_is_too_large_for_one_write_is_read_from_the_ring(hub: Hub) -> None:
     hub.max_write = 300
     behind: list[Stream] = []
-    hub.fell_behind = behind.append
+    hub.bring_up = behind.append
     stream, transport = live(hub, "a")
     other, quiet = live(hub, "b")
     deliver(hub, *[event(number, payload='"' + "x" * 90 + '"') for number in range(11, 17)])
+    sweep(hub)
     assert behind == [stream]
     assert (stream.live, stream.cursor, transport.writes) == (False, Cursor(10), [])
     assert (other.live, quiet.writes) == (True, [])
@@ -335,11 +343,104 @@ async def test_a_batch_that_is_too_large_for_one_write_is_read_from_the_ring(hub
 
 async def test_an_event_larger_than_a_write_goes_out_live(hub: Hub) -> None:
     hub.max_write = 100
-    hub.fell_behind = pytest.fail  # type: ignore[assignment]
+    hub.bring_up = pytest.fail  # type: ignore[assignment]
     stream, transport = live(hub, "a")
     deliver(hub, event(11, payload='"' + "x" * 500 + '"'))
     assert stream.live
     assert transport.ids() == ["11"]
+
+
+# ------------------------------------------------------------------ sweeps
+
+
+@pytest.fixture
+def slices(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A sweep of this hub that pauses before each stream but the first."""
+    monkeypatch.setattr("sse_pg.delivery.sweeper.SLICE_S", 0.0)
+    monkeypatch.setattr("sse_pg.delivery.sweeper.STREAMS_PER_LOOK", 1)
+    hub.max_direct = 0
+    return hub.sweeper.slices()
+
+
+async def test_a_sweep_joins_the_batches_that_come_meanwhile(hub: Hub, slices: Iterator[None]) -> None:
+    crowd = [live(hub, "a") for _ in range(4)]
+    deliver(hub, event(11))
+    next(slices)
+    assert not any(wire.writes for _, wire in crowd), "it pauses before each stream"
+    next(slices)
+    assert sorted(len(wire.writes) for _, wire in crowd) == [0, 0, 0, 1]
+    deliver(hub, event(12))
+    deliver(hub, event(13))
+    sweep(hub)
+    for _ in slices:
+        pass
+    writes = sorted([block.id for block in wire.blocks()] for _, wire in crowd)
+    assert writes == [["11", "12", "13"]] * 4
+    assert sorted(len(wire.writes) for _, wire in crowd) == [1, 1, 1, 2], "one write for all that a stream lacks"
+    (group,) = hub._groups.values()
+    assert not group.batches, "no stream needs them any more"
+    assert hub.meter.events == 3
+    assert hub.meter.deliveries == 12
+
+
+async def test_who_comes_and_goes_during_a_sweep(hub: Hub, slices: Iterator[None]) -> None:
+    crowd = [live(hub, "a") for _ in range(3)]
+    deliver(hub, event(11))
+    next(slices)
+    next(slices)
+    new, joined = opened(hub, "a", at=Cursor(10))
+    assert hub.join(new) == "joined"
+    assert joined.ids() == ["11"], "out of the ring"
+    gone, silent = next((stream, wire) for stream, wire in crowd if not wire.writes)
+    hub.leave(gone)
+    assert gone.events == 0
+    for _ in slices:
+        pass
+    assert joined.ids() == ["11"]
+    assert silent.writes == []
+    assert sum(len(wire.writes) for _, wire in crowd) == 2
+    assert [stream.events for stream, _ in crowd if stream is not gone] == [0, 0]
+    hub.leave(new)
+    assert (new.events, new.replayed) == (0, 1)
+
+
+async def test_a_stream_that_a_sweep_has_not_reached_is_given_no_later_position(
+    hub: Hub, slices: Iterator[None]
+) -> None:
+    heartbeat = Heartbeat(hub, 10**6, 0.0)
+    stream, transport = live(hub, "a")
+    deliver(hub, event(11))
+    hub.deliver([], Cursor(20))
+    heartbeat._check(stream, 1.0)
+    assert transport.writes == []
+    for _ in slices:
+        pass
+    assert stream.sent_position == Cursor(11)
+    heartbeat._check(stream, time.monotonic() + 1.0)
+    assert transport.ids() == ["11", "20"]
+
+
+async def test_other_channels_begin_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[None]) -> None:
+    stream, transport = live(hub, "a")
+    deliver(hub, event(11), event(12, "b"))
+    hub.change_channels(stream, frozenset("b"))
+    assert transport.ids() == ["11"]
+    deliver(hub, event(13), event(14, "b"))
+    for _ in slices:
+        pass
+    assert transport.ids() == ["11", "14"]
+
+
+async def test_a_new_log_begins_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[None]) -> None:
+    stream, transport = live(hub, "a")
+    stream.greeted = True
+    deliver(hub, event(11))
+    hub.restart(Cursor(5))
+    assert transport.ids() == ["11", "5"]
+    assert transport.blocks()[1].json()["after"] == "11"
+    for _ in slices:
+        pass
+    assert transport.ids() == ["11", "5"]
 
 
 async def test_more_than_should_be_buffered_at_once(hub: Hub) -> None:
@@ -482,7 +583,9 @@ class Reader:
         self.hub = Hub(ring, 10**9, 60)
         self.hub.begin(start)
         self.behind: list[Stream] = []
-        self.hub.fell_behind = self.behind.append
+        self.hub.bring_up = self.behind.append
+        self.hub.max_direct = 1
+        self.sweep = iter(())
         self.replay = Replay(self.hub, cast("Any", Table(log)), cast("Any", self), 3)
 
     def read(self, limit: int = FOREVER) -> None:
@@ -493,6 +596,12 @@ class Reader:
         if len(rows) < limit:
             self.frontier.settle(last, alive)
         self.hub.deliver(self.frontier.release(now), self.frontier.position)
+
+    def advance(self, slices: int) -> None:
+        """Go on with the sweep by some slices, or begin one."""
+        for _ in range(slices):
+            if next(self.sweep, self) is self:
+                self.sweep = self.hub.sweeper.slices()
 
     async def bring_up(self) -> None:
         """Bring up the streams that fell behind at a large batch, unless they have ended since."""
@@ -586,6 +695,10 @@ class TwoServers(RuleBasedStateMachine):
         self.servers[which].read(limit)
         self.now += seconds
 
+    @rule(which=st.integers(0, 1), slices=st.integers(1, 5))
+    def sweeps(self, which: int, slices: int) -> None:
+        self.servers[which].advance(slices)
+
     @rule(which=st.integers(0, 1), channels=st.sampled_from(["a", "b", "ab"]), envelope=st.booleans())
     def connects(self, which: int, channels: str, envelope: bool) -> None:
         if len(self.clients) < 4:
@@ -648,6 +761,7 @@ class TwoServers(RuleBasedStateMachine):
             server.read()
             self.now += WAIT
             server.read()
+            server.advance(10**3)
             assert server.hub.position == Cursor(self.log.last)
         for place, client in enumerate(self.clients):
             self.take(client, 10**6)
@@ -668,7 +782,10 @@ def schedules(ring: int, options: settings) -> None:
 
 
 @pytest.mark.parametrize("ring", [0, 3, 1000])
-def test_no_event_is_lost_or_doubled_between_two_servers(ring: int) -> None:
+def test_no_event_is_lost_or_doubled_between_two_servers(ring: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sweep pauses after each stream."""
+    monkeypatch.setattr("sse_pg.delivery.sweeper.SLICE_S", 0.0)
+    monkeypatch.setattr("sse_pg.delivery.sweeper.STREAMS_PER_LOOK", 1)
     schedules(ring, SCHEDULES)
 
 

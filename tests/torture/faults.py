@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from random import Random
 
 import psycopg
@@ -16,6 +17,7 @@ import psycopg
 from sse_pg.embedded import EmbeddedPostgres
 from torture.proxy import Proxy
 
+TESTS = Path(__file__).parents[1]
 SETTINGS = {
     "SSE_PG_DRAIN_SECONDS": "0.3",
     "SSE_PG_RETRY_MS": "50",
@@ -31,12 +33,14 @@ SETTINGS = {
 class ServerProcess:
     """One ``sse-pg serve`` on a port of its own, behind its own proxy to the database."""
 
-    def __init__(self, port: int, database_url: str, log: str, env: dict[str, str]) -> None:
+    def __init__(self, port: int, database_url: str, log: str, env: dict[str, str], program: str = "sse_pg") -> None:
+        """``program`` is a module with the command line of sse_pg."""
         self.url = f"http://127.0.0.1:{port}"
         self._port = port
         self._database_url = database_url
         self._log = log
         self._env = env
+        self._program = program
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -45,7 +49,8 @@ class ServerProcess:
             return
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sse_pg", "serve", "--port", str(self._port)],
+                [sys.executable, "-m", self._program, "serve", "--port", str(self._port)],
+                cwd=TESTS,
                 env={**os.environ, **SETTINGS, **self._env, "DATABASE_URL": self._database_url},
                 stdout=log,
                 stderr=log,

@@ -78,7 +78,8 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         proxy = Proxy(socket_path)
         proxies.append(proxy)
         url = make_conninfo(postgres.url, host="127.0.0.1", port=await proxy.start())
-        servers.append(ServerProcess(port, url, str(directory / f"server{number}.log"), plan.server_env))
+        program = "torture.server" if number % 2 else "sse_pg"
+        servers.append(ServerProcess(port, url, str(directory / f"server{number}.log"), plan.server_env, program))
     for server in servers:
         server.start()
     urls = [server.url for server in servers]
