@@ -371,7 +371,6 @@ async def test_a_sweep_joins_the_batches_that_come_meanwhile(hub: Hub, slices: I
     assert sorted(len(wire.writes) for _, wire in crowd) == [0, 0, 0, 1]
     deliver(hub, event(12))
     deliver(hub, event(13))
-    sweep(hub)
     for _ in slices:
         pass
     writes = sorted([block.id for block in wire.blocks()] for _, wire in crowd)
