@@ -25,10 +25,10 @@ RETRY_PAUSE_S = 1.0
 STEP_DEADLINE_S = 120.0
 
 
-#: What is said of a schema without a record of its migrations.
+#: The message about a schema without a record of its migrations.
 EMPTY = (
-    "sse_pg.migrations is empty though the schema is there, as after a truncation or a copy of the schema alone; if it "
-    "is that of this release, note its migrations as the owner of the schema"
+    "sse_pg.migrations is empty although the schema exists, as after a truncation or a dump without data; if the "
+    "schema is that of this release, record its migrations as the owner of the schema"
 )
 
 
