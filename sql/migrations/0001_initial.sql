@@ -124,6 +124,36 @@ INSERT INTO sse_pg.log DEFAULT VALUES;
 
 -- ------------------------------------------------------------------ publishers in flight, and the bell
 
+-- Anybody who may connect can take advisory locks, so nobody waits for one that should be free. These two are for the case
+-- that a lock of announce() is taken exclusively. A lower bound that is too low is correct, and so is an open window.
+CREATE FUNCTION sse_pg.announce_below(class integer) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    bound bigint := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
+BEGIN
+    FOR i IN 1 .. 100 LOOP
+        IF pg_try_advisory_xact_lock_shared(class, (bound << 32 >> 32)::integer) THEN
+            RETURN bound;
+        END IF;
+        bound := bound - 1 - (random() * i * i * i)::bigint;
+    END LOOP;
+    RAISE EXCEPTION 'other sessions hold the advisory locks of sse_pg' USING ERRCODE = 'SP503',
+        HINT = 'sse-pg doctor shows who holds them.';
+END $$;
+
+CREATE FUNCTION sse_pg.announce_open() RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    FOR i IN 1 .. 100 LOOP
+        IF pg_try_advisory_xact_lock_shared(sse_pg.lock_class('window_open'), CASE i WHEN 1 THEN 0
+                                            ELSE (random() * 2000000000)::integer END) THEN
+            RETURN true;
+        END IF;
+    END LOOP;
+    RAISE EXCEPTION 'other sessions hold the advisory locks of sse_pg' USING ERRCODE = 'SP503',
+        HINT = 'sse-pg doctor shows who holds them.';
+END $$;
+
 -- Runs before each INSERT or COPY.
 --
 -- 1. Shows that this transaction publishes: a shared lock, held until the commit is visible, whose key is a
@@ -153,9 +183,11 @@ DECLARE
 BEGIN
     IF pg_current_xact_id_if_assigned() IS NULL THEN
         -- bigint to its low half, signed as int4 is
-        done := pg_advisory_xact_lock_shared(sse_pg.lock_class('first_low'),
-                (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL
-            OR pg_current_xact_id() IS NULL;
+        IF NOT (pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_low'),
+                    (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer)
+                AND pg_current_xact_id() IS NOT NULL) THEN
+            done := sse_pg.announce_below(sse_pg.lock_class('first_low')) IS NULL OR pg_current_xact_id() IS NULL;
+        END IF;
     ELSE
         held := string_to_array(current_setting('sse_pg.announced', true), ':');
         IF held[1] IS DISTINCT FROM pg_current_xact_id()::text THEN
@@ -165,13 +197,19 @@ BEGIN
         END IF;
         bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
         IF held[2] = '8' OR held[3] = bound::text THEN
-            done := pg_advisory_xact_lock_shared(sse_pg.lock_class('window_open'), 0) IS NULL
-                OR set_config('sse_pg.announced', held[1] || ':open', true) IS NULL;
+            done := sse_pg.announce_open() IS NULL OR set_config('sse_pg.announced', held[1] || ':open', true) IS NULL;
             RETURN NULL;
         END IF;
-        done := pg_advisory_xact_lock_shared(sse_pg.lock_class('window_low'), (bound << 32 >> 32)::integer) IS NULL
-            OR set_config('sse_pg.announced',
-                concat_ws(':', pg_current_xact_id(), coalesce(held[2]::integer, 0) + 1, bound), true) IS NULL;
+        IF NOT pg_try_advisory_xact_lock_shared(sse_pg.lock_class('window_low'), (bound << 32 >> 32)::integer) THEN
+            IF held IS NOT NULL THEN
+                done := sse_pg.announce_open() IS NULL
+                    OR set_config('sse_pg.announced', held[1] || ':open', true) IS NULL;
+                RETURN NULL;
+            END IF;
+            bound := sse_pg.announce_below(sse_pg.lock_class('window_low'));
+        END IF;
+        done := set_config('sse_pg.announced',
+            concat_ws(':', pg_current_xact_id(), coalesce(held[2]::integer, 0) + 1, bound), true) IS NULL;
         IF held IS NOT NULL THEN
             RETURN NULL;
         END IF;
@@ -198,7 +236,8 @@ BEGIN
 END $$;
 
 -- Runs after each INSERT or COPY: no id beyond the sequence's last value was drawn by it. A setting that is not this
--- transaction's says that the statement was its first write.
+-- transaction's says that the statement was its first write. When somebody's lock is in the way, there is no upper bound,
+-- and the window stays open until the transaction is over.
 CREATE FUNCTION sse_pg.close_window() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -206,11 +245,11 @@ DECLARE
     done boolean;
 BEGIN
     IF held = '' OR NOT starts_with(held, pg_current_xact_id() || ':') THEN
-        done := pg_advisory_xact_lock_shared(sse_pg.lock_class('first_high'),
-            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL;
+        done := pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_high'),
+            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer);
     ELSIF held NOT LIKE '%:open' THEN
-        done := pg_advisory_xact_lock_shared(sse_pg.lock_class('window_high'),
-            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer) IS NULL;
+        done := pg_try_advisory_xact_lock_shared(sse_pg.lock_class('window_high'),
+            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer);
     END IF;
     RETURN NULL;
 END $$;
@@ -263,7 +302,7 @@ BEGIN
             ON still_open.publisher = low.publisher AND still_open.class = sse_pg.lock_class('window_open')
                AND low.class = sse_pg.lock_class('window_low')
          WHERE low.class IN (sse_pg.lock_class('window_low'), sse_pg.lock_class('first_low')))
-    SELECT min(w.bound), coalesce(array_agg(w.bound + 1), '{}'),
+    SELECT min(greatest(w.bound, 0)), coalesce(array_agg(greatest(w.bound, 0) + 1), '{}'),
            coalesce(array_agg(coalesce(w.upper, 9223372036854775807)), '{}')
       INTO least_bound, window_first, window_last
       FROM windows w;

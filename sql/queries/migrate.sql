@@ -1,6 +1,17 @@
 -- name: migration_lock
 -- One migration at a time. Held before the schema and its lock_class() exist, so the key is made from a name.
-SELECT pg_advisory_xact_lock(hashtextextended('sse_pg migrate', 0))
+-- Anybody who may connect can hold it, so the wait is short, and is said.
+SELECT set_config('lock_timeout', '0', true)
+  FROM (SELECT pg_advisory_xact_lock(hashtextextended('sse_pg migrate', 0)) FROM set_config('lock_timeout', %s, true)
+        OFFSET 0) taken
+
+-- name: migration_lock_holders
+SELECT l.pid, coalesce(a.usename::text, 'an unknown role') FROM pg_locks l
+  LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+ CROSS JOIN (SELECT hashtextextended('sse_pg migrate', 0)) AS k(key)
+ WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+   AND l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295
+   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
 
 -- name: migration_exists
 SELECT to_regclass('sse_pg.migrations')

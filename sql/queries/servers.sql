@@ -2,7 +2,8 @@
 INSERT INTO sse_pg.servers (name, pid, version, migration) VALUES (%s, %s, %s, %s) RETURNING id
 
 -- name: server_lock
-SELECT pg_advisory_lock_shared(sse_pg.lock_class('server'), %s)
+-- Nobody else has a reason to hold it, so a server does not wait for it.
+SELECT pg_try_advisory_lock_shared(sse_pg.lock_class('server'), %s)
 
 -- name: server_update
 UPDATE sse_pg.servers SET active_connections = %s, position = %s, read_to = %s, updated_at = now() WHERE id = %s

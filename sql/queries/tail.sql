@@ -11,8 +11,9 @@ SELECT set_config('lock_timeout', '10s', false), set_config('statement_timeout',
 LISTEN sse_pg; LISTEN sse_pg_control
 
 -- name: sleep_begin
--- Show that this tail is asleep: publishers ring. A tail that falls asleep shows it before it stops showing "awake".
-SELECT pg_advisory_lock_shared(sse_pg.lock_class('tail'), 1)
+-- Show that this tail is asleep: publishers ring. A tail that falls asleep shows it before it stops showing "awake". It does
+-- not wait: a publisher holds the lock for the moment in which it asks, but somebody else may hold it for ever.
+SELECT pg_try_advisory_lock_shared(sse_pg.lock_class('tail'), 1)
 
 -- name: check_epoch
 -- Begin an epoch if this is another log than the one that was read last.
@@ -74,8 +75,9 @@ UPDATE sse_pg.log SET settled_to = %(high)s, open_first = %(first)s, open_last =
 
 -- name: wake_begin
 -- Show that this tail is awake: it polls, and publishers need not ring unless another tail is asleep. A tail that wakes up
--- shows it before it stops showing "asleep", so that a publisher in between sees both and rings.
-SELECT pg_advisory_lock_shared(sse_pg.lock_class('tail'), 2)
+-- shows it before it stops showing "asleep", so that a publisher in between sees both and rings. Without the lock publishers
+-- ring more often than they need to.
+SELECT pg_try_advisory_lock_shared(sse_pg.lock_class('tail'), 2)
 
 -- name: sleep_end
 SELECT pg_advisory_unlock_shared(sse_pg.lock_class('tail'), 1)
@@ -83,6 +85,14 @@ SELECT pg_advisory_unlock_shared(sse_pg.lock_class('tail'), 1)
 -- name: wake_end
 -- After sleep_begin. A publisher that looked before may not ring, so the tail polls on until all of those are gone.
 SELECT pg_advisory_unlock_shared(sse_pg.lock_class('tail'), 2)
+
+-- name: lock_holders
+-- Who else holds a lock of ours.
+SELECT DISTINCT l.pid, coalesce(a.usename::text, '') FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
+   AND l.classid = sse_pg.lock_class(%(class)s) AND l.objid::bigint = %(key)s
+   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+   AND l.pid <> pg_backend_pid() AND l.mode = 'ExclusiveLock'
 
 -- name: notification_queue
 -- How full the notification queue is. Asking also frees what no listener needs any more; nobody else does that once the

@@ -7,6 +7,7 @@ when those are gone. All steps form one line: the schema is always the result of
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +19,17 @@ from sse_pg.db.queries import Migration, query
 from sse_pg.errors import MigrationError
 from sse_pg.version import OLDEST_POSTGRES
 
+log = logging.getLogger(__name__)
+
 #: How long a step waits for a lock before it lets everybody else go first.
 STEP_LOCK_TIMEOUT = "1s"
 #: Seconds between the attempts of a step that did not get its locks, and seconds after which it gives up.
 RETRY_PAUSE_S = 1.0
 STEP_DEADLINE_S = 120.0
+#: How long a wait for the lock for migrations takes until its holder is logged (PostgreSQL's lock_timeout) ...
+LOCK_TIMEOUT = "2s"
+#: ... and for how many seconds it is waited for: another process may be applying a long step.
+LOCK_DEADLINE_S = 600.0
 
 
 #: The message about a schema without a record of its migrations.
@@ -92,9 +99,26 @@ def _check_server(conn: psycopg.Connection[Any]) -> None:
 def _set_rights(conn: psycopg.Connection[Any]) -> None:
     with conn.transaction():
         conn.execute(query("session_settings"), {"local": True, "limits": False})
-        conn.execute(query("migration_lock"))
+        _lock(conn)
         if conn.execute(query("migration_owner")).fetchone() == (True,):
             conn.execute(query("migration_rights"))
+
+
+def _lock(conn: psycopg.Connection[Any]) -> None:
+    """Wait until nobody else migrates. Raises MigrationError that names who holds the lock for too long."""
+    deadline = time.monotonic() + LOCK_DEADLINE_S
+    while True:
+        try:
+            with conn.transaction():
+                conn.execute(query("migration_lock"), (LOCK_TIMEOUT,))
+        except psycopg.errors.LockNotAvailable as error:
+            rows = conn.execute(query("migration_lock_holders")).fetchall()
+            holders = ", ".join(f"process {pid} of {role}" for pid, role in rows)
+            if time.monotonic() > deadline:
+                raise MigrationError(f"others hold the lock for migrations: {holders}") from error
+            log.warning("waiting for the lock for migrations, held by %s", holders)
+        else:
+            return
 
 
 def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | None:
@@ -104,7 +128,7 @@ def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | Non
         try:
             with conn.transaction():
                 conn.execute(query("session_settings"), {"local": True, "limits": False})
-                conn.execute(query("migration_lock"))
+                _lock(conn)
                 (exists,) = conn.execute(query("migration_exists")).fetchone() or (None,)
                 known = dict(conn.execute(query("migration_table")).fetchall()) if exists else {}
                 if exists and not known:

@@ -13,6 +13,7 @@ from sse_pg.db.connection import Connection, summary
 from sse_pg.db.migrate import missing
 from sse_pg.db.queries import migrations, query
 from sse_pg.db.store import Store, read_to
+from sse_pg.db.tail_session import lock_holders
 from sse_pg.errors import BusUnavailable, MigrationError
 from sse_pg.version import VERSION
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 0.25
 #: Seconds between updates if only the position has moved.
 POSITION_INTERVAL_S = 2.0
+#: Rows that a server inserts until the lock of one is free.
+MAX_INSERTS = 10
 
 
 class Registry:
@@ -49,13 +52,8 @@ class Registry:
             )
             if cursor.rowcount == 0:
                 self.server_id = None
-        if self.server_id is None:
-            knows = migrations()[-1].number
-            cursor = await conn.execute(query("server_insert"), (self._name, self._pid, VERSION, knows))
-            row = await cursor.fetchone()
-            assert row is not None
-            self.server_id = row[0]
-        await conn.execute(query("server_lock"), (self.server_id,))
+        if self.server_id is None or not await _lock(conn, self.server_id):
+            self.server_id = await self._insert(conn)
         # After the lock: a post step looks for the lock when it is done, so one of the two sees the other.
         cursor = await conn.execute(query("migration_table"))
         try:
@@ -64,6 +62,18 @@ class Registry:
             raise BusUnavailable(str(error)) from error
         if lacking:
             raise BusUnavailable(f"migration {lacking[0]} is missing: run sse-pg migrate")
+
+    async def _insert(self, conn: Connection) -> int:
+        """Insert rows until the lock of one is free, and return its id."""
+        number, knows = 0, migrations()[-1].number
+        for _ in range(MAX_INSERTS):
+            cursor = await conn.execute(query("server_insert"), (self._name, self._pid, VERSION, knows))
+            ((number,),) = await cursor.fetchall()
+            if await _lock(conn, number):
+                return int(number)
+            await conn.execute(query("server_delete"), (number,))
+        holders = await lock_holders(conn, "server", number)
+        raise BusUnavailable(f"others hold the advisory locks by which servers show that they are up: {holders}")
 
     async def run(self) -> None:
         """Keep the row up to date until cancelled."""
@@ -87,6 +97,11 @@ class Registry:
                 await self._store.remove_server(self.server_id)
             except BusUnavailable as error:
                 log.debug("the server's row stays until another server deletes it: %s", summary(error))
+
+
+async def _lock(conn: Connection, server_id: int) -> bool:
+    ((is_held,),) = await (await conn.execute(query("server_lock"), (server_id,))).fetchall()
+    return bool(is_held)
 
 
 def server_identity(name: str | None) -> tuple[str, int]:

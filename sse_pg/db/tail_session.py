@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import NamedTuple
 
 import psycopg
@@ -13,6 +15,13 @@ from sse_pg.core.ranges import Ranges
 from sse_pg.db.connection import Connection
 from sse_pg.db.queries import query
 from sse_pg.errors import LogUnreadable, one_line
+
+log = logging.getLogger(__name__)
+
+#: How often it is tried to show "asleep": a publisher that asks is in the way for a moment.
+SLEEP_ATTEMPTS = 10
+#: Seconds between two attempts.
+SLEEP_PAUSE_S = 0.005
 
 
 class Publishers(NamedTuple):
@@ -63,17 +72,34 @@ async def log_identity(conn: Connection) -> str:
     return str(identity)
 
 
-async def fall_asleep(conn: Connection, *, was_awake: bool) -> None:
-    """Show publishers "asleep", and only then stop showing "awake"."""
-    await conn.execute(query("sleep_begin"))
-    if was_awake:
-        await conn.execute(query("wake_end"))
+async def fall_asleep(conn: Connection, *, was_awake: bool) -> bool:
+    """Show publishers "asleep", and only then stop showing "awake". Returns False, and changes nothing, if it cannot.
+
+    Without "asleep" publishers might not ring, so the tail must go on polling then.
+    """
+    for _ in range(SLEEP_ATTEMPTS):
+        ((is_shown,),) = await (await conn.execute(query("sleep_begin"))).fetchall()
+        if is_shown:
+            if was_awake:
+                await conn.execute(query("wake_end"))
+            return True
+        await asyncio.sleep(SLEEP_PAUSE_S)
+    log.warning("another session holds the advisory lock by which this server shows that it is asleep, so it polls: %s",
+                await lock_holders(conn, "tail", 1))  # fmt: skip
+    return False
 
 
-async def wake_up(conn: Connection) -> None:
+async def wake_up(conn: Connection, *, was_asleep: bool = True) -> None:
     """Show publishers "awake", and only then stop showing "asleep". A publisher in between sees both, and rings."""
     await conn.execute(query("wake_begin"))
-    await conn.execute(query("sleep_end"))
+    if was_asleep:
+        await conn.execute(query("sleep_end"))
+
+
+async def lock_holders(conn: Connection, name: str, key: int) -> str:
+    """Return who else holds a lock of ours, for a log line."""
+    rows = await (await conn.execute(query("lock_holders"), {"class": name, "key": key})).fetchall()
+    return ", ".join(f"process {pid} of {role or 'an unknown role'}" for pid, role in rows) or "it is free again"
 
 
 async def publishers(conn: Connection) -> Publishers:

@@ -38,6 +38,8 @@ READ_LIMIT_ROWS = 2000
 BUSY_BELLS = 10
 #: ... and falls asleep when this many polls in a row found nothing.
 IDLE_POLLS = 25
+#: Seconds until it is tried again to fall asleep, if another session holds the lock that shows it.
+SLEEP_RETRY_S = 10.0
 #: Time between reads while events are held back by a missing id.
 GAP_POLL_S = 0.002
 #: Time between reads of a tail that has fallen asleep, while a publisher is in flight that may not ring for it.
@@ -145,8 +147,9 @@ class Tail:
         with deadline(conn, RESPONSE_DEADLINE_S):
             await tail_session.listen(conn)
             await self._on_connect(conn)
-            self.awake = False
-            await tail_session.fall_asleep(conn, was_awake=False)
+            self.awake = not await tail_session.fall_asleep(conn, was_awake=False)
+            if self.awake:
+                await tail_session.wake_up(conn, was_asleep=False)
             await tail_session.check_epoch(conn)
             epochs = await self._epochs(conn)
             publishers = await self._publishers(conn)
@@ -158,12 +161,12 @@ class Tail:
         elif publishers.last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
             self._begin_anew(publishers)
         self._hub.epochs = epochs
-        self._fell_asleep_at = publishers.last
+        self._fell_asleep_at = None if self.awake else publishers.last
         self._control.missed()
         await self._read_log(conn, settle=True)
         self.last_error = ""
         self.meter.connections += 1
-        self.meter.enter("asleep", time.monotonic())
+        self.meter.enter("awake" if self.awake else "asleep", time.monotonic())
         self.listening.set()
 
     async def _epochs(self, conn: Connection) -> list[tuple[int, int]]:
@@ -185,6 +188,7 @@ class Tail:
 
     async def _follow(self, conn: Connection) -> None:
         idle = 0
+        awake_until = 0.0
         last_settled = time.monotonic()
         while True:
             is_safety_read = False
@@ -210,8 +214,8 @@ class Tail:
                 last_settled = now
             if self.awake:
                 idle = 0 if found else idle + 1
-                if idle >= IDLE_POLLS:
-                    await self._fall_asleep(conn)
+                if idle >= IDLE_POLLS and now >= awake_until and not await self._fall_asleep(conn):
+                    awake_until = now + SLEEP_RETRY_S
             elif woken and found and self._busy(now):
                 await self._wake_up(conn)
                 idle = 0
@@ -245,17 +249,20 @@ class Tail:
         self._busy_bells.clear()
         self._fell_asleep_at = None
 
-    async def _fall_asleep(self, conn: Connection) -> None:
+    async def _fall_asleep(self, conn: Connection) -> bool:
         """Show "asleep", and keep polling while a publisher is in flight that may have looked before that.
 
         A publisher takes its lock before it looks. If it looked before "asleep" was shown, its bound is at most the
         last id drawn by now, and either it still holds its lock or it has ended and its rows are visible.
+        Returns False if "asleep" cannot be shown.
         """
         with deadline(conn, RESPONSE_DEADLINE_S):
-            await tail_session.fall_asleep(conn, was_awake=True)
+            if not await tail_session.fall_asleep(conn, was_awake=True):
+                return False
             self._fell_asleep_at = (await self._publishers(conn)).last
         self.awake = False
         self.meter.enter("asleep", time.monotonic())
+        return True
 
     # ------------------------------------------------------------ reading
 

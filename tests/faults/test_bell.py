@@ -155,7 +155,7 @@ def _with_stops(db: psycopg.Connection) -> None:
         "CREATE FUNCTION sse_pg.stop(number integer) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN"
         f" PERFORM pg_advisory_xact_lock_shared({STOP}, number); RETURN 0; END $$"  # type: ignore[arg-type]
     )
-    low = "(sse_pg.lock_class('first_low'),\n                "
+    low = "(sse_pg.lock_class('first_low'),\n                    "
     bound = "(coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0)"
     places = {
         f"{low}{bound}": f"{low}({bound} + sse_pg.stop(1))",
