@@ -33,12 +33,14 @@ def frame(event: Event, cursor: Cursor, *, envelope: bool = False) -> bytes:
         data = _encode(event_json(event)).decode()
         _refuse_breaks(data)  # it contains the payload's text unchanged
         return f"{_number(event, cursor)}id: {cursor.text}\ndata: {data}\n\n".encode()
-    _refuse_breaks(event.event_type)
-    _refuse_breaks(event.payload)
+    check(event)
     return f"{_number(event, cursor)}id: {cursor.text}\nevent: {event.event_type}\ndata: {event.payload}\n\n".encode()
 
 
 def _number(event: Event, cursor: Cursor) -> str:
+    if cursor.high == event.id and not cursor.gaps:
+        return ""
+    # The printed cursor can be below ``high``, if its gaps do not fit.
     return "" if cursor.text.partition("~")[0] == str(event.id) else f"number: {event.id}\n"
 
 
