@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -28,6 +27,8 @@ Revocation = tuple[str | None, str | None]
 MAX_CACHED_ANSWERS = 50000
 #: Maximum number of questions in one statement.
 MAX_QUESTIONS_PER_STATEMENT = 500
+#: Users for whom the rule may take too long, one after the other, before no others are asked about.
+MAX_LATE_USERS = 3
 #: Average pause before the next attempt if the database is unavailable.
 RETRY_PAUSE_S = 0.5
 
@@ -161,22 +162,25 @@ class Authorizer:
                 batch = questions[start : start + MAX_QUESTIONS_PER_STATEMENT]
                 answers |= await self._ask(batch, self._tail_store)
         except RuleFailed:
-            answers |= await self._ask_per_user(questions, deadline)
+            answers |= await self._ask_per_user(questions)
         for stream, asked in affected.items():
             if not all(answers.get(each, False) for each in asked):
                 stream.end(EndReason.REVOKED)
 
-    async def _ask_per_user(self, questions: Collection[Question], deadline: float) -> dict[Question, bool]:
+    async def _ask_per_user(self, questions: Collection[Question]) -> dict[Question, bool]:
         """Ask about each user alone, because the rule fails for one of them."""
         by_user: dict[str | None, list[Question]] = {}
         for question in questions:
             by_user.setdefault(question[0], []).append(question)
         answers: dict[Question, bool] = {}
+        late = 0
         for asked in by_user.values():
-            if time.monotonic() >= deadline:
-                break
-            with contextlib.suppress(RuleFailed):  # logged; streams without an answer end
+            try:
                 answers |= await self._ask(asked, self._tail_store)
+            except RuleFailed as error:  # logged; streams without an answer end
+                late += error.late
+                if late == MAX_LATE_USERS:
+                    break
         return answers
 
     def _concerns(self, revoked: Collection[Revocation], stream: Stream) -> bool:

@@ -7,6 +7,9 @@ from sse_pg.auth.digests import Digests
 from sse_pg.auth.followers import Followers
 from sse_pg.db.store import Store
 
+#: Maximum length of a notification of the database's own functions, with room.
+MAX_LENGTH = 100
+
 
 class Control:
     """Notes these notifications as they arrive; ``apply`` does what they ask for.
@@ -29,7 +32,7 @@ class Control:
         """Note one notification: what has changed, and for whom."""
         if text == "epoch":
             self.epoch_began = True
-        else:
+        elif len(text) <= MAX_LENGTH:
             self._heard.add(tuple(text.split(" ")))
 
     def missed(self) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from random import random
 
-from sse_pg.auth.authorizer import Authorizer
+from sse_pg.auth.authorizer import MAX_LATE_USERS, Authorizer
 from sse_pg.auth.digests import Digests
 from sse_pg.auth.holds import Holds
 from sse_pg.auth.identity import Patterns
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: Maximum number of users whose subscriptions are read with one statement.
 MAX_USERS_PER_READ = 200
+#: Number of a user's channels from which on each of the user's streams gets a turn of the event loop of its own.
+CHANNELS_PER_TURN = 100
 #: Average pause before the next attempt if the database is unavailable.
 RETRY_PAUSE_S = 0.5
 
@@ -126,25 +128,33 @@ class Followers:
         """Give the streams of some users their channels. Return the users for whom the rule gave no answer."""
         subscribed = await self._store.subscriptions_of(users)
         try:
-            self._assign(users, await self._authorizer.followed(subscribed))
+            await self._assign(users, await self._authorizer.followed(subscribed))
         except RuleFailed as error:
             if len(users) == 1:
                 return self._fail(users, error)
         else:
             return {}
         failed: dict[str, RuleFailed] = {}
-        for user in users:  # the rule fails for one of them: ask for each alone
+        late = 0
+        for number, user in enumerate(users):  # the rule fails for one of them: ask for each alone
             try:
-                self._assign([user], await self._authorizer.followed({user: subscribed.get(user, frozenset())}))
+                await self._assign([user], await self._authorizer.followed({user: subscribed.get(user, frozenset())}))
             except RuleFailed as error:
                 failed |= self._fail([user], error)
+                late += error.late
+                if late == MAX_LATE_USERS:
+                    return failed | self._fail(users[number + 1 :], error)
         return failed
 
-    def _assign(self, users: Iterable[str], channels: dict[str, frozenset[str]]) -> None:
+    async def _assign(self, users: Iterable[str], channels: dict[str, frozenset[str]]) -> None:
         for user in users:
             allowed = channels.get(user, frozenset())
-            for stream, patterns in self._streams.get(user, {}).items():
+            for stream, patterns in list(self._streams.get(user, {}).items()):
+                if stream not in self._streams.get(user, {}):
+                    continue  # it has ended
                 self._hub.change_channels(stream, frozenset(filter(patterns.match, allowed)))
+                if len(allowed) > CHANNELS_PER_TURN:
+                    await asyncio.sleep(0)  # others have their turn
 
     def _fail(self, users: Iterable[str], error: RuleFailed) -> dict[str, RuleFailed]:
         for user in users:

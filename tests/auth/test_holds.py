@@ -96,6 +96,30 @@ async def test_a_rule_that_fails_for_one_user_ends_no_stream_of_another(server: 
         assert (await third.event()).json() == 2
 
 
+async def test_a_rule_that_takes_too_long_for_one_user_ends_no_stream_of_another(
+    db: psycopg.Connection, launch: Launcher, database_url: str
+) -> None:
+    db.execute(RULE)  # type: ignore[arg-type]
+    for user in ("slow", "quick"):
+        db.execute("SELECT sse_pg.subscribe(%s, 'a')", (user,))
+    server = await launch(token_secret=SECRET, authorize_timeout=0.3, authorize_cache=0.01)
+    async with (
+        as_user(server, "slow") as slow,
+        as_user(server, "quick") as quick,
+        slow.stream("a") as first,
+        slow.stream(userId="slow") as second,
+        quick.stream("a") as third,
+        quick.stream(userId="quick") as fourth,
+    ):
+        with closed(database_url):
+            db.execute("SELECT sse_pg.revoke()")
+            await first.ended()
+            await second.ended()
+            await quick.publish("a", 1)
+            for stream in (third, fourth):
+                assert (await stream.event()).json() == 1
+
+
 async def test_a_rule_that_fails_for_one_user_does_not_keep_another_from_opening(
     server: Server, db: psycopg.Connection
 ) -> None:
