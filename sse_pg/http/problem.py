@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import ClientConnectionResetError, web
@@ -192,7 +191,6 @@ def http_problem(error: web.HTTPException, request: web.BaseRequest) -> Problem:
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into a problem document."""
     try:
-        _require_utf8(request)
         return await handler(request)
     except web.HTTPException as error:
         if error.status < 400:
@@ -212,16 +210,6 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         problem.headers.setdefault("Connection", "close")
     _count(request, problem)
     return problem.response()
-
-
-def _require_utf8(request: web.Request) -> None:
-    """Raise a 400 for a query that is not UTF-8: decoded, its bytes would be replacement characters."""
-    query = request.rel_url.raw_query_string
-    if "%" in query:
-        try:
-            unquote_to_bytes(query).decode()
-        except UnicodeDecodeError:
-            raise Problem(400, "The query of the URL is not valid UTF-8.") from None
 
 
 def _count(request: web.Request, problem: Problem) -> None:

@@ -12,6 +12,9 @@ from sse_pg.core.names import channel_fault, user_fault
 from sse_pg.errors import CursorError
 from sse_pg.http.problem import FieldError, invalid
 
+#: What stands in a decoded query for bytes that are not UTF-8.
+REPLACEMENT = "\ufffd"
+
 
 def collect(checks: Mapping[str, tuple[Callable[[str], str | None], str]]) -> None:
     """Check several fields at once. Raises a 422 that names all wrong ones."""
@@ -20,9 +23,16 @@ def collect(checks: Mapping[str, tuple[Callable[[str], str | None], str]]) -> No
         raise invalid(errors)
 
 
+def _utf8(text: str, name: str) -> str:
+    """Return a text. Raises a 422 if its bytes were not UTF-8: different names would then look the same."""
+    if REPLACEMENT in text:
+        raise invalid([FieldError(name, "not valid UTF-8")])
+    return text
+
+
 def query_channels(query: MultiMapping[str], name: str, most: int, *, field: str | None = None) -> list[str]:
     """Return the channels of a parameter, which may be repeated and may hold several, separated by commas."""
-    names = [part for text in query.getall(name, []) for part in text.split(",")]
+    names = [part for text in query.getall(name, []) for part in _utf8(text, field or name).split(",")]
     if names == [""]:
         names = []
     unique = list(dict.fromkeys(names))
@@ -38,7 +48,7 @@ def query_user(query: MultiMapping[str]) -> str | None:
     """Return the userId of a query, or None."""
     user = query.get("userId")
     if user is not None:
-        collect({"userId": (user_fault, user)})
+        collect({"userId": (user_fault, _utf8(user, "userId"))})
     return user
 
 
