@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psycopg
 import pytest
 from aiohttp import web
 from clients.proxy import Proxy
@@ -55,6 +56,21 @@ async def test_a_stream_goes_on_in_the_next_page(page: Page, client: Client) -> 
     # The event that was being handled when the loop was left counts as not handled.
     second = await follow(page, 4, key="orders")
     assert [e["data"]["n"] for e in second["events"]] == [1, 2, 3, 4]
+
+
+async def test_an_event_has_its_number_whatever_its_cursor(page: Page, client: Client, database_url: str) -> None:
+    """An event that is committed after one with a higher id has a cursor that is above its own id."""
+    insert = "INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '{}') RETURNING id"
+    await page.goto(f"{client.url}/docs")
+    async with await psycopg.AsyncConnection.connect(database_url) as late:
+        lower = await (await late.execute(insert)).fetchone()
+        higher = await client.publish("a", {})
+        (first,) = (await follow(page, 1, **{"from": "0"}))["events"]
+        await late.commit()
+        (second,) = (await follow(page, 1, **{"from": first["id"]}))["events"]
+    assert lower is not None
+    assert (first["number"], second["number"]) == (higher, lower[0])
+    assert second["id"] == str(higher)
 
 
 async def test_a_gap_is_told(page: Page, client: Client) -> None:
