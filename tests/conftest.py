@@ -40,6 +40,12 @@ IN_PROCESS = {"", "api", "auth", "client", "core", "delivery", "http"}
 CLUSTERS = {"postgres", "cluster"}
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not read, for the smallest size, folders without a test of it: that takes longer than many of the tests."""
+    other = collection_path.parent == HERE and collection_path.is_dir() and collection_path.name not in IN_PROCESS
+    return True if other and config.option.markexpr == "seconds" else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the sizes of CONTRIBUTING.md. What takes long begins first, since the run waits for what begins last."""
