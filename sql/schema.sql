@@ -168,7 +168,7 @@ END $$;
 --    A try fails, too, while another publisher asks; so it is made twice before that counts as a tail asleep.
 --
 -- What a transaction holds is remembered in a transaction-local setting, transaction:windows:bound; a savepoint that
--- rolls back takes both away. Writing it is dear, and most transactions publish once. So a statement that is the first
+-- rolls back takes both away. Writing it is costly, and most transactions publish once. So a statement that is the first
 -- write of its transaction (it has no id yet) leaves it out, and takes its two bounds in classes of their own: no later
 -- or nested statement can take its key for theirs, or close its window. It gives the transaction its id at once, since a
 -- statement nested in it may come before its first row, and must not think that it is the first.

@@ -4,7 +4,7 @@
 -- many events and with few, for a log that was empty when it was made, and without statistics. There is one such plan,
 -- index scans in the order of (channel, id), one a partition; the others are forbidden: without this the planner was seen to
 -- read and sort a whole log for fifty events. Before PostgreSQL 18 what is forbidden and needed nevertheless (the sort of the
--- page itself) counts as very dear, for which it would compile the query.
+-- page itself) counts as very expensive, for which it would compile the query.
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('enable_sort', 'off', true),
        set_config('enable_incremental_sort', 'off', true),

@@ -17,6 +17,8 @@ from sse_pg.errors import BusUnavailable
 
 #: Other connections that are opened at the same time to see whether one of them is given our backend.
 OTHER_CONNECTIONS = 4
+#: How often that is done: somebody else may hold our backend just then.
+ROUNDS = 3
 #: Seconds that a pooler may take to give a backend.
 BACKEND_TIMEOUT_S = 5.0
 
@@ -36,6 +38,14 @@ async def shares_backends(url: str | None, conn: psycopg.AsyncConnection[Any], *
     own = await _backend(conn)
     if own == conn.info.backend_pid and not thorough:
         return False
+    for _ in range(ROUNDS):
+        if await _is_given_to_others(url, conn, own, thorough=thorough):
+            return True
+    return False
+
+
+async def _is_given_to_others(url: str | None, conn: psycopg.AsyncConnection[Any], own: int, *, thorough: bool) -> bool:
+    """Hold other backends, and see whether our own is among them or is no longer ours."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(OTHER_CONNECTIONS):
             try:

@@ -86,13 +86,15 @@ async def test_a_connection_to_another_database_is_refused(
     other = f"{name}_other"
     db.execute(f"CREATE DATABASE {other} TEMPLATE {template}")  # type: ignore[arg-type]
     try:
-        server = await launch(listen_database_url=database_url, database_url=make_conninfo(database_url, dbname=other))
-        db.execute("SELECT sse_pg.publish('a', 't', '1')")
-        await eventually(lambda: server.bus.hub.position.high == 1)
+        server = await launch(
+            ready=False, listen_database_url=database_url, database_url=make_conninfo(database_url, dbname=other)
+        )
+        await eventually(lambda: server.bus.pool.log_identity is not None)
         async with Client(server.url) as client:
             for path in ("/readyz", "/api/events/history?channel=a"):
                 status, body = await client.get(path)
-                assert (status, "another log" in body["detail"]) == (503, True), body
+                assert status == 503, body
+            await eventually(lambda: "another log" in server.bus.tail.last_error)
             status, body = await client.post("/api/events/publish", {"channel": "a", "payload": 1})
             assert (status, "nothing was published" in body["detail"]) == (503, True)
         await server.stop()
