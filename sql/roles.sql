@@ -1,11 +1,12 @@
--- Three group roles, each with the least that its task takes: psql -f sql/roles.sql, as the owner of the schema sse_pg.
--- Optional, and after each `sse-pg migrate` once more: it takes away what the roles had in the schema, and grants anew.
--- Roles belong to the cluster, rights to the database: run it in each database. To make a role takes CREATEROLE; where
--- the three are there already, being the owner is enough. Give them to logins: GRANT sse_pg_publisher TO shop;
+-- Three group roles, each with the fewest rights that its task needs: psql -f sql/roles.sql, as the owner of the schema
+-- sse_pg. The roles are optional. If you use them, run this file again after each `sse-pg migrate`: it revokes the rights
+-- that the roles had in the schema, and grants them again. Roles belong to the cluster and rights to the database, so run
+-- it in each database. Creating a role needs CREATEROLE; if the three exist, being the owner is enough. Grant them to the
+-- roles that log in: GRANT sse_pg_publisher TO shop;
 --
---   sse_pg_publisher   publish(), and nothing else
---   sse_pg_subscriber  reads every event; subscriptions; position()
---   sse_pg_server      what `sse-pg serve` and `sse-pg purge` do; it owns nothing
+--   sse_pg_publisher   may call publish(), and nothing else
+--   sse_pg_subscriber  may read every event, change subscriptions and call position()
+--   sse_pg_server      has the rights that `sse-pg serve` and `sse-pg purge` need; it owns nothing
 
 BEGIN;
 
@@ -18,7 +19,7 @@ BEGIN
             BEGIN
                 EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', wanted);
             EXCEPTION WHEN duplicate_object OR unique_violation THEN
-                NULL;       -- somebody made it just now, for another database
+                NULL;       -- another session has just made it, for another database
             END;
         END IF;
     END LOOP;
@@ -31,11 +32,11 @@ REVOKE ALL ON SCHEMA sse_pg FROM sse_pg_publisher, sse_pg_subscriber, sse_pg_ser
 
 GRANT USAGE ON SCHEMA sse_pg TO sse_pg_publisher, sse_pg_subscriber, sse_pg_server;
 
--- publish() runs with its owner's rights: no INSERT is needed, and so no id or time can be forged. For raw INSERT and
--- COPY add: GRANT INSERT (channel, event_type, payload) ON sse_pg.events TO sse_pg_publisher;
+-- publish() runs with its owner's rights. A publisher needs no right to INSERT, and so cannot forge an id or a time. For
+-- raw INSERT and COPY add: GRANT INSERT (channel, event_type, payload) ON sse_pg.events TO sse_pg_publisher;
 GRANT EXECUTE ON FUNCTION sse_pg.publish(text, text, jsonb, text) TO sse_pg_publisher;
 
--- A reader in SQL: LISTEN sse_pg, then the events from a position on; log and epochs say what is gone.
+-- A reader in SQL uses LISTEN sse_pg and reads the events from a position on; log and epochs show which events are lost.
 GRANT SELECT ON sse_pg.events, sse_pg.epochs, sse_pg.subscriptions TO sse_pg_subscriber;
 GRANT SELECT (only_row, purged_to, settled_to, open_first, open_last, identity) ON sse_pg.log TO sse_pg_subscriber;
 GRANT EXECUTE ON FUNCTION
@@ -47,8 +48,8 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.unsubscribe(text, text)
 TO sse_pg_subscriber;
 
--- The server reads the log; what it changes, it changes through functions, but for the row that says it is up and
--- the note of what has been read. It drops partitions only as purge() does.
+-- The server reads the log. It makes its changes through functions, except for its own row in sse_pg.servers and its
+-- notes in sse_pg.log of what has been read. It can drop partitions only by purge().
 GRANT SELECT ON
     sse_pg.migrations, sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers
 TO sse_pg_server;
@@ -75,7 +76,7 @@ TO sse_pg_server;
 
 COMMIT;
 
--- What they may do now.
+-- List the rights that the roles have now.
 SELECT r.rolname AS role, g.may, g.what
   FROM pg_catalog.pg_roles r
  CROSS JOIN LATERAL (

@@ -2,23 +2,23 @@
 
 CREATE SCHEMA IF NOT EXISTS sse_pg;
 
--- The classes of our advisory locks: the first of the two keys. The planner replaces a call with the number. An unknown
--- name is an error, and not a lock on NULL, which nobody would get.
+-- The classes of the bus's advisory locks: the first of the two keys. The planner replaces a call with the number. An
+-- unknown name raises an error. Returning NULL instead would mean that no lock is taken.
 CREATE FUNCTION sse_pg.lock_class(name text) RETURNS integer
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CASE name
         WHEN 'tail'        THEN 1936941618     -- what the tails show publishers: 1 = one is asleep, 2 = one is awake
         WHEN 'server'      THEN 1936941619     -- a server that is up; the second key is servers.id
-        WHEN 'maintenance' THEN 1936941620     -- who makes and drops partitions; one at a time
+        WHEN 'maintenance' THEN 1936941620     -- held while partitions are made or dropped, by one session at a time
         -- A publisher in flight; the second key is the low half of a bound of its ids. See announce().
         WHEN 'first_low'   THEN 1936941623     -- the lower bound, when the statement is its transaction's first write
-        WHEN 'first_high'  THEN 1936941624     -- the upper bound that goes with it: the statement is over
+        WHEN 'first_high'  THEN 1936941624     -- the matching upper bound; the statement is over
         WHEN 'window_low'  THEN 1936941617     -- the lower bound of a later statement
-        WHEN 'window_high' THEN 1936941621     -- the upper bound that goes with it
-        WHEN 'window_open' THEN 1936941622     -- the last lower bound has no upper one any more
+        WHEN 'window_high' THEN 1936941621     -- the matching upper bound
+        WHEN 'window_open' THEN 1936941622     -- the newest lower bound will get no upper bound
         ELSE ('no lock class ' || name)::integer END;
 
--- What `sse-pg migrate` has applied.
+-- The migrations that `sse-pg migrate` has applied.
 CREATE TABLE sse_pg.migrations (
     number     integer PRIMARY KEY,
     name       text NOT NULL,
@@ -27,13 +27,14 @@ CREATE TABLE sse_pg.migrations (
 
 -- ------------------------------------------------------------------ events
 
--- What the table takes, as functions: PostgreSQL prepares the expression of a CHECK anew for each statement; that of a
--- plpgsql function is prepared once a session. A CHECK runs with the search_path of whoever inserts (pg_restore's is
--- empty, and an operator of somebody's own must not take the place of one of these), so each name has its schema. A SET
--- clause would do that too, and costs as much as the test itself. E'' reads the same whatever
--- standard_conforming_strings says.
+-- The rules for a row are functions, because PostgreSQL prepares the expression of a CHECK again for each statement, but
+-- the expressions of a plpgsql function once per session. A CHECK runs with the search_path of the session that inserts:
+-- pg_restore's is empty, and a user-defined operator must not replace one of these. So every name is written with its
+-- schema. A SET clause would protect the names too, but costs as much as the check itself. E'' means the same for every
+-- value of standard_conforming_strings.
 
--- White space, control characters, comma and star have a meaning in URLs, in rules and on the wire.
+-- White space, control characters, comma and star are not allowed in a channel's name, because they have a meaning in
+-- URLs, in rules and on the wire.
 CREATE FUNCTION sse_pg.is_channel(name text) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
@@ -43,7 +44,7 @@ BEGIN
            E'[\\u0001-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000,*]';
 END $$;
 
--- A line break would let an event type write fields of its own into the stream.
+-- With a line break in it, an event type could add fields to the stream.
 CREATE FUNCTION sse_pg.is_event_type(name text) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
@@ -54,10 +55,11 @@ BEGIN
        AND NOT pg_catalog.starts_with(name, 'sse-pg.');
 END $$;
 
--- Measured in bytes of the text that goes over the wire. Within it a number may be 400 digits long: 1e131071 is 8 bytes to
--- send and 131,072 to print, for each reader again, and few programs can read it. A number that is so much longer than what
--- was written has a row of zeros, and only a text that has one is looked at number by number: a search for digits would
--- take three times as long as the printing. A number that is written out digit by digit is as long as a string would be.
+-- The size is counted in bytes of the text that goes over the wire. A number in it may have at most 400 digits: the 8 bytes
+-- of 1e131071 become 131,072 bytes when they are printed, again for each reader, and few programs can read such a number.
+-- A number that grows so much contains a row of zeros, so only a text with such a row is checked number by number:
+-- searching for digits would take three times as long as printing. A number that was sent with all its digits does not
+-- grow; it is as long as a string would be.
 CREATE FUNCTION sse_pg.payload_fits(payload jsonb, most integer) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
@@ -77,11 +79,11 @@ BEGIN
     RETURN pg_catalog.octet_length(printed) OPERATOR(pg_catalog.<=) most;
 END $$;
 
--- Ids come from a sequence that must not cache: announce() reads its last value as a lower bound of
--- every id that is still to be drawn. Partitioned by id, so that a purge drops tables and deletes no rows.
+-- Ids come from a sequence that must not cache values: announce() reads its last value as a lower bound of
+-- every id that is still to be drawn. The table is partitioned by id, so that a purge drops tables and deletes no rows.
 CREATE TABLE sse_pg.events (
     id         bigint GENERATED ALWAYS AS IDENTITY (CACHE 1) PRIMARY KEY,
-    channel    text COLLATE "C" NOT NULL,     -- as in every index here: that order no upgrade of a system changes
+    channel    text COLLATE "C" NOT NULL,     -- as in every index here: no system upgrade changes the order of "C"
     event_type text NOT NULL DEFAULT 'message',
     payload    jsonb NOT NULL,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -92,16 +94,17 @@ CREATE TABLE sse_pg.events (
 
 CREATE INDEX events_channel_id ON sse_pg.events (channel, id);
 
--- A bound of the ids in the default partition, declared IMMUTABLE though it reads a setting. While the setting is empty
--- it bounds nothing. Maintenance asks the index which ids are there, sets the bound and attaches: PostgreSQL evaluates
--- the function, takes the CHECK below for the proof, and reads no whole table under a lock that stops publishing.
+-- A bound for the ids in the default partition. It is declared IMMUTABLE although it reads a setting. While the setting is
+-- empty, it bounds nothing. Maintenance looks up in the index which ids are there, sets the bound and attaches a partition.
+-- PostgreSQL then evaluates the function and accepts the CHECK below as proof, so it does not scan the table while it holds
+-- a lock that stops publishing.
 CREATE FUNCTION sse_pg.id_limit(which text, otherwise bigint) RETURNS bigint
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN coalesce(nullif(current_setting('sse_pg.' || which, true), '')::bigint, otherwise);
 END $$;
 
--- What no range takes yet. Publishing goes on even where nobody makes partitions ahead.
+-- Holds the ids for which there is no other partition yet. Publishing works even if nobody makes partitions ahead.
 CREATE TABLE sse_pg.events_default PARTITION OF sse_pg.events (
     CONSTRAINT events_default_ids CHECK (
         id BETWEEN sse_pg.id_limit('first_in_default', -9223372036854775808)
@@ -116,7 +119,7 @@ CREATE TABLE sse_pg.log (
     settled_to bigint NOT NULL DEFAULT 0,
     open_first bigint[] NOT NULL DEFAULT '{}',
     open_last  bigint[] NOT NULL DEFAULT '{}',
-    identity   text NOT NULL DEFAULT '',     -- log_identity() when a server last looked
+    identity   text NOT NULL DEFAULT '',     -- log_identity() when a server last checked it
     -- The key of digest(). Only the owner and the servers read it.
     control_key text NOT NULL DEFAULT replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', '')
 );
@@ -124,8 +127,9 @@ INSERT INTO sse_pg.log DEFAULT VALUES;
 
 -- ------------------------------------------------------------------ publishers in flight, and the bell
 
--- Anybody who may connect can take advisory locks, so nobody waits for one that should be free. These two are for the case
--- that a lock of announce() is taken exclusively. A lower bound that is too low is correct, and so is an open window.
+-- Any session can take advisory locks, so a publisher never waits for one that should be free. These two functions are
+-- for the case that another session holds a lock of announce() exclusively. Both answers to it are correct: a lower bound
+-- may be lower than necessary, and a window may stay open.
 CREATE FUNCTION sse_pg.announce_below(class integer) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -156,23 +160,26 @@ END $$;
 
 -- Runs before each INSERT or COPY.
 --
--- 1. Shows that this transaction publishes: a shared lock, held until the commit is visible, whose key is a
---    lower bound of every id the statement can draw. It is read and taken before any id is drawn. close_window() adds
---    the upper bound when the statement is over. A transaction that goes on publishing adds windows, up to eight after
---    its first write; then the last one stays open: 10,000 statements must not take 10,000 locks.
--- 2. The first time, rings, unless a tail is awake (it polls) and none is asleep. NOTIFY makes commits
---    wait for each other, so it is left out where nobody needs it. A tail that goes to sleep looks at the locks of 1
---    afterwards and polls on while one is held that may have looked before (docs/guarantee.md). Asking is a try of
---    the exclusive lock, given back inside the same expression: a cancel between two statements would leave it behind.
---    A try fails, too, while another publisher asks; so it is made twice before that counts as a tail asleep.
+-- 1. It shows that this transaction publishes. It takes a shared lock, held until the commit is visible, whose key is a
+--    lower bound of every id that the statement can draw. The bound is read and the lock taken before any id is drawn.
+--    close_window() adds the upper bound when the statement is over; the two bounds are a window. A transaction that
+--    publishes again adds windows, up to eight after its first write. After that the last window stays open, because
+--    10,000 statements must not take 10,000 locks.
+-- 2. The first time in a transaction, it rings (sends a notification), unless a tail is awake (it polls) and none is
+--    asleep. NOTIFY makes commits wait for each other, so it is left out if nobody needs it. After a tail has fallen
+--    asleep, it reads the locks of step 1, and continues to poll while one of them is held that may be older than its
+--    sleep (docs/guarantee.md). To ask whether a tail is asleep or awake, this function tries to take the exclusive lock,
+--    and releases it in the same expression: a cancel between two statements would leave the lock behind. The attempt
+--    also fails while another publisher asks, so only two failures in a row count as a tail that is asleep.
 --
--- What a transaction holds is remembered in a transaction-local setting, transaction:windows:bound; a savepoint that
--- rolls back takes both away. Writing it is costly, and most transactions publish once. So a statement that is the first
--- write of its transaction (it has no id yet) leaves it out, and takes its two bounds in classes of their own: no later
--- or nested statement can take its key for theirs, or close its window. It gives the transaction its id at once, since a
--- statement nested in it may come before its first row, and must not think that it is the first.
+-- The windows of a transaction are recorded in a transaction-local setting, transaction:windows:bound. A rollback to a
+-- savepoint undoes the locks and the setting together. Writing the setting is slow, and most transactions publish once.
+-- So a statement that is the first write of its transaction (there is no transaction id yet) does not write it. Its two
+-- bounds have lock classes of their own, so that no later or nested statement mistakes them for its own or closes the
+-- window. It assigns the transaction id at once: a statement nested in it may run before its first row is inserted, and
+-- must not take itself for the first.
 --
--- Few and long expressions: each takes about as long to make ready as to run. void IS NULL is false.
+-- The expressions are few and long, because each takes about as long to prepare as to run. `void IS NULL` is false.
 CREATE FUNCTION sse_pg.announce() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -191,7 +198,7 @@ BEGIN
     ELSE
         held := string_to_array(current_setting('sse_pg.announced', true), ':');
         IF held[1] IS DISTINCT FROM pg_current_xact_id()::text THEN
-            held := NULL;                -- nothing, or set by hand
+            held := NULL;                -- empty, or set by hand
         ELSIF held[2] = 'open' THEN
             RETURN NULL;
         END IF;
@@ -224,8 +231,8 @@ BEGIN
                   ELSE true END                                                                 -- somebody is asleep
           OR CASE WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 2)
                   THEN pg_advisory_unlock(sse_pg.lock_class('tail'), 2) ELSE false END END;     -- nobody is awake
-    -- A commit that is lost in a crash after it was visible would let its id be drawn again. The commit of
-    -- a publishing transaction is therefore flushed, whatever the session says.
+    -- If a crash lost a commit that was already visible, its ids would be drawn again. The commit of a publishing
+    -- transaction is therefore flushed, whatever the session's setting is.
     IF current_setting('synchronous_commit') = 'off' THEN
         done := set_config('synchronous_commit', 'local', true) IS NULL;
     END IF;
@@ -235,8 +242,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Runs after each INSERT or COPY: no id beyond the sequence's last value was drawn by it. A setting that is not this
--- transaction's says that the statement was its first write. When somebody's lock is in the way, there is no upper bound,
+-- Runs after each INSERT or COPY: the statement has drawn no id above the sequence's last value. If the setting is not
+-- this transaction's, the statement was its first write. If another session's lock is in the way, there is no upper bound,
 -- and the window stays open until the transaction is over.
 CREATE FUNCTION sse_pg.close_window() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -258,14 +265,14 @@ CREATE TRIGGER announce BEFORE INSERT ON sse_pg.events
     FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.announce();
 CREATE TRIGGER close_window AFTER INSERT ON sse_pg.events
     FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.close_window();
--- ALWAYS: also in a session whose session_replication_role is replica, as that of a logical apply worker, in which a
--- trigger of somebody's own may publish.
+-- ALWAYS: the triggers also fire if session_replication_role is replica, as in a logical apply worker, in which a
+-- user's trigger may publish.
 ALTER TABLE sse_pg.events ENABLE ALWAYS TRIGGER announce, ENABLE ALWAYS TRIGGER close_window;
 
--- The last id drawn, and the windows of the publishers in flight: every id they can have drawn up to now lies in one.
--- Read in this order: a publisher that takes a lock after the last value was read draws higher ids. So an id up to
--- `last` that lies in no window and is missing in a snapshot taken after this call is dead: rolled back, or
--- skipped by the sequence. `least_bound` is the lowest lower bound, NULL when nobody is in flight.
+-- The last id drawn, and the windows of the publishers in flight. Every id that they can have drawn so far lies in one.
+-- The last id is read before the locks: a publisher that takes its lock later draws higher ids. So if an id up to
+-- `last` lies in no window and is missing in a snapshot taken after this call, it is dead: rolled back, or skipped by the
+-- sequence. `least_bound` is the lowest lower bound, NULL if there is no publisher in flight.
 -- A standby sees neither the locks nor the exact value of the sequence.
 CREATE FUNCTION sse_pg.publishers(
     OUT last bigint, OUT least_bound bigint, OUT window_first bigint[], OUT window_last bigint[])
@@ -273,12 +280,12 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN
     IF pg_is_in_recovery() THEN
         RAISE EXCEPTION 'a standby does not know which publishers are in flight' USING
-            ERRCODE = 'feature_not_supported', HINT = 'Ask the primary; so a position is of the primary, too.';
+            ERRCODE = 'feature_not_supported', HINT = 'Ask the primary, also for a position.';
     END IF;
     last := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
     WITH locks AS MATERIALIZED (
         SELECT l.virtualtransaction AS publisher, l.classid::bigint AS class,
-               -- The keys are the low 32 bits; a distance over 2^31 is a bound ahead of `last`.
+               -- The keys are the low 32 bits. A distance above 2^31 means that the bound is higher than `last`.
                last - CASE WHEN d.behind > 2147483648 THEN d.behind - 4294967296 ELSE d.behind END AS bound
           FROM pg_locks l, LATERAL (SELECT (last - l.objid::bigint) & 4294967295 AS behind) d
          WHERE l.locktype = 'advisory' AND l.objsubid = 2
@@ -308,14 +315,14 @@ BEGIN
       FROM windows w;
 END $$;
 
--- The last id that was drawn; 0 when none was.
+-- The last id that was drawn; 0 if none was.
 CREATE FUNCTION sse_pg.last_id() RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) $$;
 
 -- ------------------------------------------------------------------ publish
 
--- What a publisher meant by its key. The digest tells a repeated publish from a reused key.
+-- The event that was published with each key. The digest distinguishes a repeated publish from a reused key.
 CREATE TABLE sse_pg.idempotency_keys (
     key        text COLLATE "C" PRIMARY KEY CHECK (char_length(key) BETWEEN 1 AND 255),
     digest     bytea NOT NULL,
@@ -324,8 +331,8 @@ CREATE TABLE sse_pg.idempotency_keys (
 );
 CREATE INDEX idempotency_keys_created_at ON sse_pg.idempotency_keys (created_at);
 
--- Publishes one event in the caller's transaction; returns its id, NULL when a trigger of yours discards the event. A
--- repeated idempotency key returns the id it returned before, and raises SQLSTATE SP409 when the event differs.
+-- Publishes one event in the caller's transaction. Returns its id, or NULL if a trigger of yours discards the event. A
+-- repeated idempotency key returns the same id as before; if the event differs, it raises SQLSTATE SP409.
 CREATE FUNCTION sse_pg.publish(channel text, event_type text, payload jsonb, idempotency_key text DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -342,14 +349,14 @@ BEGIN
     END IF;
     the_digest := sha256(convert_to(
         jsonb_build_array(channel, coalesce(event_type, 'message'), payload)::text, 'UTF8'));
-    -- The key first: a second publisher with it waits here for the first one's commit.
+    -- The key is inserted first: a second publisher with the same key waits here for the first one's commit.
     INSERT INTO sse_pg.idempotency_keys (key, digest) VALUES (idempotency_key, the_digest)
     ON CONFLICT (key) DO NOTHING;
     IF NOT FOUND THEN
         SELECT * INTO STRICT known FROM sse_pg.idempotency_keys k WHERE k.key = idempotency_key;
         IF known.digest <> the_digest THEN
             RAISE EXCEPTION 'the idempotency key % was used for another event', quote_literal(idempotency_key)
-                USING ERRCODE = 'SP409', DETAIL = idempotency_key, HINT = 'Use a key of its own for each event.';
+                USING ERRCODE = 'SP409', DETAIL = idempotency_key, HINT = 'Use a different key for each event.';
         END IF;
         RETURN known.event_id;
     END IF;
@@ -360,8 +367,8 @@ BEGIN
     RETURN published;
 END $$;
 
--- Publishes many events in one statement; returns a row for each, in order. The arrays are of one length; keys may
--- be NULL as a whole or by element. Raises SP422, and publishes none, when a trigger discards one of them.
+-- Publishes many events in one statement. Returns a row for each, in order. The arrays have the same length; the keys
+-- may be NULL as a whole or by element. If a trigger discards one of the events, it raises SP422 and publishes none.
 CREATE FUNCTION sse_pg.publish_many(
     channels text[], event_types text[], payloads text[], idempotency_keys text[] DEFAULT NULL)
 RETURNS TABLE (id bigint, created_at timestamptz)
@@ -378,7 +385,7 @@ BEGIN
           FROM unnest(channels, event_types, payloads) WITH ORDINALITY AS e(channel, event_type, payload, place)
          ORDER BY e.place
         RETURNING id, created_at;
-        -- A trigger of the user may have discarded rows. The others would be taken for them, by their place.
+        -- A user's trigger may have discarded rows. Then the rows returned no longer match the arrays by position.
         GET DIAGNOSTICS i = ROW_COUNT;
         IF i <> cardinality(channels) THEN
             RAISE EXCEPTION 'a trigger on sse_pg.events discarded % of % events',
@@ -391,7 +398,7 @@ BEGIN
         IF publish_many.id IS NULL THEN
             RAISE EXCEPTION 'a trigger on sse_pg.events discarded the event' USING ERRCODE = 'SP422';
         END IF;
-        -- A repeated key may name an event that was purged since; then the time is not known any more.
+        -- The event of a repeated key may have been purged since; then its time is no longer known.
         publish_many.created_at := (SELECT e.created_at FROM sse_pg.events e WHERE e.id = publish_many.id);
         RETURN NEXT;
     END LOOP;
@@ -399,12 +406,12 @@ END $$;
 
 -- ------------------------------------------------------------------ position
 
--- Up to which id everything is visible or dead, but for the ranges that may still come, ascending.
+-- Every id up to `high` is visible or dead, except for the ranges of the gaps, ascending: events may still appear in them.
 --
 -- READ COMMITTED: the windows are read before the snapshot of the second statement, so the ranges are exact.
--- REPEATABLE READ: one snapshot serves all, and a publisher may have gone between it and a look at the locks. There
--- what a tail noted in `log` before the snapshot says where to begin; dead ids may be among the ranges, which costs the
--- reader a look and no event.
+-- REPEATABLE READ: the transaction has one snapshot, and a publisher may have finished between the snapshot and reading
+-- the locks. So the ranges begin at what a tail had noted in `log` before the snapshot. Dead ids may be among them; the
+-- reader then looks for ids that do not exist, but misses no event.
 CREATE FUNCTION sse_pg.visible_position(OUT high bigint, OUT gap_first bigint[], OUT gap_last bigint[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -418,7 +425,7 @@ BEGIN
     ELSE
         SELECT p.last, p.window_first, p.window_last INTO high, firsts, lasts FROM sse_pg.publishers() p;
     END IF;
-    -- The windows as disjoint ranges up to high; in each, what lies between the ids that are visible.
+    -- The windows as disjoint ranges up to high. Within each, the gaps are the ids between those that are visible.
     WITH spans AS (
         SELECT unnest(range_agg(int8range(w.first, least(w.last, high) + 1))) AS span
           FROM unnest(firsts, lasts) AS w(first, last) WHERE w.first <= least(w.last, high)),
@@ -433,11 +440,11 @@ BEGIN
       FROM gaps g WHERE g.first <= g.last;
 END $$;
 
--- The cursor at which a stream continues what the caller's transaction sees. In REPEATABLE READ that is the
--- snapshot of the whole transaction; in READ COMMITTED the moment of this call, so call it before you read.
--- The text is what sse_pg/core/cursor.py prints: high, then the gaps from the top down, each as the count of ids skipped
--- since the gap above and, where it is longer than one id, its length. At most 128 bytes: where the gaps do not
--- fit, high goes below the first that does not, and a reader may see events again.
+-- The cursor from which a stream continues after what the caller's transaction sees. In REPEATABLE READ that is the
+-- snapshot of the whole transaction; in READ COMMITTED it is the moment of this call, so call it before you read.
+-- The text is the same as sse_pg/core/cursor.py prints: high, then the gaps from the top down, each as the count of ids
+-- skipped since the gap above and, if it is longer than one id, its length. It has at most 128 bytes: if the gaps do not
+-- fit, high is lowered below the first gap that does not fit, and a reader may see events again.
 CREATE FUNCTION sse_pg.position() RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -450,7 +457,7 @@ BEGIN
     SELECT * INTO here FROM sse_pg.visible_position();
     kept := cardinality(here.gap_first);
     top := here.high;
-    IF kept > 0 AND here.gap_last[kept] = top THEN      -- a cursor ends with an id that was offered
+    IF kept > 0 AND here.gap_last[kept] = top THEN      -- a cursor's high is never in a gap
         top := here.gap_first[kept] - 1;
         kept := kept - 1;
     END IF;
@@ -474,18 +481,18 @@ END $$;
 
 -- ------------------------------------------------------------------ epochs
 
--- Where ids may have been handed out twice: after a restored backup or a failover that lost commits, the sequence
--- stands lower than it did. A new epoch jumps over what may have been drawn. A cursor between the two ends of
--- an epoch is of the log that was lost: nobody can say what it lacks.
+-- After a restored backup, or a failover that lost commits, the sequence stands lower than before, so ids could be drawn
+-- twice. A new epoch jumps over all ids that may have been drawn. A cursor between settled_to and starts_at of an epoch
+-- belongs to the log that was lost: nobody can say which events its reader lacks.
 CREATE TABLE sse_pg.epochs (
     starts_at     bigint PRIMARY KEY,         -- ids of the epoch are higher
-    settled_to    bigint NOT NULL,            -- ids up to this one are of the log before, and certain
+    settled_to    bigint NOT NULL,            -- ids up to this one belong to the log before, and are certain
     identity      text NOT NULL,
     noticed_at    timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
--- Which log this is: the cluster, its timeline (a promotion begins a new one), the table. A part that may not be
--- read counts as unchanged.
+-- Identifies the log: the cluster, its timeline (a promotion begins a new one), the database, the table. A part that the
+-- owner may not read counts as unchanged.
 CREATE FUNCTION sse_pg.log_identity() RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -502,8 +509,8 @@ BEGIN
                      'sse_pg.events'::regclass::oid);
 END $$;
 
--- Which log the caller's connection leads to. Raises SP503 on a standby, whose events may lag behind, and where the log is
--- not the one that is expected; NULL expects any.
+-- Returns the identity of the log that the caller's connection leads to. Raises SP503 on a standby, whose events may lag
+-- behind, and if the log is not the expected one; NULL accepts any.
 CREATE FUNCTION sse_pg.expect_log(expected text) RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -519,9 +526,9 @@ BEGIN
     RETURN here;
 END $$;
 
--- Begins an epoch: the next id is at least a thousand million higher than every id that is known to have been drawn. Call it
--- by hand after restoring a snapshot of a disk, which looks like the cluster it was taken of. Returns the id above which
--- the epoch's ids lie.
+-- Begins an epoch: the next id is at least 1,000,000,000 higher than every id that is known to have been drawn. Call it
+-- by hand after restoring a disk snapshot, which cannot be distinguished from the cluster it was taken from. Returns the
+-- id above which the epoch's ids lie.
 CREATE FUNCTION sse_pg.begin_epoch() RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -529,7 +536,7 @@ DECLARE
     start bigint;
 BEGIN
     SELECT * INTO STRICT known FROM sse_pg.log FOR UPDATE;
-    -- The jump is less than 2^31: publishers that are in flight now stay within reach of publishers().
+    -- The jump is less than 2^31, so that publishers() still computes the bounds of publishers in flight correctly.
     start := setval('sse_pg.events_id_seq', 1000000000 + greatest(
         sse_pg.last_id(), (SELECT max(e.id) FROM sse_pg.events e), known.settled_to, known.purged_to));
     INSERT INTO sse_pg.epochs (starts_at, settled_to, identity) VALUES (start, known.settled_to, sse_pg.log_identity());
@@ -538,23 +545,23 @@ BEGIN
     RETURN start;
 END $$;
 
--- Whether this is the log that a server noted last: the same identity, and no event above what the sequence has drawn.
--- Such events are those of a copy by logical replication, or by a dump of the data alone: the sequence stayed behind.
+-- Whether this is the log that a server noted last: the identity is the same, and no event is above what the sequence
+-- has drawn. Such events come from logical replication or a data-only dump, which leave the sequence behind.
 CREATE FUNCTION sse_pg.is_known_log() RETURNS boolean
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT l.identity = sse_pg.log_identity()
            AND NOT EXISTS (SELECT FROM sse_pg.events e WHERE e.id > (SELECT sse_pg.last_id()))
       FROM sse_pg.log l $$;
 
--- Begins an epoch when the log is not the one that it was when somebody last looked. Each server asks before it
--- reads, and when it finds that the sequence went back. Returns whether it began one.
+-- Begins an epoch if the log is not the same as when a server last checked. Each server calls it before it reads, and
+-- when it finds that the sequence went back. Returns whether it began one.
 CREATE FUNCTION sse_pg.check_epoch() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     known sse_pg.log;
-    drawn boolean;       -- whether any id was, as far as can be seen
+    drawn boolean;       -- whether any id was drawn, as far as can be seen
 BEGIN
-    -- A copy of the schema alone and TRUNCATE of every table leave no row. What is gone then was purged.
+    -- A schema-only copy and TRUNCATE of every table leave no row. The events that are missing then count as purged.
     INSERT INTO sse_pg.log (purged_to)
     SELECT coalesce((SELECT min(e.id) - 1 FROM sse_pg.events e), sse_pg.last_id())
      WHERE NOT EXISTS (SELECT FROM sse_pg.log)
@@ -572,7 +579,7 @@ BEGIN
             UPDATE sse_pg.log SET identity = sse_pg.log_identity();     -- nobody has read it before
         END IF;
     END IF;
-    -- After TRUNCATE ... RESTART IDENTITY, or a setval, what was noted is about ids that are yet to be drawn.
+    -- After TRUNCATE ... RESTART IDENTITY or setval(), the notes may be about ids that are still to be drawn.
     UPDATE sse_pg.log l
        SET settled_to = least(l.settled_to, p.last, p.least_bound), open_first = '{}', open_last = '{}',
            purged_to = CASE WHEN l.purged_to > p.last THEN 0 ELSE l.purged_to END
@@ -592,18 +599,19 @@ CREATE TABLE sse_pg.subscriptions (
     CONSTRAINT subscriptions_channel CHECK (sse_pg.is_channel(channel))
 );
 
--- What stands for a name in notifications on sse_pg_control: any login may LISTEN, and must learn no names. Without the
--- key nobody can tell or forge a digest. That of the empty text, which is no name, stands for all.
+-- Replaces a name in notifications on sse_pg_control: any role that can log in may LISTEN, and must not learn names.
+-- Without the key nobody can find the name of a digest or forge one. The digest of the empty text stands for all names.
 CREATE FUNCTION sse_pg.digest(name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT left(encode(sha256(convert_to(l.control_key || name, 'UTF8')), 'hex'), 16) FROM sse_pg.log l
 $$;
 
--- Tells the servers whose subscriptions changed, so that open streams follow; one by one up to 100 users a statement,
--- then all. Unlike the bell this notification is not left out: no safety read looks at this table.
+-- Notifies the servers whose subscriptions changed, so that open streams follow: one notification per user for up to 100
+-- users in a statement, and one for all users if there are more. Unlike the bell, this notification is always sent,
+-- because no server polls this table.
 --
--- A user has at most 10,000 subscriptions: at each change a server reads all of them. The count stops there, and
--- transactions that insert at the same time do not see each other, so it can be exceeded by their rows.
+-- A user may have at most 10,000 subscriptions, because a server reads all of them at each change. Transactions that
+-- insert at the same time do not see each other's rows, so together they can exceed the limit.
 CREATE FUNCTION sse_pg.subscriptions_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -620,7 +628,7 @@ BEGIN
                > 10000
          LIMIT 1;
         IF FOUND THEN
-            RAISE EXCEPTION 'user % has the 10000 subscriptions that are allowed', crowded USING ERRCODE = '54000';
+            RAISE EXCEPTION 'user % has reached the limit of 10000 subscriptions', crowded USING ERRCODE = '54000';
         END IF;
     END IF;
     users := ARRAY(SELECT DISTINCT c.user_id FROM changed c LIMIT 101);
@@ -644,7 +652,7 @@ CREATE TRIGGER emptied AFTER TRUNCATE ON sse_pg.subscriptions
 ALTER TABLE sse_pg.subscriptions ENABLE ALWAYS TRIGGER added, ENABLE ALWAYS TRIGGER removed,
     ENABLE ALWAYS TRIGGER moved_to, ENABLE ALWAYS TRIGGER moved_from, ENABLE ALWAYS TRIGGER emptied;
 
--- True when the subscription is new.
+-- Returns true if the subscription is new.
 CREATE FUNCTION sse_pg.subscribe(user_id text, channel text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -653,7 +661,7 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- True when there was one.
+-- Returns true if there was such a subscription.
 CREATE FUNCTION sse_pg.unsubscribe(user_id text, channel text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -664,16 +672,16 @@ END $$;
 
 -- ------------------------------------------------------------------ access rules
 
--- Whether a user may do something with a channel; beyond what the user's token says. The actions are 'publish' (over
--- HTTP) and 'subscribe' (stream, history, subscriptions). As shipped it allows everything. It is yours to replace, with
--- CREATE OR REPLACE FUNCTION and a look at your own tables (docs/authorize.md); no migration touches it again.
--- user_id is NULL where a server asks for no tokens and the request names no user. NULL is a no.
+-- Whether a user may do something with a channel, in addition to the rights in the user's token. The actions are 'publish'
+-- (over HTTP) and 'subscribe' (stream, history, subscriptions). As shipped it allows everything. Replace it with CREATE OR
+-- REPLACE FUNCTION to ask your own tables (docs/authorize.md); no migration changes it again. user_id is NULL if the
+-- server requires no tokens and the request names no user. The result NULL means no.
 CREATE FUNCTION sse_pg.authorize(user_id text, action text, channel text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT true $$;
 
--- Makes the servers forget the answers for a user and a channel (NULL: any), once the caller's transaction commits, and
--- ask again for the open streams. Those that are no longer allowed end before a later event is delivered. Servers also
--- learn by this that authorize() was replaced.
+-- When the caller's transaction commits, the servers forget what authorize() returned for a user and a channel (NULL
+-- means any), and ask again for the open streams. Streams that are no longer allowed end before a later event is
+-- delivered. Call it also after replacing authorize().
 CREATE FUNCTION sse_pg.revoke(user_id text DEFAULT NULL, channel text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -684,7 +692,7 @@ END $$;
 
 -- ------------------------------------------------------------------ servers
 
--- A server holds a lock on its id as long as its LISTEN connection lives, so a server that dies is gone at once.
+-- A server holds a lock on its id as long as its LISTEN connection is open, so a server that dies is not listed any more.
 CREATE TABLE sse_pg.servers (
     id                 integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name               text NOT NULL,
@@ -693,8 +701,8 @@ CREATE TABLE sse_pg.servers (
     migration          integer NOT NULL,              -- the newest one that its code knows
     started_at         timestamptz NOT NULL DEFAULT now(),
     active_connections integer NOT NULL DEFAULT 0,
-    position           bigint NOT NULL DEFAULT 0,     -- the highest id that it had read, a few seconds ago
-    read_to            bigint NOT NULL DEFAULT 0,     -- it lacked no event up to this id; lower while ids are in flight
+    position           bigint NOT NULL DEFAULT 0,     -- the highest id it had read, a few seconds ago
+    read_to            bigint NOT NULL DEFAULT 0,     -- it had every event up to this id; lags while ids are in flight
     updated_at         timestamptz NOT NULL DEFAULT now()
 );
 
@@ -710,8 +718,8 @@ $$;
 
 -- ------------------------------------------------------------------ retention
 
--- The partitions that are ranges of ids, ascending. The pattern has no backslash: the text of a function is read with
--- whatever standard_conforming_strings its caller has set.
+-- The partitions that are ranges of ids, ascending. The pattern has no backslash, because the text of a function is
+-- parsed with its caller's standard_conforming_strings.
 CREATE FUNCTION sse_pg.partitions() RETURNS TABLE (part regclass, first_id bigint, last_id bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.oid::regclass, b.bounds[1]::bigint, b.bounds[2]::bigint - 1
@@ -723,22 +731,22 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
      ORDER BY 2
 $$;
 
--- Does a piece of work while nobody else uses sse_pg.events; false when no moment for it came. Whoever publishes or
--- reads meanwhile waits: for our turn, 20 ms at most, and for the work, a few more. Where a transaction holds the table
--- for longer, nobody is made to wait at all.
+-- Does a task while nobody else uses sse_pg.events; returns false if there was no moment for it. Publishers and readers
+-- wait meanwhile: at most 20 ms until the lock is granted, and a few more for the task. If a transaction holds the table
+-- for longer, nobody is made to wait.
 --
--- The lock excludes publishers although PostgreSQL attaches a partition under a weaker one. A statement routes its rows
--- by the partitions it found when it began: a COPY that began before the attach would send an id of the new range to
+-- The lock excludes publishers, although PostgreSQL attaches a partition under a weaker one. A statement routes its rows
+-- by the partitions that it found when it began: a COPY that began before the attach would send an id of the new range to
 -- the default partition, and fail.
 --
--- The tasks are in this function, and it takes no text to execute. Like all that make_partitions() and purge() call, it
--- runs with the rights of its caller: those two run as the owner, and whoever else calls it can do nothing new.
+-- The tasks are in this function, so that it takes no text to execute. Like everything that make_partitions() and purge()
+-- call, it runs with the rights of its caller: those two run as the owner, and any other caller gains no rights.
 CREATE FUNCTION sse_pg.alone(task text, ids bigint[], ends bigint[] DEFAULT NULL, parts regclass[] DEFAULT NULL)
 RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$
 DECLARE
     here  text[];
-    stay  text[];        -- who has been here since we began to look
+    stay  text[];        -- the transactions that have been here since the first look
     tries integer := 0;
 BEGIN
     FOR look IN 1 .. 20 LOOP
@@ -770,7 +778,7 @@ BEGIN
     RETURN false;
 END $$;
 
--- Makes a table like sse_pg.events that is no partition yet.
+-- Makes a table like sse_pg.events that is not a partition yet.
 CREATE FUNCTION sse_pg.make_table(name text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -796,13 +804,13 @@ CREATE FUNCTION sse_pg.partition_name(first_id bigint) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$ SELECT 'events_p' || lpad(first_id::text, greatest(15, length(first_id::text)), '0') $$;
 
--- Run by alone(): attaches tables made before.
+-- Run by alone(): attaches the tables that make_table() made.
 CREATE FUNCTION sse_pg.attach_partitions(firsts bigint[], ends bigint[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 BEGIN
     LOCK TABLE ONLY sse_pg.events_default IN ACCESS EXCLUSIVE MODE NOWAIT;
     IF sse_pg.last_id() >= greatest(firsts[1], 1) THEN
-        RAISE EXCEPTION 'the sequence has come to id %', firsts[1] USING ERRCODE = 'lock_not_available';
+        RAISE EXCEPTION 'the sequence has reached id %', firsts[1] USING ERRCODE = 'lock_not_available';
     END IF;
     IF NOT EXISTS (SELECT FROM sse_pg.events_default d WHERE d.id >= firsts[1] ORDER BY d.id LIMIT 1) THEN
         PERFORM set_config('sse_pg.last_in_default', (firsts[1] - 1)::text, true);      -- see id_limit()
@@ -814,9 +822,9 @@ BEGIN
     PERFORM set_config('sse_pg.last_in_default', '', true);
 END $$;
 
--- Run by alone(): turns the default partition as a whole into that of the ids from `first_id` to the next multiple of
--- `size`, without a look at its rows, and puts the empty table events_default_next in its place. Where the ids in it
--- begin later, as after a jump of the sequence, so does the partition: purge() takes its bounds for what is in it.
+-- Run by alone(): turns the whole default partition into the partition of the ids from `first_id` to the next multiple of
+-- `size`, without reading its rows, and makes the empty table events_default_next the default partition. If its ids begin
+-- later, as after a jump of the sequence, the partition begins later too, because purge() counts its events by the bounds.
 CREATE FUNCTION sse_pg.convert_default(first_id bigint, size bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 DECLARE
@@ -827,7 +835,7 @@ BEGIN
     IF EXISTS (SELECT FROM sse_pg.events_default d WHERE d.id < first_id ORDER BY d.id LIMIT 1)
        OR EXISTS (SELECT FROM sse_pg.events_default d WHERE d.id >= end_id ORDER BY d.id LIMIT 1) THEN
         RAISE EXCEPTION 'sse_pg.events_default holds ids outside of % to %', first_id, end_id - 1
-            USING HINT = 'They were inserted with OVERRIDING SYSTEM VALUE. Delete them; retention goes on then.';
+            USING HINT = 'They were inserted with OVERRIDING SYSTEM VALUE. Delete them, then retention continues.';
     END IF;
     start := (SELECT d.id FROM sse_pg.events_default d ORDER BY d.id LIMIT 1);
     start := greatest(first_id, coalesce(start, sse_pg.last_id()) / size * size);
@@ -843,9 +851,9 @@ BEGIN
     ALTER TABLE sse_pg.events ATTACH PARTITION sse_pg.events_default DEFAULT;
 END $$;
 
--- Makes partitions for the ids to come: `ahead` of them beyond that of the last id drawn, each up to a multiple of
--- `size`. Where the sequence has outrun the partitions, it converts the default one first. Returns how many it made,
--- 0 when all are there, NULL when it has to be called again later: somebody holds the table, or makes partitions too.
+-- Makes partitions for the next ids: `ahead` of them beyond the partition of the last id drawn, each up to a multiple of
+-- `size`. If the sequence has outrun the partitions, it converts the default partition first. Returns how many it made:
+-- 0 if all of them exist, NULL if it must be called again later, because another session holds the table or maintains it.
 CREATE FUNCTION sse_pg.make_partitions(ahead integer DEFAULT 4, size bigint DEFAULT 1000000) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 DECLARE
@@ -893,7 +901,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Notes that ids up to this one may be gone. Committed together with their going.
+-- Notes that ids up to this one may be gone. The note is committed in the transaction that removes them.
 CREATE FUNCTION sse_pg.note_purged(up_to bigint) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$ UPDATE sse_pg.log SET purged_to = up_to WHERE purged_to < up_to $$;
@@ -911,23 +919,24 @@ BEGIN
     PERFORM sse_pg.note_purged(up_to);
 END $$;
 
--- Drops the partitions that lie below what is to be kept, the oldest first, eight in a call: those above which
--- `keep_events` ids are, and those whose newest event is older than `keep`. NULL is no limit; one limit is enough for a
--- partition to go. What a publisher in flight can still write to, or a server that is up is yet to read, stays. Where a
--- transaction holds sse_pg.events for long, the partitions are emptied instead, which needs no lock on it; a later call
--- drops them. Also deletes idempotency keys older than `keep_keys`, 10,000 in a call.
+-- Drops partitions, the oldest first, at most eight in a call: those with at least `keep_events` ids above them, and those
+-- whose newest event is older than `keep`. NULL means no limit; a partition is dropped if either limit allows it. A
+-- partition stays if a publisher in flight can still write to it, or if a server that is up has not read all of it. If a
+-- transaction holds sse_pg.events for long, the partitions are truncated instead, which needs no lock on sse_pg.events; a
+-- later call drops them. The function also deletes idempotency keys older than `keep_keys`, at most 10,000 in a call.
 --
--- `events` is how many ids were drawn in the partitions' ranges; `state` is done, more (call again) or busy (call again later).
+-- `events` is how many ids were drawn in the partitions' ranges. `state` is 'done', 'more' (call again) or 'busy' (call
+-- again later).
 CREATE FUNCTION sse_pg.purge(
     keep_events bigint DEFAULT NULL, keep interval DEFAULT NULL, keep_keys interval DEFAULT NULL,
     OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint, OUT purged_to bigint, OUT state text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$
 #variable_conflict use_variable
 DECLARE
-    noted   bigint;      -- purged before; a partition below was emptied and is still to be dropped
+    noted   bigint;      -- purged before; a partition below it was truncated and is still to be dropped
     last    bigint;
-    settled bigint;      -- nothing up to here is still to be written or read
-    jumps   int8multirange;          -- ids that were left out where an epoch begins
+    settled bigint;      -- no id up to this one is still to be written or read
+    jumps   int8multirange;          -- the ids that were skipped where an epoch begins
     above   bigint := 0;
     newest  timestamptz;
     p       record;
@@ -936,8 +945,8 @@ DECLARE
     spans   bigint[] := '{}';
     aboves  bigint[] := '{}';        -- ids in newer partitions
     sizes   bigint[] := '{}';
-    old     integer := 0;            -- how many, from the first, are to go
-    gone    integer := 0;            -- how many went
+    old     integer := 0;            -- how many of the first partitions are to be removed
+    gone    integer := 0;            -- how many were removed
 BEGIN
     partitions := 0; events := 0; bytes := 0; keys := 0; state := 'done';
     SELECT l.purged_to INTO noted FROM sse_pg.log l;
@@ -954,16 +963,16 @@ BEGIN
         state := CASE WHEN keys = 10000 THEN 'more' ELSE state END;
     END IF;
     SELECT f.last, least(f.last, f.least_bound) INTO last, settled FROM sse_pg.publishers() f;
-    -- The slowest server counts, but not one that stands still: for a minute it has shown no progress, although an event
-    -- waited for it. When it goes on, it finds in `log` that it was overtaken, and its clients get a gap event.
+    -- The slowest server counts, unless it is stuck: it has shown no progress for a minute although there was an event to
+    -- read. When it continues, it finds in `log` that events it had not read were purged, and its clients get a gap event.
     SELECT least(settled, min(s.read_to)) INTO settled
       FROM sse_pg.live_servers() s
      WHERE s.updated_at >= now() - interval '1 minute'
         OR NOT coalesce((SELECT e.created_at < now() - interval '1 minute'
                            FROM sse_pg.events e WHERE e.id > s.read_to ORDER BY e.id LIMIT 1), false);
     SELECT coalesce(range_agg(int8range(e.settled_to + 1, e.starts_at, '[]')), '{}') INTO jumps FROM sse_pg.epochs e;
-    -- The ids that were drawn in a partition's range, from its bounds alone: asking each table for its least and its
-    -- highest id makes a purge slower with each partition that stays. The default partition is above all others.
+    -- The number of ids drawn in a partition's range is computed from its bounds: asking each table for its lowest and
+    -- highest id would make a purge slower with each partition that stays. The default partition is above all others.
     FOR p IN
         SELECT q.part, q.last_id, CASE WHEN pg_relation_size(q.part) = 0 THEN 0 ELSE (
                    SELECT coalesce(sum(upper(r.ids) - lower(r.ids)), 0)
@@ -1002,7 +1011,7 @@ BEGIN
     END IF;
     gone := least(old, 8);
     IF sse_pg.alone('drop', lasts[gone:gone], parts => parts[1:gone]) THEN
-        state := CASE WHEN old > gone THEN 'more' ELSE state END;      -- busy stays, where more is to go later
+        state := CASE WHEN old > gone THEN 'more' ELSE state END;      -- stays 'busy' if more must wait
     ELSE
         gone := 0;
         state := 'busy';
@@ -1028,7 +1037,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- All of it in one call, for pg_cron: purge(), then make_partitions().
+-- All of the maintenance in one call, for pg_cron: purge(), then make_partitions().
 CREATE FUNCTION sse_pg.maintain(
     keep_events bigint DEFAULT 10000000, keep interval DEFAULT NULL, keep_keys interval DEFAULT '24 hours',
     ahead integer DEFAULT 4, size bigint DEFAULT 1000000,
@@ -1045,11 +1054,12 @@ END $$;
 
 -- ------------------------------------------------------------------ rights
 
--- Nobody may call a function unless it is granted: GRANT USAGE ON SCHEMA sse_pg and EXECUTE on publish() make a
--- publisher. But for what a CHECK calls, which runs with the rights of whoever inserts, and the numbers of the lock
--- classes, which whoever looks at pg_locks needs. Those are IMMUTABLE, so they read and change nothing.
+-- A function may be called only by roles to which it was granted. USAGE on the schema sse_pg and EXECUTE on publish() are
+-- enough to publish. The exceptions are the functions that a CHECK calls, which run with the rights of the role that
+-- inserts, and lock_class(), which a role needs to understand pg_locks. Those are IMMUTABLE: they read and change nothing.
 --
--- `sse-pg migrate` calls this each time: a restore without rights (pg_restore --no-acl) lets everybody call everything.
+-- `sse-pg migrate` calls this each time: after a restore without rights (pg_restore --no-acl), any role could call every
+-- function.
 CREATE FUNCTION sse_pg.set_rights() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -1069,7 +1079,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- And what default privileges (ALTER DEFAULT PRIVILEGES ... GRANT EXECUTE ON FUNCTIONS) gave to roles just now.
+-- Revoke also what default privileges (ALTER DEFAULT PRIVILEGES ... GRANT EXECUTE ON FUNCTIONS) gave to roles just now.
 DO $$
 DECLARE
     role regrole;

@@ -3,7 +3,7 @@
 SELECT set_config('statement_timeout', '10s', true), set_config('lock_timeout', '2s', true)
 
 -- name: doctor_server
--- What the server and this session are.
+-- Facts about the server and this session.
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer / 10000 AS major,
        pg_is_in_recovery() AS replica, getdatabaseencoding()::text AS encoding,
        current_user::text AS role, current_database()::text AS database,
@@ -35,7 +35,7 @@ SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamesp
        coalesce((SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace n WHERE n.nspname = 'sse_pg'), false)
 
 -- name: doctor_rights
--- The rights that a server needs, as sql/roles.sql grants them to sse_pg_server, and this role lacks, each with the
+-- The rights that a server needs (those that sql/roles.sql grants to sse_pg_server) and this role lacks, each with the
 -- statement that grants it. From the catalogs by oid, because looking up a name needs USAGE.
 WITH needed(kind, what, columns, may) AS (VALUES
     ('table', 'migrations', '{}'::text[], 'SELECT'),
@@ -85,7 +85,7 @@ SELECT l.may || ' on ' || regexp_replace(l.what, '^(SCHEMA|FUNCTION) |\(.*', '',
   FROM lacking l ORDER BY l.what, l.may
 
 -- name: doctor_open_functions
--- What everybody may call although it reads or changes something; see set_rights().
+-- The functions that every role may call although they read or change something; see set_rights().
 SELECT p.oid::regprocedure::text AS what, 'SELECT sse_pg.set_rights()' AS fix
   FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
  WHERE n.nspname = 'sse_pg' AND NOT (p.provolatile = 'i' AND NOT p.prosecdef)
@@ -185,8 +185,8 @@ SELECT DISTINCT l.pid, x.gid, coalesce(a.usename, x.owner)::text AS role, a.appl
  ORDER BY age DESC NULLS FIRST
 
 -- name: doctor_queue
--- How full the notification queue is, and whose transactions are open: a session reads no notifications during one. The
--- cluster has one queue, so sessions of every database count.
+-- How full the notification queue is, and the oldest open transactions: a session reads no notifications during its
+-- transaction. The cluster has one queue, so sessions of every database count.
 SELECT pg_notification_queue_usage() AS used, a.pid, a.usename::text AS role, a.datname::text AS database,
        extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age,
        pg_has_role('pg_read_all_stats', 'USAGE') AS sees_all,
@@ -229,8 +229,8 @@ SELECT pg_notify('sse_pg_doctor', %s)
 UNLISTEN sse_pg_doctor
 
 -- name: doctor_functions
--- Functions of the schema that are not as they were created: with another owner than the schema, with their owner's
--- rights but without a search_path of their own, or open to a role that nobody documents.
+-- Functions of the schema that have changed since they were created: another role owns them than the schema, they run with
+-- their owner's rights but set no search_path, or a role may call them that must not.
 WITH ours AS (
     SELECT p.oid::regprocedure AS signature, p.proname, p.proowner, p.proacl, p.proconfig, p.prosecdef, n.nspowner
       FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'sse_pg')
@@ -251,7 +251,7 @@ SELECT format('%s may be called by %s', o.signature, a.grantee::regrole),
  ORDER BY 1
 
 -- name: doctor_user_triggers
--- Triggers on the table of events that are not the bus's own, but for those of foreign keys.
+-- Triggers on sse_pg.events that do not belong to the bus, except for those of foreign keys.
 SELECT t.tgname AS name, t.tgfoid::regprocedure::text AS function,
        (t.tgtype::integer & 7) = 7 AS before_insert     -- of a row
   FROM pg_trigger t
@@ -261,8 +261,8 @@ SELECT t.tgname AS name, t.tgfoid::regprocedure::text AS function,
  ORDER BY 1
 
 -- name: doctor_event_triggers
--- Event triggers that fire when maintenance creates, attaches and drops partitions, and whose functions have no
--- search_path of their own: maintenance runs with pg_catalog alone, so an unqualified name in them is not found.
+-- Event triggers that fire when maintenance creates, attaches and drops partitions, and whose functions set no
+-- search_path: maintenance runs with pg_catalog alone, so an unqualified name in them is not found.
 SELECT e.evtname AS name, e.evtfoid::regprocedure::text AS function,
        format('ALTER FUNCTION %s SET search_path = %I, pg_temp', e.evtfoid::regprocedure, n.nspname) AS fix
   FROM pg_event_trigger e
@@ -315,9 +315,9 @@ SELECT split_part(c.setting, '=', 1) AS name, c.setting,
  ORDER BY 2
 
 -- name: doctor_locks
--- Who holds advisory locks of the bus and is no server and no publisher. A server holds the lock of its row in
--- sse_pg.servers; a publisher has a transaction id, or has just begun its first statement. Maintenance and migrations hold
--- theirs for one transaction.
+-- The sessions that hold advisory locks of the bus but are neither servers nor publishers. A server holds the lock of its
+-- row in sse_pg.servers; a publisher has a transaction id, or has just begun its first statement. Maintenance and migrations
+-- hold their locks for one transaction.
 WITH held AS MATERIALIZED (
     SELECT k.pid, k.virtualtransaction, k.mode, k.objid::bigint AS key, c.name AS class
       FROM pg_locks k

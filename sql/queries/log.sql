@@ -1,10 +1,10 @@
 -- name: plan_once
--- For the rest of the transaction, how pages are planned. Prepared statements keep the plan they have: with dozens of
--- partitions, to plan a page takes five times as long as to read it. A plan that is kept must be right for channels with
--- many events and with few, for a log that was empty when it was made, and without statistics. There is one such plan,
--- index scans in the order of (channel, id), one a partition; the others are forbidden: without this the planner was seen to
--- read and sort a whole log for fifty events. Before PostgreSQL 18 what is forbidden and needed nevertheless (the sort of the
--- page itself) counts as very expensive, for which it would compile the query.
+-- Sets how pages are planned for the rest of the transaction. Prepared statements keep their plan: with dozens of
+-- partitions, planning a page takes five times as long as reading it. A plan that is kept must be right for channels with
+-- many events and with few, for a log that was empty when the plan was made, and without statistics. There is one such
+-- plan: index scans in the order of (channel, id), one per partition. The other plans are forbidden: without this, the
+-- planner was seen to read and sort a whole log for fifty events. JIT is off because, before PostgreSQL 18, a step that is
+-- forbidden but necessary (the sort of the page itself) has such a high cost that PostgreSQL would compile the query.
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('enable_sort', 'off', true),
        set_config('enable_incremental_sort', 'off', true),
@@ -13,13 +13,13 @@ SELECT set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('jit', 'off', true)
 
 -- name: page
--- A page of stored events: of these channels, within these ranges of ids, ascending. Always a row, with purged_to, so
--- that what was purged and what is there come from one snapshot.
+-- A page of stored events of these channels, within these ranges of ids, ascending. There is always at least one row, with
+-- purged_to, so that purged_to and the events come from one snapshot.
 --
--- Rows are compared as pairs, and ordered by both columns, so that the index on (channel, id) alone has the order. With
--- `channel =` that of the primary key has it, too; the planner then takes it where channels look common, and reads the
--- whole log for one that has few events. least and most bound the ranges: as parameters of the statement they say before it
--- begins which partitions to leave out.
+-- Rows are compared as pairs, and ordered by both columns, so that only the index on (channel, id) has the order. With
+-- `channel =` the primary key's index would have it too. The planner would use that index for channels that look frequent,
+-- and read the whole log for a channel with few events. least and most bound the ranges: because they are parameters of the
+-- statement, PostgreSQL can leave out partitions before it begins.
 SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_at
   FROM sse_pg.log
   LEFT JOIN LATERAL (
@@ -53,8 +53,8 @@ SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_
  ORDER BY e.id DESC
 
 -- name: page_reach
--- How far a page of one event type may look: the least id before which, for one of the channels and ranges, `events` lie.
--- NULL where there are fewer in each. From the index alone, as far as the table was vacuumed.
+-- How far the read of a page of one event type may go: the lowest id that has `events` events before it in one of the
+-- channels and ranges. NULL if each of them has fewer. If the table has been vacuumed, this reads only the index.
 SELECT min(e.id)
   FROM unnest(%(channels)s::text[]) AS c(channel)
  CROSS JOIN unnest(%(first)s::bigint[], %(last)s::bigint[]) AS r(first, last)
@@ -86,7 +86,7 @@ SELECT sse_pg.last_id()
 SELECT FROM sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers WHERE false
 
 -- name: stats
--- The log at a glance, without a scan of it: the oldest id comes from the ends of the partitions' indexes.
+-- Facts about the log, without scanning it: the oldest id comes from the ends of the partitions' indexes.
 SELECT current_setting('server_version') AS version,
        sse_pg.last_id() AS newest,
        (SELECT min(e.id) FROM sse_pg.events e) AS oldest,

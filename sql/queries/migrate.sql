@@ -1,6 +1,6 @@
 -- name: migration_lock
--- One migration at a time. Held before the schema and its lock_class() exist, so the key is made from a name.
--- Anybody who may connect can hold it, so the wait is short, and is said.
+-- Allows one migration at a time. The lock is taken before the schema and its lock_class() exist, so its key is the hash of
+-- a name. Any session can hold the lock, so the wait is short; the program then reports who holds it, and tries again.
 SELECT set_config('lock_timeout', '0', true)
   FROM (SELECT pg_advisory_xact_lock(hashtextextended('sse_pg migrate', 0)) FROM set_config('lock_timeout', %s, true)
         OFFSET 0) taken
@@ -26,7 +26,7 @@ SELECT format('INSERT INTO sse_pg.migrations (number, name) VALUES %%s', string_
   FROM unnest(%(numbers)s::integer[], %(names)s::text[]) AS s(number, name)
 
 -- name: migration_step_begin
--- While a step waits for a table, whoever publishes waits behind it. So it waits only briefly, and is tried again.
+-- While a step waits for a table, publishers wait behind it. So it waits only briefly, and is tried again.
 SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0', true)
 
 -- name: migration_older_servers
@@ -34,7 +34,7 @@ SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0'
 SELECT name, pid, version FROM sse_pg.live_servers() WHERE migration < %s
 
 -- name: migration_owner
--- Whether this role may give and take the rights on the functions.
+-- Whether this role may grant and revoke the rights on the functions.
 SELECT pg_has_role(p.proowner, 'USAGE') FROM pg_proc p WHERE p.oid = to_regprocedure('sse_pg.set_rights()')
 
 -- name: migration_rights

@@ -2,7 +2,7 @@
 INSERT INTO sse_pg.servers (name, pid, version, migration) VALUES (%s, %s, %s, %s) RETURNING id
 
 -- name: server_lock
--- Nobody else has a reason to hold it, so a server does not wait for it.
+-- No other session has a reason to hold this lock, so a server does not wait for it.
 SELECT pg_try_advisory_lock_shared(sse_pg.lock_class('server'), %s)
 
 -- name: server_update
@@ -12,7 +12,7 @@ UPDATE sse_pg.servers SET active_connections = %s, position = %s, read_to = %s, 
 DELETE FROM sse_pg.servers WHERE id = %s
 
 -- name: servers_sweep
--- Rows of servers that died; a fresh row whose lock is still to come is left alone.
+-- Deletes the rows of servers that died. A new row stays, because its server may not have taken its lock yet.
 DELETE FROM sse_pg.servers s
  WHERE s.updated_at < now() - interval '1 minute'
    AND NOT EXISTS (SELECT FROM sse_pg.live_servers() l WHERE l.id = s.id)

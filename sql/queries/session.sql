@@ -1,8 +1,8 @@
 -- name: session_settings
--- What our statements and functions rely on, so that settings of the database, of the role and of libpq's environment make
--- no difference; with `local`, for the rest of the transaction only. Names that this release of PostgreSQL does not know are
--- left out. With row_security = off a policy that would hide events is an error. The limits on time, with `limits`, end what
--- the server no longer waits for.
+-- The settings that the bus's statements and functions rely on, so that the settings of the database, of the role and of
+-- libpq's environment make no difference. With `local` they apply to the rest of the transaction only. Names that this
+-- release of PostgreSQL does not know are left out. With row_security = off, a policy that would hide events raises an
+-- error. The timeouts, set if `limits` is true, end statements that the server no longer waits for.
 SELECT pg_catalog.set_config(s.name, s.value, %(local)s)
   FROM (VALUES ('client_encoding', 'UTF8'),
                ('standard_conforming_strings', 'on'),

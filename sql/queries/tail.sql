@@ -1,13 +1,13 @@
 -- name: tail_session
 -- The LISTEN connection of a server, in the order of its life; docs/guarantee.md argues why nothing is lost.
 --
--- Its settings. A lock is taken at once or something is wrong; nothing ends the session for idling. It repeats the same
--- few reads, and with many partitions it takes longer to plan one than to run it.
+-- First its settings. A lock that it does not get soon means that something is wrong. Idling does not end the session. The
+-- session repeats the same few reads, so it keeps their plans: with many partitions, planning takes longer than reading.
 SELECT set_config('lock_timeout', '10s', false), set_config('statement_timeout', '30s', false),
        set_config('idle_session_timeout', '0', false), set_config('plan_cache_mode', 'force_generic_plan', false)
 
 -- name: listen
--- LISTEN comes before the first read: what commits in between is seen by one of the two.
+-- LISTEN comes before the first read, so a commit between the two is notified or read.
 LISTEN sse_pg; LISTEN sse_pg_control
 
 -- name: sleep_begin
@@ -16,14 +16,14 @@ LISTEN sse_pg; LISTEN sse_pg_control
 SELECT pg_try_advisory_lock_shared(sse_pg.lock_class('tail'), 1)
 
 -- name: check_epoch
--- Begin an epoch if this is another log than the one that was read last.
+-- Begin an epoch if this is not the log that was read last.
 SELECT sse_pg.check_epoch()
 
 -- name: epochs
 SELECT settled_to, starts_at FROM sse_pg.epochs ORDER BY starts_at
 
 -- name: publishers
--- The last id drawn and the publishers in flight. Asked before each read that decides which missing ids are dead.
+-- The last id drawn and the publishers in flight. The tail asks before each read that decides which missing ids are dead.
 SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()
 
 -- name: tail_read_above
@@ -42,8 +42,8 @@ SELECT id, channel, event_type, payload, created_at FROM (
 ) read ORDER BY id
 
 -- name: tail_read
--- The same while ids are open: the events with these ids, and those above the last id seen. Both come from one snapshot, so
--- that the events of one transaction stay in order; and ascending, so that a read that is cut off by its limit is a prefix.
+-- The same read while there are open ids: the events with these ids, and those above the last id seen. Both come from one
+-- snapshot, so that the events of one transaction stay in order. They ascend, so that a read cut off by its limit is a prefix.
 SELECT id, channel, event_type, payload, created_at FROM (
     SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type, l.purged_to::text AS payload,
            NULL::timestamptz AS created_at
@@ -61,7 +61,7 @@ SELECT id, channel, event_type, payload, created_at FROM (
 ) read ORDER BY id LIMIT %(limit)s::bigint + 1
 
 -- name: tail_next_id
--- Which event a read met that PostgreSQL cannot send as text: the first of those not seen, above the last that could be read.
+-- The event that PostgreSQL could not send as text: the first unseen event above the last one that could be read.
 SELECT e.id FROM sse_pg.events e
  WHERE e.id > %(after)s
    AND (e.id > %(seen)s OR EXISTS (
@@ -70,7 +70,7 @@ SELECT e.id FROM sse_pg.events e
  ORDER BY e.id LIMIT 1
 
 -- name: settled
--- Note what this tail knows of the log, unless another knows more.
+-- Note what this tail knows about the log, unless another tail has noted more.
 UPDATE sse_pg.log SET settled_to = %(high)s, open_first = %(first)s, open_last = %(last)s WHERE settled_to < %(high)s
 
 -- name: wake_begin
@@ -83,11 +83,12 @@ SELECT pg_try_advisory_lock_shared(sse_pg.lock_class('tail'), 2)
 SELECT pg_advisory_unlock_shared(sse_pg.lock_class('tail'), 1)
 
 -- name: wake_end
--- After sleep_begin. A publisher that looked before may not ring, so the tail polls on until all of those are gone.
+-- After sleep_begin. A publisher that asked before may not ring, so the tail continues to poll until all of those
+-- have finished.
 SELECT pg_advisory_unlock_shared(sse_pg.lock_class('tail'), 2)
 
 -- name: lock_holders
--- Who else holds a lock of ours.
+-- The other sessions that hold this lock exclusively.
 SELECT DISTINCT l.pid, coalesce(a.usename::text, '') FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
  WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
    AND l.classid = sse_pg.lock_class(%(class)s) AND l.objid::bigint = %(key)s
@@ -95,6 +96,6 @@ SELECT DISTINCT l.pid, coalesce(a.usename::text, '') FROM pg_locks l LEFT JOIN p
    AND l.pid <> pg_backend_pid() AND l.mode = 'ExclusiveLock'
 
 -- name: notification_queue
--- How full the notification queue is. Asking also frees what no listener needs any more; nobody else does that once the
--- queue is full, because then every publisher that rings is refused.
+-- How full the notification queue is. Asking also frees the part that no listener needs any more. Once the queue is full,
+-- nothing else frees it, because then every NOTIFY fails.
 SELECT pg_notification_queue_usage()
