@@ -7,8 +7,8 @@ from sse_pg.auth.digests import Digests
 from sse_pg.auth.followers import Followers
 from sse_pg.db.store import Store
 
-#: Maximum length of a notification of the database's own functions, with room.
-MAX_LENGTH = 100
+#: Maximum length of a notification that is looked at. Those of the database's own functions are shorter.
+MAX_NOTIFICATION_CHARS = 100
 
 
 class Control:
@@ -32,7 +32,7 @@ class Control:
         """Note one notification: what has changed, and for whom."""
         if text == "epoch":
             self.epoch_began = True
-        elif len(text) <= MAX_LENGTH:
+        elif len(text) <= MAX_NOTIFICATION_CHARS:
             self._heard.add(tuple(text.split(" ")))
 
     def missed(self) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sse_pg import logs
 from sse_pg.config import Settings
-from sse_pg.doctor.examine import OLD_S, examine
+from sse_pg.doctor.examine import OLD_TRANSACTION_S, examine
 from sse_pg.doctor.finding import Finding
 from sse_pg.doctor.proxy import proxy
 
@@ -30,7 +30,7 @@ class Options:
 
     database: bool = True
     """Whether there is a database to check, or only a URL."""
-    old: float = OLD_S
+    old: float = OLD_TRANSACTION_S
     url: str | None = None
     wait: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

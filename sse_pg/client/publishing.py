@@ -12,7 +12,15 @@ import msgspec
 
 from sse_pg.client.backoff import Backoff
 from sse_pg.client.events import Published
-from sse_pg.client.responses import BAD_URL, LOST, endpoint, is_temporary, problem_of, reason_of, requested_wait
+from sse_pg.client.responses import (
+    CONNECTION_ERRORS,
+    URL_ERRORS,
+    endpoint,
+    is_temporary,
+    problem_of,
+    reason_of,
+    requested_wait,
+)
 from sse_pg.errors import BusUnavailable, ClientError, OutcomeUnknown
 
 
@@ -67,12 +75,12 @@ async def publish(
                     wait = requested_wait(response)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ClientError(f"the response of {target} cannot be decoded: {error}") from error
-            except BAD_URL as error:
+            except URL_ERRORS as error:
                 raise ClientError(f"{target} cannot be used: {reason_of(error)}") from error
             except aiohttp.ClientConnectorError as error:
                 failure = BusUnavailable(f"nothing was published: {target} cannot be reached: {reason_of(error)}")
                 failure.__cause__ = error
-            except LOST as error:
+            except CONNECTION_ERRORS as error:
                 failure = OutcomeUnknown(
                     f"it is unknown whether the event was published, because the connection to {target} was lost: "
                     f"{reason_of(error)}"

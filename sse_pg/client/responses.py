@@ -13,14 +13,14 @@ from sse_pg.client.backoff import retry_after
 from sse_pg.errors import one_line, system_text
 
 #: Errors because of which no retry can succeed.
-BAD_URL = (
+URL_ERRORS = (
     aiohttp.InvalidURL,
     aiohttp.NonHttpUrlClientError,
     aiohttp.RedirectClientError,
     aiohttp.TooManyRedirects,
 )
 #: Errors of a connection, after which a retry may succeed.
-LOST = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
+CONNECTION_ERRORS = (aiohttp.ClientError, OSError)  # TimeoutError is an OSError
 
 _MAX_PROBLEM_BYTES = 64 << 10
 
@@ -52,7 +52,7 @@ async def problem_of(response: aiohttp.ClientResponse) -> str:
         body = await response.content.readexactly(_MAX_PROBLEM_BYTES)
     except asyncio.IncompleteReadError as error:
         body = error.partial
-    except LOST:
+    except CONNECTION_ERRORS:
         pass  # then there is only the status
     problem = _Problem()
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):

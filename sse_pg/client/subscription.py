@@ -16,7 +16,15 @@ import msgspec
 from sse_pg.client.backoff import MAX_WAIT_S, Backoff
 from sse_pg.client.events import Event, Gap, Reconnect
 from sse_pg.client.parser import Block, Parser
-from sse_pg.client.responses import BAD_URL, LOST, endpoint, is_temporary, problem_of, reason_of, requested_wait
+from sse_pg.client.responses import (
+    CONNECTION_ERRORS,
+    URL_ERRORS,
+    endpoint,
+    is_temporary,
+    problem_of,
+    reason_of,
+    requested_wait,
+)
 from sse_pg.errors import ClientError
 
 T = TypeVar("T")
@@ -159,11 +167,11 @@ class Subscription:
                 else:
                     await self._read(self._response)
                 continue
-            except BAD_URL as error:
+            except URL_ERRORS as error:
                 raise ClientError(f"{self._url} cannot be used: {reason_of(error)}") from error
             except _RetryLater as later:
                 reason, wait = str(later), later.wait
-            except LOST as error:
+            except CONNECTION_ERRORS as error:
                 reason = reason_of(error)
             self._drop()
             if not self._closed:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 #: Partitions beyond the one that is being filled.
 PARTITIONS_AHEAD = 4
 #: Seconds between rounds while the sequence is about to outrun the partitions.
-HURRIED_PAUSE_S = 1.0
+MIN_PAUSE_S = 1.0
 #: Rounds in a row that could not purge everything, after which a warning is logged.
 BUSY_ROUNDS_BEFORE_WARNING = 10
 
@@ -142,11 +142,11 @@ class Maintenance:
         now, before = time.monotonic(), self._last
         self._last = (now, last)
         if room == 0:
-            return min(HURRIED_PAUSE_S, self._settings.maintenance)
+            return min(MIN_PAUSE_S, self._settings.maintenance)
         if before is None or last <= before[1]:
             return self._settings.maintenance
         seconds_left: float = room / ((last - before[1]) / max(now - before[0], 0.001))
-        return min(self._settings.maintenance, max(HURRIED_PAUSE_S, seconds_left / 4))
+        return min(self._settings.maintenance, max(MIN_PAUSE_S, seconds_left / 4))
 
     async def _row(self, name: str, params: Any = None) -> tuple[Any, ...]:
         async with connection(self._pool) as conn:

@@ -33,7 +33,7 @@ LOCK_DEADLINE_S = 600.0
 
 
 #: The message about a schema without a record of its migrations.
-EMPTY = (
+NO_RECORD = (
     "sse_pg.migrations is empty although the schema exists, as after a truncation or a dump without data; if the "
     "schema is that of this release, record its migrations as the owner of the schema"
 )
@@ -133,7 +133,7 @@ def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | Non
                 known = dict(conn.execute(query("migration_table")).fetchall()) if exists else {}
                 if exists and not known:
                     statement = conn.execute(query("migration_note"), note_params()).fetchone() or ("",)
-                    raise MigrationError(f"{EMPTY}: {statement[0]}")
+                    raise MigrationError(f"{NO_RECORD}: {statement[0]}")
                 step = next(iter(missing(known, post=post)), None)
                 if step is not None:
                     _apply(conn, step)

@@ -20,7 +20,7 @@ from sse_pg.version import VERSION
 log = logging.getLogger(__name__)
 
 #: Seconds between checks of whether the number of streams has changed.
-INTERVAL_S = 0.25
+CHECK_INTERVAL_S = 0.25
 #: Seconds between updates if only the position has moved.
 POSITION_INTERVAL_S = 2.0
 #: Rows that a server inserts until the lock of one is free.
@@ -88,7 +88,7 @@ class Registry:
                     shown, shown_position, shown_at = now, position, time.monotonic()
                 except BusUnavailable as error:
                     log.debug("the number of streams could not be written: %s", summary(error))
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
 
     async def unregister(self) -> None:
         """Delete the row when the server stops in an orderly way."""

@@ -14,7 +14,7 @@ from sse_pg.delivery.stream import Stream
 Key = tuple[frozenset[str], bool, bool]
 
 
-class HandOn:
+class Delivery:
     """Events that the hub was handed, until they are written to every stream that was live then."""
 
     __slots__ = ("deliveries", "groups", "released")
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     """The position of the streams that were not sent it yet."""
     position: Cursor
     """The position of the streams that were sent it."""
-    source: HandOn
+    source: Delivery
 
 
 class Missing(NamedTuple):

@@ -17,13 +17,13 @@ from sse_pg.core.event import Event
 from sse_pg.core.meter import Meter
 from sse_pg.core.ring import Entry, Ring
 from sse_pg.delivery.end_reason import EndReason
-from sse_pg.delivery.group import Batch, Group, HandOn, Key
+from sse_pg.delivery.group import Batch, Delivery, Group, Key
 from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.sweeper import Sweeper
 
 Step = Literal["joined", "more", "behind", "ahead"]
 
-#: Streams that one hand-on writes to at once; what it has for others is left to the sweeper.
+#: Maximum number of streams that one delivery writes to at once; the rest is left to the sweeper.
 MAX_DIRECT_WRITES = 64
 #: Catch-ups cached for the next client with the same channels and cursor. Even a crowd has few different ones.
 MAX_CACHED_CATCH_UPS = 64
@@ -141,7 +141,7 @@ class Hub:
             self._catch_ups.clear()
         if not released:
             return
-        source = HandOn(released)
+        source = Delivery(released)
         now = time.monotonic()
         left = self.max_direct
         for group in touched:

@@ -10,9 +10,9 @@ from sse_pg.core.cursor import Cursor
 from sse_pg.delivery.end_reason import EndReason
 
 #: Time that a client has to read the rest of what was sent when the server ends its stream.
-LINGER_S = 5.0
+END_TIMEOUT_S = 5.0
 #: A client that catches up and reads nothing of what was sent for this long is cut off.
-STALLED_S = 60.0
+STALL_TIMEOUT_S = 60.0
 
 
 class Stream(asyncio.Protocol):
@@ -156,7 +156,7 @@ class Stream(asyncio.Protocol):
             unread = self.transport.get_write_buffer_size()
             self._drained = asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(STALLED_S):
+                async with asyncio.timeout(STALL_TIMEOUT_S):
                     await self._drained
             except TimeoutError:
                 if self.transport.get_write_buffer_size() >= unread:
@@ -175,7 +175,7 @@ class Stream(asyncio.Protocol):
                 transport.write(wire.LAST_CHUNK)
             transport.close()
             if transport.get_write_buffer_size():
-                asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
+                asyncio.get_running_loop().call_later(END_TIMEOUT_S, transport.abort)
         self._on_end(self)
 
     # ---- calls from the event loop about the connection; anything that a client sends after its request is ignored

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 #: Time that a sweep takes before other tasks get a turn of the event loop.
 SLICE_S = 0.002
-#: Streams between two looks at the clock.
-STREAMS_PER_LOOK = 16
+#: Streams between two readings of the clock.
+STREAMS_PER_CLOCK_READ = 16
 
 
 class Sweeper:
@@ -56,7 +56,7 @@ class Sweeper:
             number = group.number  # streams that enter later have everything up to it
             for stream in list(group.streams):
                 count += 1
-                if count % STREAMS_PER_LOOK == 0:
+                if count % STREAMS_PER_CLOCK_READ == 0:
                     now = time.monotonic()
                     if now >= until:
                         yield

@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 #: Rows of one read: enough to make the round trip cheap, few enough to hand them on before the next read.
 READ_LIMIT_ROWS = 2000
 #: The tail wakes up when this many bells that found events came within twice the time of as many polls ...
-BUSY_BELLS = 10
+BELLS_TO_WAKE = 10
 #: ... and falls asleep when this many polls in a row found nothing.
-IDLE_POLLS = 25
+POLLS_TO_SLEEP = 25
 #: Seconds until it is tried again to fall asleep, if another session holds the lock that shows it.
 SLEEP_RETRY_S = 10.0
 #: Time between reads while events are held back by a missing id.
@@ -214,7 +214,7 @@ class Tail:
                 last_settled = now
             if self.awake:
                 idle = 0 if found else idle + 1
-                if idle >= IDLE_POLLS and now >= awake_until and not await self._fall_asleep(conn):
+                if idle >= POLLS_TO_SLEEP and now >= awake_until and not await self._fall_asleep(conn):
                     awake_until = now + SLEEP_RETRY_S
             elif woken and found and self._busy(now):
                 await self._wake_up(conn)
@@ -235,10 +235,10 @@ class Tail:
         if not self._masked:
             return False
         self._busy_bells.append(now)
-        if len(self._busy_bells) < BUSY_BELLS:
+        if len(self._busy_bells) < BELLS_TO_WAKE:
             return False
-        del self._busy_bells[:-BUSY_BELLS]
-        return now - self._busy_bells[0] < 2 * BUSY_BELLS * self._poll
+        del self._busy_bells[:-BELLS_TO_WAKE]
+        return now - self._busy_bells[0] < 2 * BELLS_TO_WAKE * self._poll
 
     async def _wake_up(self, conn: Connection) -> None:
         """Start to poll. Publishers see "awake" before "asleep" ends; one that sees both rings."""

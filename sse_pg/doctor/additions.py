@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from sse_pg.doctor.examination import Examination
-from sse_pg.doctor.finding import Finding, ok, warning
-
-#: Maximum number of things that a finding names one by one.
-MAX_NAMED = 5
+from sse_pg.doctor.finding import Finding, listed, ok, warning
 
 
 async def functions(exam: Examination) -> list[Finding]:
@@ -17,7 +14,7 @@ async def functions(exam: Examination) -> list[Finding]:
     return [
         warning(
             "functions",
-            _list([row.what for row in rows]),
+            listed([row.what for row in rows]),
             "undo it as the owner of the schema, unless it is intended",
             *(row.fix for row in rows),
         )
@@ -31,11 +28,11 @@ async def user_triggers(exam: Examination) -> list[Finding]:
         return [ok("user_triggers", "there are none on sse_pg.events")]
     before = [row for row in rows if row.before_insert]
     if not before:
-        return [ok("user_triggers", f"on sse_pg.events: {_list([row.name for row in rows])}")]
+        return [ok("user_triggers", f"on sse_pg.events: {listed([row.name for row in rows])}")]
     return [
         warning(
             "user_triggers",
-            f"{_list([f'{row.name} ({row.function})' for row in before])} on sse_pg.events can change or discard "
+            f"{listed([f'{row.name} ({row.function})' for row in before])} on sse_pg.events can change or discard "
             "events, and an error in it refuses them",
             "keep such a trigger short, and test it with a publish over HTTP: an event that it discards gets 422",
         )
@@ -50,8 +47,8 @@ async def event_triggers(exam: Examination) -> list[Finding]:
     return [
         warning(
             "event_triggers",
-            f"{_list([f'{row.name} ({row.function})' for row in rows])} fires when partitions are created and dropped, "
-            "with search_path = pg_catalog: names without a schema are not found, and maintenance stops",
+            f"{listed([f'{row.name} ({row.function})' for row in rows])} fires when partitions are created and "
+            "dropped, with search_path = pg_catalog: names without a schema are not found, and maintenance stops",
             "give the function a search_path of its own, or write every name with its schema and ignore this",
             *(row.fix for row in rows),
         )
@@ -67,7 +64,7 @@ async def collations(exam: Examination) -> list[Finding]:
         warning(
             "collations",
             f"indexes are sorted by collations that can change with an upgrade of the system: "
-            f"{_list([row.what for row in rows])}; queries then miss rows",
+            f"{listed([row.what for row in rows])}; queries then miss rows",
             'use COLLATE "C" in the schema sse_pg; this rewrites the table',
             *(row.fix for row in rows),
         )
@@ -82,14 +79,9 @@ async def inherited(exam: Examination) -> list[Finding]:
     return [
         warning(
             "inherited",
-            f"{_list([f'{row.setting} of {row.source}' for row in rows])} applies to every session, and to those that "
+            f"{listed([f'{row.setting} of {row.source}' for row in rows])} applies to every session, and to those that "
             "publish with SQL",
             "reset it, and set it in the sessions that need it",
             *(row.fix for row in rows),
         )
     ]
-
-
-def _list(names: list[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

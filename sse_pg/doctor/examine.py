@@ -17,7 +17,7 @@ from sse_pg.doctor.finding import Finding, error, unchecked
 from sse_pg.doctor.session import read_only_session
 
 #: Age in seconds from which an open transaction that has published counts as old.
-OLD_S = 60.0
+OLD_TRANSACTION_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Check:
     needs: frozenset[str] = frozenset()
 
 
-async def examine(settings: Settings, *, old: float = OLD_S) -> AsyncIterator[Finding]:
+async def examine(settings: Settings, *, old: float = OLD_TRANSACTION_S) -> AsyncIterator[Finding]:
     """Yield the findings as they are made. ``old`` is in seconds, see log.publishers().
 
     A check that the role has no right to make is a finding too. No database error is raised.

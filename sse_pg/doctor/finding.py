@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+#: Maximum number of things that a finding names one by one.
+MAX_NAMED = 5
 
 State = Literal["ok", "warning", "error", "unchecked"]
 
@@ -41,6 +45,12 @@ def error(name: str, found: str, fix: str, *sql: str) -> Finding:
 def unchecked(name: str, why: str, fix: str = "", *sql: str) -> Finding:
     """Return the finding of a check that could not be made."""
     return Finding(name, "unchecked", why, fix, _without_empty(sql))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many others there are."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _without_empty(sql: tuple[str, ...]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from sse_pg.doctor.session import ReadOnlySession, read_only_session
 #: Time within which a notification has to arrive.
 NOTIFICATION_TIMEOUT_S = 5.0
 
-BYPASS = (
+FIX_POOLER = (
     "set SSE_PG_LISTEN_DATABASE_URL to PostgreSQL itself (often port 5432), or to a pooler with pool_mode = session"
 )
 
@@ -36,19 +36,19 @@ async def listening(exam: Examination) -> list[Finding]:
                     error(
                         "listen",
                         f"{source} goes through a transaction pooler, which loses LISTEN and the session's locks",
-                        BYPASS,
+                        FIX_POOLER,
                     )
                 ]
             arrived = await _notification_arrives(settings.database_url, session)
     except (psycopg.Error, OSError) as problem:
-        return [error("listen", f"no connection to {source} can LISTEN: {summary(problem)}", BYPASS)]
+        return [error("listen", f"no connection to {source} can LISTEN: {summary(problem)}", FIX_POOLER)]
     if not arrived:
         return [
             error(
                 "listen",
                 f"a notification sent over DATABASE_URL does not arrive over {source} within "
                 f"{NOTIFICATION_TIMEOUT_S:g} s",
-                "point both at the same database of the same server; " + BYPASS,
+                "point both at the same database of the same server; " + FIX_POOLER,
             )
         ]
     return [ok("listen", f"notifications arrive over {source}")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sse_pg.doctor.examination import Examination
-from sse_pg.doctor.finding import Finding, error, ok, unchecked, warning
+from sse_pg.doctor.finding import MAX_NAMED, Finding, error, ok, unchecked, warning
 from sse_pg.version import VERSION
 
 #: Fractions of the notification queue in use. PostgreSQL itself warns at one half; when the queue is full, commits that
@@ -13,9 +13,7 @@ QUEUE_WARNING_FRACTION, QUEUE_ERROR_FRACTION = 0.05, 0.5
 #: that waits to be purged.
 SLACK_PARTITIONS = 2
 #: The same for a limit by age.
-SLACK_S = 3600.0
-#: Maximum number of transactions that are named one by one.
-MAX_NAMED = 5
+AGE_SLACK_S = 3600.0
 
 
 async def locks(exam: Examination) -> list[Finding]:
@@ -135,7 +133,7 @@ async def retention(exam: Examination) -> list[Finding]:
     slack = SLACK_PARTITIONS * settings.partition_size
     too_many = settings.keep_events and here.kept > settings.keep_events + slack
     too_old = settings.keep_hours and here.oldest is not None and (
-        here.oldest > settings.keep_hours * 3600 + SLACK_S
+        here.oldest > settings.keep_hours * 3600 + AGE_SLACK_S
     )  # fmt: skip
     if too_many or too_old:
         kept = f"{here.kept} ids are kept" if too_many else f"events that are {_duration(here.oldest)} old are kept"

@@ -29,13 +29,13 @@ INVALID_CURSOR = "sse-pg-doctor"
 #: Time to connect; time for the head of a response, and again for the first block after it.
 CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S = 4.0, 8.0
 #: Time after which the first block counts as late.
-LATE_S = 1.0
+FIRST_BLOCK_LATE_S = 1.0
 
-UNTRUSTED = (
+FIX_CERTIFICATE = (
     "configure the proxy with a certificate that clients trust, including its chain; if it comes from your own "
     "authority, run this command with SSL_CERT_FILE=authority.pem"
 )
-UNBUFFER = (
+FIX_BUFFERING = (
     "turn off buffering for /api/events/stream; nginx: `proxy_buffering off;`, and no `proxy_ignore_headers "
     "X-Accel-Buffering` (the server sends X-Accel-Buffering: no)"
 )
@@ -80,11 +80,11 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
             found.append(await _quiet(stream, wait))
     except (aiohttp.ClientError, ClientError) as problem:
         untrusted = isinstance(problem, aiohttp.ClientConnectorCertificateError)
-        fix = UNTRUSTED if untrusted else "check that the proxy and a server are up"
+        fix = FIX_CERTIFICATE if untrusted else "check that the proxy and a server are up"
         found.append(error("stream", f"{target} cannot be read: {_reason(problem)}", fix))
     except (OSError, TimeoutError) as problem:
         what = f"the head of the response does not arrive ({_reason(problem)}): it is held back, or there is no server"
-        found.append(error("buffering", what, UNBUFFER))
+        found.append(error("buffering", what, FIX_BUFFERING))
     return found
 
 
@@ -140,14 +140,14 @@ async def _first_block(stream: _Stream, target: str) -> list[Finding]:
     took = time.monotonic() - stream.started
     if not stream.blocks:
         found.append(
-            error("buffering", f"nothing of the stream arrives within {took:.0f} s: it is held back", UNBUFFER)
+            error("buffering", f"nothing of the stream arrives within {took:.0f} s: it is held back", FIX_BUFFERING)
         )
     elif stream.blocks[0].event != "sse-pg.hello":
         found.append(
             error("buffering", "the stream does not begin with sse-pg.hello", "check --url: this is another server")
         )
-    elif took > LATE_S:
-        found.append(warning("buffering", f"the first block arrives after {took:.1f} s", UNBUFFER))
+    elif took > FIRST_BLOCK_LATE_S:
+        found.append(warning("buffering", f"the first block arrives after {took:.1f} s", FIX_BUFFERING))
     else:
         found.append(ok("buffering", f"the first block arrives after {took * 1000:.0f} ms"))
     return found
@@ -239,7 +239,7 @@ async def _quiet(stream: _Stream, wait: float) -> Finding:
             "quiet",
             f"nothing arrived within {wait:g} s, not even a heartbeat",
             "watch for longer than SSE_PG_HEARTBEAT_SECONDS (--wait); if nothing arrives then, the proxy holds "
-            "it back: " + UNBUFFER,
+            "it back: " + FIX_BUFFERING,
         )
     return ok("quiet", f"a quiet stream stays open for {wait:g} s; it got {arrived} heartbeats or blocks")
 

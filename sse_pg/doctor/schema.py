@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sse_pg.db import queries
-from sse_pg.db.migrate import EMPTY, missing, note_params
+from sse_pg.db.migrate import NO_RECORD, missing, note_params
 from sse_pg.doctor.examination import Examination
-from sse_pg.doctor.finding import Finding, error, ok, warning
+from sse_pg.doctor.finding import Finding, error, listed, ok, warning
 from sse_pg.errors import MigrationError
-
-#: Maximum number of missing rights that are named in the finding itself.
-MAX_NAMED_RIGHTS = 5
 
 
 async def schema(exam: Examination) -> list[Finding]:
@@ -29,7 +24,7 @@ async def schema(exam: Examination) -> list[Finding]:
         return [ok("schema", "exists")]  # the check of the rights says the rest
     known = {row.number: row.name for row in await exam.session.rows("migration_table")}
     if not known:
-        what, _, hint = EMPTY.partition("; ")
+        what, _, hint = NO_RECORD.partition("; ")
         return [error("schema", what, hint, (await exam.session.row("migration_note", note_params())).statement)]
     newest, at = queries.migrations()[-1].number, max(known, default=0)
     try:
@@ -69,7 +64,7 @@ async def rights(exam: Examination) -> list[Finding]:
         findings.append(
             error(
                 "rights",
-                f"the role lacks {_some(lacking)}",
+                f"the role lacks {listed([row.what for row in lacking])}",
                 "grant them as the owner of the schema, or run sql/roles.sql and grant sse_pg_server to the role",
                 *(row.fix for row in lacking),
             )
@@ -78,7 +73,8 @@ async def rights(exam: Examination) -> list[Finding]:
         findings.append(
             error(
                 "rights",
-                f"every role may call {_some(open_to_all)}, as after a restore without privileges",
+                f"every role may call {listed([row.what for row in open_to_all])}, "
+                "as after a restore without privileges",
                 "run `sse-pg migrate` as the owner of the schema, or run this statement",
                 open_to_all[0].fix,
             )
@@ -86,11 +82,6 @@ async def rights(exam: Examination) -> list[Finding]:
     return findings or [
         ok("rights", "the role has every right that a server needs, and no function is open to every role")
     ]
-
-
-def _some(rows: list[Any]) -> str:
-    more = len(rows) - MAX_NAMED_RIGHTS
-    return ", ".join(row.what for row in rows[:MAX_NAMED_RIGHTS]) + (f" and {more} more" if more > 0 else "")
 
 
 async def log(exam: Examination) -> list[Finding]:

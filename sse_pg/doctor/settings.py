@@ -15,7 +15,7 @@ from sse_pg.errors import SettingError
 #: Idle time after which proxies commonly close a connection (nginx, AWS load balancers).
 PROXY_IDLE_S = 60.0
 #: Number of files that a process has open besides its connections.
-OTHER_FILES = 64
+OTHER_OPEN_FILES = 64
 
 
 def settings_checks(settings: Settings, env: Mapping[str, str]) -> list[Finding]:
@@ -86,7 +86,7 @@ def files(settings: Settings) -> Finding:
     The hard limit counts, because `sse-pg serve` raises the soft limit to it.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    needed = settings.max_connections + settings.pool_size + OTHER_FILES
+    needed = settings.max_connections + settings.pool_size + OTHER_OPEN_FILES
     if hard != resource.RLIM_INFINITY and hard < needed:
         return warning(
             "files",

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-STEPS = ((0.0, signal.SIGINT), (10.0, signal.SIGQUIT), (20.0, signal.SIGKILL))
+STOP_SIGNALS = ((0.0, signal.SIGINT), (10.0, signal.SIGQUIT), (20.0, signal.SIGKILL))
 """The signals that the program is sent, and after how many seconds of stopping."""
 
 PR_SET_PDEATHSIG = 1
@@ -52,7 +52,7 @@ def _attend(child: "subprocess.Popen[bytes]", owner: int, received: list[int], w
     """Wait for the child. Once the owner is gone or a signal arrives, end it step by step."""
     stdin = sys.stdin.fileno()
     watched = [stdin, wake]
-    steps = list(STEPS)
+    steps = list(STOP_SIGNALS)
     since: float | None = None
     while child.poll() is None:
         # A fork of the owner may keep the pipe open, so its death is also checked with getppid().

@@ -29,7 +29,7 @@ MAX_REFUSALS = 1000
 #: Time within which such a connection has to send its request: the 503 is the response to it.
 REFUSAL_TIMEOUT_S = 2.0
 #: Time for which the rest of a body is read and discarded after an early response, so that the client can read that.
-LINGER_S = 5.0
+DISCARD_TIMEOUT_S = 5.0
 
 
 class Connection(web.RequestHandler):
@@ -156,7 +156,7 @@ class Site(web.BaseSite):
             "keepalive_timeout": self._settings.idle,
             "access_log": None,
             "auto_decompress": False,  # inflate.py does it
-            "lingering_time": LINGER_S,
+            "lingering_time": DISCARD_TIMEOUT_S,
             "max_line_size": MAX_REQUEST_LINE_BYTES,
             "max_field_size": MAX_HEADER_BYTES,
             "max_headers": MAX_HEADERS,

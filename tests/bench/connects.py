@@ -14,9 +14,9 @@ from bench.table import Result
 
 CONNECTS = 1_000_000
 SAMPLES = 40
-AT_ONCE = 100
+STREAMS_AT_A_TIME = 100
 #: Seconds after which a run ends with what it has.
-LATE = 1200.0
+TIME_LIMIT_S = 1200.0
 
 
 def run(rounds: int = 1, connects: int = CONNECTS) -> Result:
@@ -27,11 +27,11 @@ def run(rounds: int = 1, connects: int = CONNECTS) -> Result:
     with Stack() as stack:
         server = stack.serve()
         with Crowd() as crowd:
-            order = {"port": server.port, "path": server.stream, "at_once": AT_ONCE, "seconds": 120.0}
+            order = {"port": server.port, "path": server.stream, "at_once": STREAMS_AT_A_TIME, "seconds": 120.0}
             crowd.ask("churn", count=5000, **order)  # warm
             used = cpu_seconds(server.process.pid)
             resident = [memory(server.process.pid)["now"]]
-            while opened[-1] < connects and seconds < LATE:
+            while opened[-1] < connects and seconds < TIME_LIMIT_S:
                 answer = crowd.ask("churn", count=connects // SAMPLES, **order)
                 if answer["ended"]:
                     raise RuntimeError(f"the server ended {answer['ended']} streams")
@@ -41,7 +41,7 @@ def run(rounds: int = 1, connects: int = CONNECTS) -> Result:
             used = cpu_seconds(server.process.pid) - used
     half = len(opened) // 2
     slope = linear_regression(opened[half:], resident[half:]).slope
-    result.add("streams opened and closed", f"{opened[-1]:,} in {seconds:.0f} s, {AT_ONCE} at a time")
+    result.add("streams opened and closed", f"{opened[-1]:,} in {seconds:.0f} s, {STREAMS_AT_A_TIME} at a time")
     result.add("processor time of the server for one, µs", f"{used / opened[-1] * 1e6:.0f}")
     result.add(
         "resident memory at the start, the middle and the end, MiB",

@@ -17,7 +17,7 @@ from array import array
 
 IDS = re.compile(rb"(?:^|\n)id: ?([^\r\n]+)\n")
 #: Connections under way at once while opening.
-AT_ONCE = 200
+MAX_OPENING = 200
 
 
 class Crowd:
@@ -107,7 +107,7 @@ class Crowd:
         resume = self.last_ids if ids else []
         self.wanted = 1
         while (pending or self.waiting) and time.monotonic() - started < seconds:
-            while pending and len(self.waiting) < AT_ONCE:
+            while pending and len(self.waiting) < MAX_OPENING:
                 pending -= 1
                 header = f"Last-Event-ID: {resume[pending]}\r\n" if pending < len(resume) else ""
                 target = path.replace("{n}", str(pending))

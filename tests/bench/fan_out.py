@@ -19,11 +19,11 @@ from bench.table import Result, Rounds, percentile
 STREAMS = 5000
 BURST = 100
 #: Streams while some clients do not read: few enough that the two cores are not busy, so that a delay would show.
-FEWER = 1000
+FEWER_STREAMS = 1000
 HEAVY_CLIENTS = 20
 #: Events of a steady rate that come before those that count. After a pause Linux acknowledges the next 16 packets of a connection at once
-#: (TCP_MAX_QUICKACKS), which makes sending dearer by half; whether there was one depends on how long the part before took.
-SETTLING = 20
+#: (TCP_MAX_QUICKACKS), which makes sending cost half as much again; whether there was one depends on how long the part before took.
+WARM_UP_EVENTS = 20
 EVENT = {
     "channel": "bench",
     "eventType": "message",
@@ -151,7 +151,7 @@ def _paced(
 
 def _delays(stack: Stack, server: Server, crowd: Crowd, seconds: float) -> list[float]:
     poster = Poster(server)
-    count = SETTLING + int(seconds * 10)
+    count = WARM_UP_EVENTS + int(seconds * 10)
     crowd.ask("begin", events=count, stamping=True)
     sent = array("d")
     begin = time.monotonic() + 0.1
@@ -163,7 +163,7 @@ def _delays(stack: Stack, server: Server, crowd: Crowd, seconds: float) -> list[
     if answer["missing"]:
         raise RuntimeError(f"{server.name}: {answer}")
     times, numbers = crowd.stamps(stack.directory / "stamps")
-    return sorted(when - sent[number] for when, number in zip(times, numbers, strict=True) if number >= SETTLING)
+    return sorted(when - sent[number] for when, number in zip(times, numbers, strict=True) if number >= WARM_UP_EVENTS)
 
 
 def _saturated(stack: Stack, server: Server, crowd: Crowd, found: Rounds, seconds: float) -> None:
@@ -186,7 +186,7 @@ def _unread(stack: Stack, found: Rounds, rounds: int, seconds: float) -> None:
             server = _start(stack, "sse-pg")
             path = f"{server.stream},heavy"
             with Crowd() as crowd, Crowd() as readers, contextlib.ExitStack() as unread:
-                crowd.open(server, FEWER)
+                crowd.open(server, FEWER_STREAMS)
                 if name == "reading":
                     readers.ask("open", port=server.port, path=path, count=HEAVY_CLIENTS)
                 else:
@@ -262,7 +262,7 @@ def _tell(result: Result, found: Rounds) -> None:
     reading, unread = found.median("reading p99"), found.median("not reading p99")
     cut = found.median("not reading cut")
     result.add(
-        f"10 events/s to {FEWER:,} streams, and 1 MiB/s to {HEAVY_CLIENTS} others, p99, ms",
+        f"10 events/s to {FEWER_STREAMS:,} streams, and 1 MiB/s to {HEAVY_CLIENTS} others, p99, ms",
         f"the others read {reading * 1e3:.1f}; they read nothing {unread * 1e3:.1f} ({cut:.0f} of them were cut off)",
         "no difference: at most 1.1 times",
         unread <= reading * 1.1,

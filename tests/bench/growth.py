@@ -25,18 +25,18 @@ from bench.table import Result, Rounds, percentile
 MILLION = 1_000_000
 SIZES = (10_000, MILLION, 30_000_000)
 #: Disk that a stored event takes with its indexes and the log of its writing, in bytes.
-DISK = 600
+BYTES_PER_EVENT = 600
 CHANNELS = 20
 #: Each database begins with partitions of so many ids, which are purged one by one; then come those of the usual size.
 SMALL, SMALLS = 1000, 6
 PARTITION = MILLION
-EACH = 200
+SAMPLES = 200
 FILL = (
     "INSERT INTO sse_pg.events (channel, payload)"
     " SELECT 'c' || g %% %s, jsonb_build_object('message', 'Hello from the server!', 'n', g) FROM generate_series(1, %s) g"
 )
-WIDE = 1000
-MANY = 100_000
+WIDE_CHANNELS = 1000
+MANY_CHANNELS = 100_000
 CROWD, OWN = 5000, 20
 
 
@@ -46,14 +46,16 @@ def run(rounds: int = 3, most: int = SIZES[-1]) -> Result:
     options = {"max_wal_size": "8GB", "checkpoint_timeout": "30min", "wal_level": "minimal", "max_wal_senders": "0"}
     found = Rounds()
     with Stack(options) as stack:
-        sizes = [size for size in SIZES if size <= most and size * DISK < shutil.disk_usage(stack.directory).free]
+        sizes = [
+            size for size in SIZES if size <= most and size * BYTES_PER_EVENT < shutil.disk_usage(stack.directory).free
+        ]
         for size in sizes:
             stack.copy_database(f"stored{size}", "SELECT 1")
             started = time.monotonic()
             _fill(stack.database(f"stored{size}"), size, CHANNELS)
             result.notes.append(f"{size:,} events were loaded in {time.monotonic() - started:.0f} s")
         stack.copy_database("channels", "SELECT 1")
-        _fill(stack.database("channels"), 1_000_000, MANY)
+        _fill(stack.database("channels"), 1_000_000, MANY_CHANNELS)
         servers = {f"{size:,} events": _serve(stack, f"stored{size}") for size in sizes}
         servers["channels"] = _serve(stack, "channels")
         for _ in range(rounds):
@@ -70,16 +72,16 @@ def run(rounds: int = 3, most: int = SIZES[-1]) -> Result:
         times = ", ".join(f"{found.median(f'{size:,} events {what}') * 1e3:.2f}" for size in sizes)
         worst = max(found.ratio(f"{size:,} events {what}", f"{base} {what}") for size in sizes)
         result.add(
-            f"{WHAT[what]}, ms, with {' / '.join(f'{size:,}' for size in sizes)} events",
+            f"{DESCRIPTIONS[what]}, ms, with {' / '.join(f'{size:,}' for size in sizes)} events",
             f"{times}: at most {worst:.2f} times the smallest", "1.3 times", worst <= 1.3,
         )  # fmt: skip
     for what in ("publish", "replay", "history") if MILLION in sizes else ():
         result.add(
-            f"{WHAT[what]}, ms, with 1,000,000 events in {MANY:,} channels, and in {CHANNELS}",
+            f"{DESCRIPTIONS[what]}, ms, with 1,000,000 events in {MANY_CHANNELS:,} channels, and in {CHANNELS}",
             f"{found.median(f'channels {what}') * 1e3:.2f}, {found.median(f'1,000,000 events {what}') * 1e3:.2f}",
         )
     for what in ("wide replay", "wide delay", "narrow delay"):
-        result.add(f"{WHAT[what]}, ms", f"{found.median(what) * 1e3:.2f}")
+        result.add(f"{DESCRIPTIONS[what]}, ms", f"{found.median(what) * 1e3:.2f}")
     if "whole" in found.values:
         whole, wait = found.median("whole"), found.median("wait")
         result.add("purge of a partition of 1,000,000 events, ms", f"{whole * 1e3:.0f}", "a second", whole < 1)
@@ -92,13 +94,13 @@ def run(rounds: int = 3, most: int = SIZES[-1]) -> Result:
     return result
 
 
-WHAT = {
+DESCRIPTIONS = {
     "publish": "publish over HTTP",
     "replay": "open a stream and read 100 stored events",
     "history": "history, 100 events from anywhere",
     "purge": f"purge of {SMALL:,} events",
-    "wide replay": f"open a stream on {WIDE:,} channels and read 100 events of them, with {MANY:,} channels",
-    "wide delay": f"publish to such a stream, delay p50, in the database with {MANY:,} channels",
+    "wide replay": f"open a stream on {WIDE_CHANNELS:,} channels and read 100 events of them, with {MANY_CHANNELS:,} channels",
+    "wide delay": f"publish to such a stream, delay p50, in the database with {MANY_CHANNELS:,} channels",
     "narrow delay": "the same to a stream on 1 channel",
 }
 
@@ -136,26 +138,26 @@ def _measure(servers: dict[str, Server], found: Rounds) -> None:
         f"{name} {what}": [] for name in servers for what in ("publish", "replay", "history")
     }
     body = json.dumps({"channel": "c7", "payload": {"message": "Hello from the server!"}})
-    for _ in range(EACH):
+    for _ in range(SAMPLES):
         for name, server in servers.items():
             times[f"{name} publish"].append(_ask(conns[name], "POST", server.publish, body, 201)[0])
     last = {name: _published(conns[name], server) for name, server in servers.items()}
-    for number in range(EACH // 4):
+    for number in range(SAMPLES // 4):
         for name, server in servers.items():
             # So far back that 100 events of the channel follow; each its own, so that no page is shared.
-            after = last[name] - EACH - (MANY if name == "channels" else 100 * CHANNELS) - number
+            after = last[name] - SAMPLES - (MANY_CHANNELS if name == "channels" else 100 * CHANNELS) - number
             times[f"{name} replay"].append(_stream(server, "c7", after, 100))
-    for _ in range(EACH):
+    for _ in range(SAMPLES):
         for name in servers:
-            after = random.randrange(SMALL * SMALLS, last[name] - EACH - 100 * CHANNELS)
+            after = random.randrange(SMALL * SMALLS, last[name] - SAMPLES - 100 * CHANNELS)
             path = f"/api/events/history?channel=c7&limit=100&after={after}"
             times[f"{name} history"].append(_ask(conns[name], "GET", path, None, 200)[0])
     for name, values in times.items():
         found.add(name, percentile(sorted(values), 0.5))
     server = servers["channels"]
-    wide = ",".join(f"c{number}" for number in range(WIDE))
+    wide = ",".join(f"c{number}" for number in range(WIDE_CHANNELS))
     for number in range(5):
-        found.add("wide replay", _stream(server, wide, last["channels"] - EACH - MANY - number, 100))
+        found.add("wide replay", _stream(server, wide, last["channels"] - SAMPLES - MANY_CHANNELS - number, 100))
     for channels, what in ((wide, "wide delay"), ("c7", "narrow delay")):
         found.add(what, _delay(server, f"/api/events/stream?channels={channels}", "c7"))
     for conn in conns.values():

@@ -22,8 +22,8 @@ import psycopg
 from bench.stack import Server, Stack, free_port
 from bench.table import Result, percentile
 
-PAUSE = 0.03
-SETTLE = 40
+PAUSE_S = 0.03
+WARM_UP_EVENTS = 40
 INSERT = "INSERT INTO sse_pg.events (channel, event_type, payload) VALUES ('bench', 'message', '{\"n\": 1}')"
 BARE = """CREATE TABLE bare (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, channel text, event_type text, payload jsonb,
  created_at timestamptz DEFAULT clock_timestamp())"""
@@ -43,7 +43,7 @@ def run(rounds: int = 3) -> Result:
         "INSERT: the same publisher connection inserts into sse_pg.events; the client is a socket that reads the stream",
         "HTTP: POST /api/events/publish on a kept connection, the same client",
         "bare HTTP: the same POST to an aiohttp handler that does the bare INSERT and NOTIFY (bare_http.py), and the bare listener",
-        f"They take turns, one event every {PAUSE * 1e3:.0f} ms.",
+        f"They take turns, one event every {PAUSE_S * 1e3:.0f} ms.",
     ]
     return result
 
@@ -62,9 +62,9 @@ def _measure(stack: Stack, server: Server, result: Result, events: int, disk: bo
     delays: dict[str, list[float]] = {"bare LISTEN": [], "INSERT": [], "bare HTTP": [], "HTTP": []}
     apis = {"bare HTTP": _Api(_serve_bare(stack)), "HTTP": _Api(server)}
     with psycopg.connect(stack.url, autocommit=True) as conn:
-        for number in range(events + SETTLE):
+        for number in range(events + WARM_UP_EVENTS):
             for way, found in delays.items():
-                time.sleep(PAUSE)
+                time.sleep(PAUSE_S)
                 started = time.monotonic()
                 if way == "bare LISTEN":
                     conn.execute(BARE_PUBLISH)
@@ -75,7 +75,7 @@ def _measure(stack: Stack, server: Server, result: Result, events: int, disk: bo
                 if not arrivals.poll(10):
                     raise RuntimeError(f"event {number} by {way} did not arrive within 10 s")
                 arrived = arrivals.recv()
-                if number >= SETTLE:
+                if number >= WARM_UP_EVENTS:
                     found.append(arrived - started)
     for reader in readers:
         reader.terminate()

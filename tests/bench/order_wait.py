@@ -20,7 +20,7 @@ from bench.table import Result, Rounds, percentile
 
 WRITERS = 16
 SECONDS = 6.0
-AWAY = 5.0
+OUTAGE_S = 5.0
 INSERT = "INSERT INTO sse_pg.events (channel, payload) VALUES ('bench', %s)"
 
 
@@ -41,7 +41,7 @@ def run(rounds: int = 3) -> Result:
     for name, values in found.values.items():
         if name != "outage":
             result.add(name, f"{median(values):.3g}")
-    result.add(f"seconds from the end of an outage of {AWAY:g} s to up to date", f"{found.median('outage'):.2f}")
+    result.add(f"seconds from the end of an outage of {OUTAGE_S:g} s to up to date", f"{found.median('outage'):.2f}")
     return result
 
 
@@ -109,7 +109,7 @@ async def _outage(stack: Stack, server: Server) -> float:
     reader = asyncio.create_task(_read(server, records, opened := asyncio.Event()))
     await opened.wait()
     await asyncio.to_thread(stack.stop_postgres)
-    await asyncio.sleep(AWAY)
+    await asyncio.sleep(OUTAGE_S)
     await asyncio.to_thread(stack.start_postgres)
     back = time.monotonic()
     async with await psycopg.AsyncConnection.connect(stack.url, autocommit=True) as conn:

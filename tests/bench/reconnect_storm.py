@@ -10,14 +10,14 @@ from bench.stack import Server, Stack, cpu_seconds, forget_peak, memory
 from bench.table import Result, Rounds
 
 STREAMS = 5000
-BEHIND = 100
+MISSED_EVENTS = 100
 #: Settings of a ring that holds what was missed, and of one that does not.
 RINGS = {"ring of 10,000": "10000", "ring of 20": "20"}
 
 
 def run(rounds: int = 3) -> Result:
     """Measure."""
-    result = Result("storm", f"Reconnect storm: {STREAMS:,} streams at once, each {BEHIND} events behind")
+    result = Result("storm", f"Reconnect storm: {STREAMS:,} streams at once, each {MISSED_EVENTS} events behind")
     found = Rounds()
     options = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track": "top"}
     with Stack(options) as stack:
@@ -60,13 +60,13 @@ def _storm(stack: Stack, server: Server, name: str, found: Rounds) -> None:
         poster.post()  # from here on each has a cursor
         crowd.ask("wait", seconds=30)
         crowd.ask("cut")
-        for _ in range(BEHIND):
+        for _ in range(MISSED_EVENTS):
             poster.post()
         time.sleep(2.0)
         forget_peak(pid)
         stack.sql("SELECT pg_stat_statements_reset()")
         used = cpu_seconds(pid)
-        answer = crowd.ask("storm", port=server.port, path=server.stream, events=BEHIND, seconds=120)
+        answer = crowd.ask("storm", port=server.port, path=server.stream, events=MISSED_EVENTS, seconds=120)
         found.add(f"{name} cpu", (cpu_seconds(pid) - used) / STREAMS * 1e6)
         found.add(f"{name} seconds", answer["seconds"])
         found.add(f"{name} missing", answer["missing"])

@@ -11,7 +11,7 @@ from bench.stack import Server, Stack, memory
 from bench.table import Result, Rounds
 
 CONNECTIONS = 10_000
-DRIPS = 3
+BYTES_SENT_LATER = 3
 HEADS = {
     "silent": b"",
     "heads that drip": b"GET / HTTP/1.1\r\nX: a",
@@ -44,7 +44,7 @@ def _growth(server: Server, head: bytes, connections: int) -> int:
         for _ in range(connections):
             opened.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port))))
             opened[-1].sendall(head)
-        for _ in range(DRIPS if head else 0):
+        for _ in range(BYTES_SENT_LATER if head else 0):
             for each in opened:
                 each.sendall(b" ")
         time.sleep(1.0)

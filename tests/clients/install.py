@@ -19,7 +19,7 @@ import pytest
 HERE = Path(__file__).parent
 NODE = (20, 18)
 """The oldest Node.js that every client of package.json accepts."""
-PATIENCE = 100
+COMMAND_TIMEOUT_S = 100
 
 
 @cache
@@ -77,7 +77,7 @@ def _installed(kind: str, lists: tuple[str, ...], platform: str, fill: Callable[
 
 
 def _run(command: list[str], directory: Path) -> None:
-    subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True, timeout=COMMAND_TIMEOUT_S)
 
 
 def _why(error: Exception) -> str:

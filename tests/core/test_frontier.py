@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from support.log_model import EPOCH, FOREVER, QUIET, WAIT, Log
+from support.log_model import EPOCH, FOREVER, ORDER_WAIT_S, SUPPRESSED_CHECKS, Log
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import Event
@@ -32,7 +32,7 @@ class Schedule(RuleBasedStateMachine):
         self.now = 100.0
         start = self.log.start()
         self.first = start.high
-        self.frontier = type(self).make(start, WAIT)
+        self.frontier = type(self).make(start, ORDER_WAIT_S)
         self.phase = "idle"
         self.known_last = 0
         self.alive = NONE
@@ -85,7 +85,7 @@ class Schedule(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ the tail
 
-    @rule(seconds=st.sampled_from([0.0, WAIT / 3, WAIT - 0.001, WAIT, 3 * WAIT]))
+    @rule(seconds=st.sampled_from([0.0, ORDER_WAIT_S / 3, ORDER_WAIT_S - 0.001, ORDER_WAIT_S, 3 * ORDER_WAIT_S]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
@@ -104,7 +104,7 @@ class Schedule(RuleBasedStateMachine):
         else:
             self.finish_read(limit, settles, twice, releases)
 
-    @rule(seconds=st.sampled_from([0.0, WAIT / 3, WAIT]), limit=st.sampled_from([FOREVER, FOREVER, 2]))
+    @rule(seconds=st.sampled_from([0.0, ORDER_WAIT_S / 3, ORDER_WAIT_S]), limit=st.sampled_from([FOREVER, FOREVER, 2]))
     def reads(self, seconds: float, limit: int) -> None:
         """The rest of a read, with nothing in between."""
         if self.phase == "idle":
@@ -166,8 +166,8 @@ class Schedule(RuleBasedStateMachine):
         held = [number for number in self.read_at if number not in self.sent]
         assert frontier.holding == bool(held), "holding says something else"
         for number in held:
-            assert self.now - self.read_at[number] < WAIT, "held for longer than the wait"
-            fresh = (i for i in self.noticed if i < number and self.now - self.noticed[i] < WAIT)
+            assert self.now - self.read_at[number] < ORDER_WAIT_S, "held for longer than the wait"
+            fresh = (i for i in self.noticed if i < number and self.now - self.noticed[i] < ORDER_WAIT_S)
             assert any(i in frontier.open for i in fresh), "held although no missing id below is fresh"
 
     # ------------------------------------------------------------ the end
@@ -176,11 +176,11 @@ class Schedule(RuleBasedStateMachine):
         if not self.sound:
             return
         self.log.end_all([len(tx.ids) % 3 != 1 for tx in self.log.running])
-        self.now += WAIT
+        self.now += ORDER_WAIT_S
         self.known_last, self.alive = self.log.last, self.log.alive()
         self.reads_rows_first = False
         self.finish_read(FOREVER, True, False, True)
-        self.now += WAIT
+        self.now += ORDER_WAIT_S
         self._release()
         log, frontier = self.log, self.frontier
         expected = {number for number in log.committed if number > self.first}
@@ -201,7 +201,7 @@ class Schedule(RuleBasedStateMachine):
 
 
 Schedule.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=QUIET
+    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=SUPPRESSED_CHECKS
 )
 
 
@@ -324,7 +324,7 @@ def texts(released: list[tuple[Event, Cursor]]) -> list[str]:
 
 
 def test_in_order_without_gaps() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.feed([event(11), event(12)], 0)
     released = frontier.release(0)
     assert texts(released) == ["11", "12"]
@@ -332,16 +332,16 @@ def test_in_order_without_gaps() -> None:
 
 
 def test_a_gap_that_fills_in_time_is_not_seen() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.feed([event(11), event(13)], 0)
     assert ids(frontier.release(0)) == [11]
     assert frontier.holding
-    frontier.feed([event(12)], WAIT / 2)
-    assert texts(frontier.release(WAIT / 2)) == ["12", "13"]
+    frontier.feed([event(12)], ORDER_WAIT_S / 2)
+    assert texts(frontier.release(ORDER_WAIT_S / 2)) == ["12", "13"]
 
 
 def test_a_gap_that_dies_lets_go_at_once() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.feed([event(12)], 0)
     assert ids(frontier.release(0)) == []
     frontier.settle(12, NONE)
@@ -349,11 +349,11 @@ def test_a_gap_that_dies_lets_go_at_once() -> None:
 
 
 def test_a_gap_that_lasts_is_carried_in_the_cursor_until_it_fills() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.feed([event(12)], 0)
     frontier.settle(12, Ranges([(11, 11)]))
     assert ids(frontier.release(0)) == []
-    assert texts(frontier.release(WAIT)) == ["12~1"]
+    assert texts(frontier.release(ORDER_WAIT_S)) == ["12~1"]
     frontier.feed([event(13)], 5)
     assert texts(frontier.release(5)) == ["13~2"]
     frontier.feed([event(11)], 6)
@@ -361,9 +361,9 @@ def test_a_gap_that_lasts_is_carried_in_the_cursor_until_it_fills() -> None:
 
 
 def test_an_old_gap_does_not_hold_what_comes_later() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.feed([event(12)], 0)
-    frontier.release(WAIT)
+    frontier.release(ORDER_WAIT_S)
     for number in range(13, 40):
         frontier.feed([event(number)], number)
         assert ids(frontier.release(number)) == [number]
@@ -377,7 +377,7 @@ def test_dead_between_two_alive() -> None:
 
 
 def test_a_quiet_position_moves_with_the_sequence() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.settle(20, NONE)
     assert frontier.release(0) == []
     assert frontier.position == Cursor(20)
@@ -387,7 +387,7 @@ def test_a_quiet_position_moves_with_the_sequence() -> None:
 
 
 def test_a_purge_beyond_what_was_read() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.feed([event(15)], 0)
     assert frontier.misses_up_to(12)
     frontier.expire(12)
@@ -398,7 +398,7 @@ def test_a_purge_beyond_what_was_read() -> None:
 
 
 def test_a_purge_leaves_what_is_held_to_be_handed_on() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.feed([event(12), event(14)], 0)
     assert ids(frontier.release(0)) == []
     frontier.expire(20)
@@ -407,9 +407,9 @@ def test_a_purge_leaves_what_is_held_to_be_handed_on() -> None:
 
 
 def test_a_purge_of_an_old_gap() -> None:
-    frontier = Frontier(Cursor(10), WAIT)
+    frontier = Frontier(Cursor(10), ORDER_WAIT_S)
     frontier.feed([event(12), event(14)], 0)
-    frontier.release(WAIT)
+    frontier.release(ORDER_WAIT_S)
     frontier.expire(11)
     assert frontier.position == Cursor(14, Ranges([(13, 13)]))
     assert not frontier.misses_up_to(12)

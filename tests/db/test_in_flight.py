@@ -15,7 +15,7 @@ import pytest
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.ranges import NONE, Ranges
 
-MOST_LOCKS = 19
+MAX_LOCKS = 19
 """The window of the first write and eight more, of two locks each, and the one that says that the last stays open."""
 CLASSES = ("first_low", "first_high", "window_low", "window_high", "window_open")
 
@@ -109,12 +109,12 @@ def test_many_inserts_of_one_transaction_hold_few_locks(db: psycopg.Connection, 
     with db.transaction():
         for _ in range(10):
             insert(db)
-        assert locks(observer) <= MOST_LOCKS
+        assert locks(observer) <= MAX_LOCKS
         db.execute(
             "DO $$ BEGIN FOR n IN 1..9990 LOOP"
             " INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '1'); END LOOP; END $$"
         )
-        assert locks(observer) <= MOST_LOCKS
+        assert locks(observer) <= MAX_LOCKS
         last, bound, windows = publishers(observer)
         assert (last, bound) == (10_000, 0)
         assert Ranges([(1, 10_000)]).within(windows)
@@ -231,7 +231,7 @@ def test_statements_without_a_row_take_few_locks(db: psycopg.Connection, connect
         for _ in range(40):
             insert(db, 0)
             insert(observer)
-        assert locks(observer) <= MOST_LOCKS
+        assert locks(observer) <= MAX_LOCKS
         (number,) = insert(db)
         assert number in publishers(observer)[2]
     assert locks(observer) == 0

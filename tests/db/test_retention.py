@@ -480,7 +480,7 @@ async def test_streams_that_replay_miss_nothing_silently(
     launch: Launcher, db: psycopg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a server has not shown to have read is not purged: it shows it all the time here.
-    monkeypatch.setattr("sse_pg.db.registry.INTERVAL_S", 0.01)
+    monkeypatch.setattr("sse_pg.db.registry.CHECK_INTERVAL_S", 0.01)
     monkeypatch.setattr("sse_pg.db.registry.POSITION_INTERVAL_S", 0.0)
     server = await launch(ring_events=3, replay_page=7, partition_size=50, maintenance=3600.0, safety_read=0.02)
     await asyncio.to_thread(make, db, 9, 50)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from support.log_model import EPOCH, FOREVER, QUIET, WAIT, Log
+from support.log_model import EPOCH, FOREVER, ORDER_WAIT_S, SUPPRESSED_CHECKS, Log
 from support.streams import Block, parse_block
 from support.waiting import eventually
 
@@ -357,7 +357,7 @@ async def test_an_event_larger_than_a_write_goes_out_live(hub: Hub) -> None:
 def slices(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A sweep of this hub that pauses before each stream but the first."""
     monkeypatch.setattr("sse_pg.delivery.sweeper.SLICE_S", 0.0)
-    monkeypatch.setattr("sse_pg.delivery.sweeper.STREAMS_PER_LOOK", 1)
+    monkeypatch.setattr("sse_pg.delivery.sweeper.STREAMS_PER_CLOCK_READ", 1)
     hub.max_direct = 0
     return hub.sweeper.slices()
 
@@ -525,7 +525,7 @@ def test_a_cursor_of_a_log_that_was_lost_is_certain_up_to_what_was_settled(hub: 
 
 
 async def test_who_does_not_read_the_end_is_cut_off(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse_pg.delivery.stream.LINGER_S", 0.01)
+    monkeypatch.setattr("sse_pg.delivery.stream.END_TIMEOUT_S", 0.01)
     (reads, one), (deaf, two) = live(hub, "a"), live(hub, "a")
     two.unread = 1
     reads.end(EndReason.DRAIN)
@@ -578,7 +578,7 @@ class Reader:
         self.log = log
         self.clock = clock
         start = log.start()
-        self.frontier = Frontier(start, WAIT)
+        self.frontier = Frontier(start, ORDER_WAIT_S)
         self.hub = Hub(ring, 10**9, 60)
         self.hub.begin(start)
         self.behind: list[Stream] = []
@@ -612,7 +612,7 @@ class Reader:
     async def fresh(self) -> None:
         self.read()
         while self.frontier.holding:  # as Tail.fresh: until what the read found is handed on
-            self.clock(WAIT)
+            self.clock(ORDER_WAIT_S)
             self.read()
 
 
@@ -684,7 +684,7 @@ class TwoServers(RuleBasedStateMachine):
 
     @rule(
         which=st.integers(0, 1),
-        seconds=st.sampled_from([0.0, WAIT / 2, WAIT]),
+        seconds=st.sampled_from([0.0, ORDER_WAIT_S / 2, ORDER_WAIT_S]),
         limit=st.sampled_from([FOREVER, FOREVER, 2]),
     )
     def reads(self, which: int, seconds: float, limit: int) -> None:
@@ -758,7 +758,7 @@ class TwoServers(RuleBasedStateMachine):
         self.log.end_all([True, False, True, True] * 50)
         for server in self.servers:
             server.read()
-            self.now += WAIT
+            self.now += ORDER_WAIT_S
             server.read()
             server.advance(10**3)
             assert server.hub.position == Cursor(self.log.last)
@@ -773,7 +773,7 @@ class TwoServers(RuleBasedStateMachine):
             assert got == expected or client.longest_id > 100, "doubled"
 
 
-SCHEDULES = settings(max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
+SCHEDULES = settings(max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=SUPPRESSED_CHECKS)
 
 
 def schedules(ring: int, options: settings) -> None:
@@ -784,7 +784,7 @@ def schedules(ring: int, options: settings) -> None:
 def test_no_event_is_lost_or_doubled_between_two_servers(ring: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sweep pauses after each stream."""
     monkeypatch.setattr("sse_pg.delivery.sweeper.SLICE_S", 0.0)
-    monkeypatch.setattr("sse_pg.delivery.sweeper.STREAMS_PER_LOOK", 1)
+    monkeypatch.setattr("sse_pg.delivery.sweeper.STREAMS_PER_CLOCK_READ", 1)
     schedules(ring, SCHEDULES)
 
 

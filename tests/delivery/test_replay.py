@@ -183,7 +183,7 @@ async def test_a_large_transaction_waits_for_the_client(launch: Launcher, db: ps
 async def test_a_client_that_reads_nothing_of_a_page_is_cut_off(
     launch: Launcher, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_pg.delivery.stream.STALLED_S", 0.05)
+    monkeypatch.setattr("sse_pg.delivery.stream.STALL_TIMEOUT_S", 0.05)
     server = await launch(ring_events=0)
     db.execute(LARGE, [200])
     async with Client(server.url) as client, client.stream("a", last_event_id="0"):

@@ -83,8 +83,8 @@ class SteppedTail:
         monkeypatch.setattr(tail_module, "connect_listener", connect)
         monkeypatch.setattr(Bell, "pause", resting)
         # One bell wakes it, one poll without a find puts it to sleep.
-        monkeypatch.setattr(tail_module, "BUSY_BELLS", 1)
-        monkeypatch.setattr(tail_module, "IDLE_POLLS", 1)
+        monkeypatch.setattr(tail_module, "BELLS_TO_WAKE", 1)
+        monkeypatch.setattr(tail_module, "POLLS_TO_SLEEP", 1)
 
     async def _before(self, name: str | None) -> None:
         if name is None:
@@ -224,7 +224,7 @@ async def test_a_bell_that_comes_with_the_answer_to_a_read(
 ) -> None:
     """PostgreSQL sends notifications behind the rows of a statement that did not see their events."""
     stepped = SteppedTail(monkeypatch)
-    monkeypatch.setattr(tail_module, "BUSY_BELLS", 1000)
+    monkeypatch.setattr(tail_module, "BELLS_TO_WAKE", 1000)
     server = await launch(safety_read=NEVER)
     async with following(server.url) as follower, connection(database_url) as conn:
         await eventually(lambda: stepped.resting)
@@ -239,7 +239,7 @@ async def test_a_change_of_subscriptions_that_comes_with_the_answer_to_a_read(
     launch: Launcher, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepped = SteppedTail(monkeypatch)
-    monkeypatch.setattr(tail_module, "BUSY_BELLS", 1000)
+    monkeypatch.setattr(tail_module, "BELLS_TO_WAKE", 1000)
     server = await launch(safety_read=NEVER)
     async with Client(server.url) as client, connection(database_url) as conn, client.stream(userId="u"):
         (stream,) = server.bus.hub.streams

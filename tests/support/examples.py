@@ -27,12 +27,12 @@ class Program:
     async def listening(self) -> None:
         found: list[str] = []
 
-        def look() -> bool:
+        def is_listening() -> bool:
             found[:] = re.findall(r"(?:Listening at:|running on) (http://127\.0\.0\.1:\d+)", self.log.read_text())
             assert self.process.returncode is None, self.log.read_text()
             return bool(found)
 
-        await eventually(look)
+        await eventually(is_listening)
         self.url = found[0]
 
     async def end(self) -> int:

@@ -14,10 +14,15 @@ from sse_pg.core.ranges import Ranges
 EPOCH = 0
 FOREVER = 2**62
 #: Fewer than in the database, so that schedules come to the end of them.
-MOST_WINDOWS = 4
-WAIT = 0.02
+MAX_WINDOWS = 4
+ORDER_WAIT_S = 0.02
 #: Schedules are long and many of their steps do not apply.
-QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large, HealthCheck.large_base_example]
+SUPPRESSED_CHECKS = [
+    HealthCheck.too_slow,
+    HealthCheck.filter_too_much,
+    HealthCheck.data_too_large,
+    HealthCheck.large_base_example,
+]
 
 
 @dataclass(eq=False)
@@ -50,7 +55,7 @@ class Log:
     def lock(self, tx: Tx) -> None:
         if tx.stays_open:
             pass
-        elif len(tx.windows) == MOST_WINDOWS or (tx.windows and tx.windows[-1][0] == tx.bound):
+        elif len(tx.windows) == MAX_WINDOWS or (tx.windows and tx.windows[-1][0] == tx.bound):
             tx.windows[-1] = (tx.windows[-1][0], FOREVER)
             tx.stays_open = True
         else:

@@ -8,5 +8,5 @@ from sse_pg.delivery import hub, sweeper
 if __name__ == "__main__":
     hub.MAX_DIRECT_WRITES = 0
     sweeper.SLICE_S = 0.0
-    sweeper.STREAMS_PER_LOOK = 1
+    sweeper.STREAMS_PER_CLOCK_READ = 1
     main()
