@@ -132,15 +132,15 @@ class Publisher:
         """Publish requests in one commit; if the database refuses it, publish each of them in a commit of its own."""
         try:
             written = await self._commit([draft for unit in units for draft in unit.drafts], SHARED_LOCK_TIMEOUT)
-        except (EventRefused, KeyHeld) as refused:
-            if len(units) > 1:
+        except Exception as error:
+            if len(units) > 1 and _may_concern_one(error):
                 for unit in units:  # the shared commit was rolled back as a whole
                     await self._write_one(unit)
+            elif isinstance(error, EventRefused | KeyHeld):
+                await self._refuse(units[0], error)
             else:
-                await self._refuse(units[0], refused)
-        except Exception as error:
-            for unit in units:
-                unit.fail(error)
+                for unit in units:
+                    unit.fail(error)
         else:
             self._succeed(units, written)
 
@@ -227,6 +227,14 @@ class Publisher:
         return low
 
 
+def _may_concern_one(error: Exception) -> bool:
+    """Return whether a commit failed as a whole for a reason that may lie in one of its requests.
+
+    That includes errors that nobody expects: a trigger of the user can fail in any way.
+    """
+    return isinstance(error, EventRefused | KeyHeld) or (isinstance(error, psycopg.Error) and error.sqlstate is not None)
+
+
 def _meaning(error: psycopg.Error, sent: bool) -> Exception:
     """Return what a database error means for the events that were being published."""
     message = (error.diag.message_primary or summary(error)).strip()
@@ -239,7 +247,7 @@ def _meaning(error: psycopg.Error, sent: bool) -> Exception:
         return BusUnavailable(message)  # the notification queue is full
     if state == "SP422":
         return EventRefused(message)  # a trigger discarded events
-    if state.startswith(("22", "23", "54")):
+    if state.startswith(("22", "23", "54", "P0")):  # P0: RAISE EXCEPTION in a trigger
         detail = error.diag.message_detail
         return EventRefused(f"{message}: {detail}" if detail and state.startswith("22") else message)
     if state == "55P03":

@@ -86,3 +86,28 @@ def test_the_functions_say_so(discarding: psycopg.Connection) -> None:
             discarding.execute("SELECT sse_pg.publish_many(%s, %s, %s, %s)", [["a"] * 2, ["t", "bad"], ["1"] * 2, keys])
         assert caught.value.sqlstate == "SP422"
     assert discarding.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (0,)
+
+
+async def test_an_error_in_a_trigger_concerns_only_the_event_that_causes_it(
+    launch: Launcher, database_url: str, db: psycopg.Connection
+) -> None:
+    db.execute(
+        "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF NEW.event_type = 'refused' THEN RAISE EXCEPTION 'the order is closed';"
+        " ELSIF NEW.event_type = 'broken' THEN PERFORM * FROM public.no_such_table; END IF; RETURN NEW; END $$"
+    )
+    db.execute("CREATE TRIGGER fail BEFORE INSERT ON sse_pg.events FOR EACH ROW EXECUTE FUNCTION public.fail()")
+    server = await launch()
+    expected = {"good": 201, "refused": 422, "broken": 500}
+    event_types = [list(expected)[n % 3] for n in range(12)]
+    async with Client(server.url) as client:
+        with psycopg.connect(database_url) as lock:
+            lock.execute("LOCK TABLE sse_pg.events IN SHARE MODE")
+            tasks = [asyncio.create_task(client.post(PUBLISH, event(n, name))) for n, name in enumerate(event_types)]
+            await eventually(lambda: len(server.bus.publisher._plain.waiting) > 9)
+            lock.rollback()
+        responses = await asyncio.gather(*tasks)
+    assert [status for status, _ in responses] == [expected[name] for name in event_types]
+    assert responses[1][1]["detail"] == "the order is closed"
+    stored = db.execute("SELECT payload::int FROM sse_pg.events ORDER BY 1").fetchall()
+    assert [n for (n,) in stored] == [n for n, name in enumerate(event_types) if name == "good"]
