@@ -7,11 +7,10 @@ from typing import Any
 from aiohttp import web
 
 from sse_pg.bus import Bus
-from sse_pg.core import names
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.event import event_json
 from sse_pg.http.problem import FieldError, invalid, json_response
-from sse_pg.http.query import collect, query_channels, query_choice, query_cursor, query_integer
+from sse_pg.http.query import query_channels, query_choice, query_cursor, query_event_type, query_integer
 
 #: Maximum size of a Link header. Clients and proxies refuse heads of more than 8 KiB, and a request may name a thousand
 #: channels. The body has the cursor in any case.
@@ -35,9 +34,7 @@ class HistoryApi:
         channels = query_channels(query, "channel", self._bus.settings.max_channels)
         if not channels:
             raise invalid([FieldError("channel", "required")])
-        event_type = query.get("eventType")
-        if event_type is not None:
-            collect({"eventType": (names.event_type_fault, event_type)})
+        event_type = query_event_type(query)
         limit = query_integer(query, "limit", 50, 1, 1000)
         after, before = query_cursor(query, "after"), query_cursor(query, "before")
         order = query_choice(query, "order", ("asc", "desc"))

@@ -74,6 +74,7 @@ class PublishApi:
         reader = publish_body.Drafts(
             body,
             ndjson=request.content_type == NDJSON,
+            max_body=settings.max_body,
             max_payload=settings.max_payload,
             max_batch=settings.max_batch,
         )

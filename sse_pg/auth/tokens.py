@@ -163,7 +163,8 @@ class Verifier:
             raise TokenRefused("the claim sub is not a valid user id")
         try:
             rights = msgspec.convert(claims.get("sse_pg", {}), Rights)
-        except msgspec.ValidationError as error:
+            msgspec.json.encode(rights)  # JSON can escape half a character, which no response can contain
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             raise TokenRefused(f"the claim sse_pg cannot be read: {error}") from None
         expires = _time(claims, "exp") + self._leeway
         if expires <= time.time():

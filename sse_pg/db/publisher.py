@@ -232,7 +232,9 @@ def _may_concern_one(error: Exception) -> bool:
 
     That includes errors that nobody expects: a trigger of the user can fail in any way.
     """
-    return isinstance(error, EventRefused | KeyHeld) or (isinstance(error, psycopg.Error) and error.sqlstate is not None)
+    if isinstance(error, psycopg.Error):
+        return error.sqlstate is not None
+    return isinstance(error, EventRefused | KeyHeld)
 
 
 def _meaning(error: psycopg.Error, sent: bool) -> Exception:

@@ -15,7 +15,7 @@ import msgspec
 from sse_pg.core import names
 from sse_pg.db.publisher import Draft
 from sse_pg.http import bodies
-from sse_pg.http.long_numbers import MAX_DIGITS, has_long_number, may_have_long_number
+from sse_pg.http.long_numbers import MAX_DIGITS, may_have_long_number, written_out
 from sse_pg.http.problem import FieldError, Problem, invalid
 
 #: Bytes of a body that are decoded at once, if no single event is larger. It takes about a millisecond.
@@ -62,10 +62,12 @@ class Drafts:
     Making and iterating it raise the 400, 413 or 422 that says what is wrong and, in a batch, with which event.
     """
 
-    def __init__(self, body: bytes, *, ndjson: bool, max_payload: int, max_batch: int) -> None:
+    def __init__(self, body: bytes, *, ndjson: bool, max_body: int, max_payload: int, max_batch: int) -> None:
+        self._max_body = max_body
         self._max_payload = max_payload
         self._max_batch = max_batch
         self._checked: dict[tuple[str, str], tuple[str, str]] = {}  # a batch has few channels and types
+        self._written_out = 0
         self.batch = True
         """Whether the body is for many events, even if there is only one in it."""
         if ndjson:
@@ -82,7 +84,7 @@ class Drafts:
                 raise Problem(413, f"A request may contain {self._max_batch} events; this one has more.")
             drafts = self._drafts(events, first)
             if may_have_long_number(text):
-                self._refuse_long_numbers(drafts, first)
+                self._check_numbers(drafts, first)
             yield drafts
         if not count:
             raise invalid([FieldError("events", "must contain at least one event")])
@@ -119,11 +121,22 @@ class Drafts:
             made.append(Draft(names[0], names[1], payload, event.idempotency_key))
         return made
 
-    def _refuse_long_numbers(self, drafts: list[Draft], first: int) -> None:
+    def _check_numbers(self, drafts: list[Draft], first: int) -> None:
+        """Refuse numbers that are too long, and events that are too large, when the numbers are written out.
+
+        ``1e399`` has 5 bytes here and 400 in the database and on each stream.
+        """
         for place, draft in enumerate(drafts, first):
-            if has_long_number(draft.payload):
-                detail = f"contains a number with more than {MAX_DIGITS} digits"
-                raise invalid([FieldError(f"{self._prefix(place)}payload", detail)])
+            field = f"{self._prefix(place)}payload"
+            length = written_out(draft.payload)
+            if length is None:
+                raise invalid([FieldError(field, f"contains a number with more than {MAX_DIGITS} digits")])
+            if length > self._max_payload:
+                raise _too_large(field, f"{length} bytes with its numbers written out", self._max_payload)
+            self._written_out += max(0, length - len(draft.payload))
+            if self._written_out > self._max_body:
+                detail = f"The numbers of the events, written out, take more than {self._max_body} bytes."
+                raise Problem(413, detail)
 
     def _prefix(self, place: int) -> str:
         return f"events[{place}]." if self.batch else ""
@@ -139,8 +152,12 @@ class Drafts:
         if errors:
             raise invalid(errors)
         if len(event.payload) > self._max_payload:
-            detail = f"{len(event.payload)} bytes, {self._max_payload} are allowed"
-            raise Problem(413, f"The payload is too large: {detail}.", errors=[FieldError(f"{prefix}payload", detail)])
+            raise _too_large(f"{prefix}payload", f"{len(event.payload)} bytes", self._max_payload)
+
+
+def _too_large(field: str, size: str, allowed: int) -> Problem:
+    detail = f"{size}, {allowed} are allowed"
+    return Problem(413, f"The payload is too large: {detail}.", errors=[FieldError(field, detail)])
 
 
 def _lines(body: bytes) -> Iterator[Piece]:

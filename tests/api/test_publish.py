@@ -335,6 +335,23 @@ async def test_a_number_has_at_most_400_digits(client: Client, number: str, fits
             assert (status, named(body)) == (422, [field])
 
 
+@pytest.mark.parametrize("form", ["%s", "[%s]"])
+@pytest.mark.parametrize("number", ["1e399", "-1e-99"])
+async def test_a_payload_is_as_large_as_with_its_numbers_written_out(client: Client, number: str, form: str) -> None:
+    payload = f"[{','.join([number] * (1048576 // 100))}]"
+    status, body = await send(client, form.replace("%s", f'{{"channel": "a", "payload": {payload}}}'))
+    assert (status, "numbers written out" in body["detail"]) == (413, True), body
+
+
+async def test_the_events_of_a_request_have_a_limit_with_their_numbers_written_out(client: Client) -> None:
+    """Fifty events of 15 kB would be 50 MiB to store, and to send to each reader."""
+    event = f'{{"channel": "a", "payload": [{",".join(["1e399"] * 2600)}]}}'
+    status, body = await send(client, f"[{','.join([event] * 50)}]")
+    assert (status, "written out" in body["detail"]) == (413, True), body
+    status, _ = await send(client, f"[{','.join([event] * 10)}]")
+    assert status == 201
+
+
 async def test_an_element_with_a_hex_string_is_no_long_number(client: Client) -> None:
     for text in ("0e1234567", "d" * 10 + "1e9999", "1" * 500):
         await client.publish("a", text)
@@ -929,7 +946,9 @@ def test_a_large_body_that_is_refused_takes_little_memory(body: bytes, content_t
     tracemalloc.start()
     try:
         with pytest.raises(Problem) as refused:
-            for _ in publish_body.Drafts(body, ndjson=content_type == NDJSON, max_payload=1 << 20, max_batch=1000):
+            for _ in publish_body.Drafts(
+                body, ndjson=content_type == NDJSON, max_body=16 << 20, max_payload=1 << 20, max_batch=1000
+            ):
                 pass
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -124,6 +124,7 @@ def test_no_token_is_made_without_a_secret(public: str) -> None:
         ({"publish": [1]}, "sse_pg"),
         ({"observe": "yes"}, "sse_pg"),
         ({"claims": {"sse_pg": ["a"]}}, "sse_pg"),
+        ({"subscribe": ["\ud800*"]}, "sse_pg"),
         ({"user": "u", "claims": {"fill": "x" * 20000}}, "longer than"),
     ],
 )

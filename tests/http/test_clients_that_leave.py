@@ -245,6 +245,7 @@ async def test_every_error_is_a_problem_document(
         (b"/m\xc3\xbcnchen", "The URL contains characters that have to be percent-encoded."),
         (b"/api/events/history?channel=\xff", "The URL contains characters that have to be percent-encoded."),
         (b"/api/events/history?channel=%FF", "channel: not valid UTF-8"),
+        (b"/api/events/history?channel=a&eventType=%FF", "eventType: not valid UTF-8"),
         (b"/api/events/stream?channels=a,b%FF", "channels: not valid UTF-8"),
         (b"/api/events/channels?userId=a%C3", "userId: not valid UTF-8"),
     ],
