@@ -37,7 +37,7 @@ class WatchedTask:
 
     @property
     def failure(self) -> str | None:
-        """That the part has failed, for a person, until it has run for a while again; None if it is well."""
+        """A message that the part has failed, until it has run for STABLE_S again; None if it runs."""
         if not self.failures or (self._running and time.monotonic() - self._since >= STABLE_S):
             return None
         return f"the {self.name} failed and is started again; the server's log has the error"

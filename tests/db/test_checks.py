@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
-from support.process import one_line, run
+from support.server import Launcher
 
 from sse_pg.core import names
+from sse_pg.db.publisher import Draft
+from sse_pg.errors import EventRefused
 from sse_pg.http.long_numbers import has_long_number
 
 CHECK = psycopg.errors.CheckViolation
@@ -150,10 +152,11 @@ def test_a_number_that_is_not_too_long(db: psycopg.Connection, payload: str) -> 
     assert not has_long_number(payload)
 
 
-async def test_a_long_number_is_no_large_payload(database_url: str, db: psycopg.Connection) -> None:
-    """The command line refuses it by its own name, too."""
-    refused = run("publish", "a", "[1e-400]", DATABASE_URL=database_url)
-    assert "the payload contains a number with more than 400 digits" in one_line(refused)
+async def test_a_long_number_is_no_large_payload(launch: Launcher, db: psycopg.Connection) -> None:
+    """The publisher reports the table's own message, although it is the same constraint that limits the size."""
+    server = await launch()
+    with pytest.raises(EventRefused, match="a number in the payload has more than 400 digits"):
+        await server.bus.publisher.publish([Draft("a", "message", "[1e-400]")])
 
 
 @pytest.mark.parametrize("column", ["channel", "event_type", "payload"])

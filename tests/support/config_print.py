@@ -24,7 +24,7 @@ def print_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Environment variables; the flags listed by `sse-pg serve --help` take precedence over them.",
+        "All settings are environment variables. The flags that `sse-pg serve --help` lists take precedence over them.",
         "",
         "| variable | default | unit | allowed | meaning |",
         "|---|---|---|---|---|",
