@@ -11,8 +11,10 @@ from typing import Any
 
 import aiohttp
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.streams import Block, parse_block
 from support.waiting import TIMEOUT_S
+from torture.proxy import Proxy
 
 INSERT = "INSERT INTO sse_pg.events (channel, payload) VALUES (%s, to_jsonb(%s::bigint)) RETURNING id"
 
@@ -84,6 +86,17 @@ class Follower:
             while not condition():
                 self._news.clear()
                 await self._news.wait()
+
+
+@asynccontextmanager
+async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """Start a proxy before the database, and the URL through it."""
+    there = conninfo_to_dict(database_url)
+    proxy = Proxy(f"{there['host']}/.s.PGSQL.{there['port']}")
+    try:
+        yield proxy, make_conninfo(database_url, host="127.0.0.1", port=await proxy.start())
+    finally:
+        await proxy.close()
 
 
 @asynccontextmanager

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
-from torture.proxy import Proxy
 
-from faults.helpers import Poster, as_in_table, connection, following, insert, running, table
+from faults.helpers import Poster, as_in_table, connection, following, insert, proxied, running, table
 from sse_pg.delivery import tail as tail_module
 
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-
-
-@asynccontextmanager
-async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """Give a proxy before the database, and the URL through it."""
-    there = conninfo_to_dict(database_url)
-    proxy = Proxy(f"{there['host']}/.s.PGSQL.{there['port']}")
-    try:
-        yield proxy, make_conninfo(database_url, host="127.0.0.1", port=await proxy.start())
-    finally:
-        await proxy.close()
 
 
 @pytest.mark.parametrize("which", ["the one that listens", "all"])

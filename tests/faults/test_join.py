@@ -6,20 +6,18 @@ import asyncio
 import json
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
-from torture.proxy import Proxy
 
-from faults.helpers import Follower, as_in_table, connection, following, insert, running
+from faults.helpers import Follower, as_in_table, connection, following, insert, proxied, running
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.ranges import Ranges
 from sse_pg.delivery import stream as stream_module
@@ -27,17 +25,6 @@ from sse_pg.delivery import stream as stream_module
 BULK = "INSERT INTO sse_pg.events (channel, payload) SELECT 'a', to_jsonb(g) FROM generate_series(%s::int, %s::int) g"
 
 RINGS = pytest.mark.parametrize("ring", [10000, 5, 0], ids=["ring", "short ring", "table"])
-
-
-@asynccontextmanager
-async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """Give a proxy before the database, and the URL through it."""
-    there = conninfo_to_dict(database_url)
-    proxy = Proxy(f"{there['host']}/.s.PGSQL.{there['port']}")
-    try:
-        yield proxy, make_conninfo(database_url, host="127.0.0.1", port=await proxy.start())
-    finally:
-        await proxy.close()
 
 
 @RINGS
