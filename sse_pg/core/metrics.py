@@ -140,7 +140,7 @@ METRICS = (
         ("reason",),
         ("expired", "unknown"),
     ),
-    Metric("sse_pg_ring_events", "gauge", "Events counters_of in memory for streams that resume."),
+    Metric("sse_pg_ring_events", "gauge", "Events kept in memory for streams that resume."),
     # ---- gaps
     Metric(
         "sse_pg_gaps_open_ids",
@@ -213,7 +213,7 @@ METRICS = (
         "counter",
         "Failures of tasks that run for as long as the server. A failed task is started again.",
         ("task",),
-        ("tail", "registry", "heartbeat", "maintenance"),
+        ("tail", "registry", "heartbeat", "maintenance", "sweeper"),
     ),
     # ---- maintenance
     Metric(

@@ -43,7 +43,7 @@ async def event_triggers(exam: Examination) -> list[Finding]:
     """Check that event triggers of others do not stop maintenance."""
     rows = await exam.session.rows("doctor_event_triggers")
     if not rows:
-        return [ok("event_triggers", "none fires in maintenance without a search_path of its own")]
+        return [ok("event_triggers", "every one that fires in maintenance sets its search_path")]
     return [
         warning(
             "event_triggers",

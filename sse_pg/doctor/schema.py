@@ -158,7 +158,7 @@ async def sequence(exam: Examination) -> list[Finding]:
                 here.fix_identity,
             )
         ]
-    return [ok("sequence", f"draws ids one by one, is at {here.last}")]
+    return [ok("sequence", f"draws ids one by one and is at {here.last}")]
 
 
 async def triggers(exam: Examination) -> list[Finding]:

@@ -357,3 +357,8 @@ async def test_histograms_add_up(server: Server, client: Client) -> None:
     assert math.isclose(found["sse_pg_delivery_delay_seconds_sum"], 3 * numbers["sse_pg_delivery_delay_seconds"]["sum"])
     assert found["sse_pg_workers"] == 2
     assert found["process_resident_memory_bytes"] > 0
+
+
+async def test_the_failures_of_every_task_are_counted_from_the_start(launch: Launcher) -> None:
+    server = await launch()
+    assert set(BY_NAME["sse_pg_task_failures_total"].known) == {task.name for task in server.bus.tasks}
