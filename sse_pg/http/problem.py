@@ -119,7 +119,7 @@ def internal_error(status: int = 500) -> Problem:
     return Problem(status, "Internal error; the server's log has the details.")
 
 
-def _problem_of(error: Exception) -> Problem:
+def _problem_of(error: Exception, *, publishes: bool) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, OutcomeUnknown):
@@ -137,7 +137,9 @@ def _problem_of(error: Exception) -> Problem:
             limit="key_held",
         )
     if isinstance(error, BusUnavailable):
-        return unavailable(f"The database is unavailable; nothing was published. ({error})", limit="database")
+        # Of other writes that is not known: a connection can be lost during their commit.
+        outcome = "; nothing was published" if publishes else ""
+        return unavailable(f"The database is unavailable{outcome}. ({error})", limit="database")
     if isinstance(error, EventRefused):
         return _refused(error)
     if isinstance(error, TooManySubscriptions):
@@ -202,8 +204,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         problem = Problem(400, "The body is malformed: its chunks or its Content-Encoding cannot be decoded.")
         problem.headers["Connection"] = "close"
     except Exception as error:
-        problem = _problem_of(error)
-        if problem.status == 500:
+        problem = _problem_of(error, publishes=request.path.endswith("/publish"))
+        if problem.status == 500 and not isinstance(error, RuleFailed):  # the failure of a rule is logged already
             log.exception("%s %r failed", request.method, request.path)
     if problem.status == 413:
         # The rest of the body is not read, so the connection cannot serve another request.
