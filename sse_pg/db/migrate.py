@@ -1,7 +1,7 @@
 """Brings the schema of a database up to date.
 
 A release that changes the schema has steps of two kinds. Pre steps add; servers of the release before keep working on
-what they make, so they run before the new code is out. Post steps take away what only older servers use, so they run
+what they make, so they run before the new code is out. Post steps remove what only older servers use, so they run
 when those are gone. All steps form one line: the schema is always the result of the first so many.
 """
 
@@ -75,7 +75,7 @@ def migrate(url: str | None, *, post: bool = False) -> list[str]:
 def missing(known: Mapping[int, str], *, post: bool) -> list[Migration]:
     """Return the steps that are not applied, in order; without `post` up to the last pre step.
 
-    `known` is what the database has: name by number. Raises MigrationError if a newer release has taken something away.
+    `known` is what the database has: name by number. Raises MigrationError if a newer release has removed something.
     """
     steps = queries.migrations()
     newest = steps[-1].number
@@ -169,4 +169,4 @@ def _refuse_older_servers(conn: psycopg.Connection[Any], step: Migration) -> Non
     older = conn.execute(query("migration_older_servers"), (step.number,)).fetchall()
     if older:
         names = ", ".join(f"{name} (pid {pid}, sse-pg {version})" for name, pid, version in older)
-        raise MigrationError(f"migration {step} takes away what older servers use; stop these first: {names}")
+        raise MigrationError(f"migration {step} removes what older servers use; stop these first: {names}")

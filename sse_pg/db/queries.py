@@ -53,7 +53,7 @@ class Migration(NamedTuple):
 
     @property
     def is_post(self) -> bool:
-        """Whether this step takes away what older servers use; the others are safe while those run."""
+        """Whether this step removes what older servers use; the others are safe while those run."""
         return self.name.startswith("post_")
 
 
