@@ -22,7 +22,7 @@ MAX_REQUEST_LINE_BYTES = 65536
 #: Maximum bytes of a header, and maximum number of headers. Together they bound the memory of a request's head.
 MAX_HEADER_BYTES = 16384
 MAX_HEADERS = 64
-#: Maximum number of connections that wait in the kernel to be accepted.
+#: Maximum number of connections that wait on a listening socket to be accepted.
 BACKLOG = 1024
 #: Connections above the limit that are open at the same time to receive a 503. Further ones are closed at once.
 MAX_REFUSALS = 1000

@@ -11,9 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from sse_pg.errors import CannotListen
+from sse_pg.http.connections import BACKLOG
 
-#: Maximum number of connections that wait on each socket to be accepted.
-BACKLOG = 1024
 #: Errors of an address that this machine does not have. Another address of the same host name may work.
 _NO_SUCH_ADDRESS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
