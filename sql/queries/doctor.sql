@@ -260,6 +260,15 @@ SELECT t.tgname AS name, t.tgfoid::regprocedure::text AS function,
  WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname NOT IN ('announce', 'close_window')
  ORDER BY 1
 
+-- name: doctor_user_rules
+-- Rules on sse_pg.events. The bus has none.
+SELECT r.rulename AS name, format('DROP RULE %I ON sse_pg.events', r.rulename) AS fix
+  FROM pg_rewrite r
+  JOIN pg_class c ON c.oid = r.ev_class AND c.relname = 'events'
+  JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'sse_pg'
+ WHERE r.ev_enabled <> 'D'
+ ORDER BY 1
+
 -- name: doctor_event_triggers
 -- Event triggers that fire when maintenance creates, attaches and drops partitions, and whose functions set no
 -- search_path: maintenance runs with pg_catalog alone, so an unqualified name in them is not found.

@@ -26,8 +26,11 @@ SELECT format('INSERT INTO sse_pg.migrations (number, name) VALUES %%s', string_
   FROM unnest(%(numbers)s::integer[], %(names)s::text[]) AS s(number, name)
 
 -- name: migration_step_begin
--- While a step waits for a table, publishers wait behind it. So it waits only briefly, and is tried again.
-SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0', true)
+-- While a step waits for a table, publishers wait behind it. So it waits only briefly, and is tried again. PostgreSQL
+-- refuses to create a partitioned table if default_tablespace names the tablespace that the database has anyway. Later
+-- partitions still go to the one that the database or the role sets.
+SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0', true),
+       set_config('default_tablespace', '', true)
 
 -- name: migration_older_servers
 -- The servers that are up and whose code does not know this migration.

@@ -39,6 +39,21 @@ async def user_triggers(exam: Examination) -> list[Finding]:
     ]
 
 
+async def user_rules(exam: Examination) -> list[Finding]:
+    """Report rules on the table of events."""
+    rows = await exam.session.rows("doctor_user_rules")
+    if not rows:
+        return [ok("user_rules", "there are none on sse_pg.events")]
+    return [
+        warning(
+            "user_rules",
+            f"{listed([row.name for row in rows])} on sse_pg.events can change, repeat or discard events",
+            "drop the rule as the owner of the table, and use a trigger instead",
+            *(row.fix for row in rows),
+        )
+    ]
+
+
 async def event_triggers(exam: Examination) -> list[Finding]:
     """Check that event triggers of others do not stop maintenance."""
     rows = await exam.session.rows("doctor_event_triggers")

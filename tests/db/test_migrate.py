@@ -53,6 +53,15 @@ def test_migrate_twice_does_nothing(empty_database_url: str) -> None:
     assert migrate(empty_database_url) == []
 
 
+def test_migrate_under_a_default_tablespace(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute(f"ALTER DATABASE {conn.info.dbname} SET default_tablespace = pg_default")  # type: ignore[arg-type]
+    assert migrate(empty_database_url) == [str(step) for step in queries.migrations()]
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("SELECT sse_pg.make_partitions(1, 10)")
+        assert conn.execute("SELECT count(*) > 0 FROM sse_pg.partitions()").fetchone() == (True,)
+
+
 def test_migrate_from_twenty_places_at_once(empty_database_url: str) -> None:
     start = Barrier(20)
 

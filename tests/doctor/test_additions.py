@@ -79,6 +79,15 @@ async def test_triggers_of_users(database_url: str, db: psycopg.Connection) -> N
     assert (finding.state, "eats (public.nothing())" in finding.found) == ("warning", True), finding
 
 
+async def test_a_rule_of_a_user(database_url: str, db: psycopg.Connection) -> None:
+    assert (await one("user_rules", database_url)).state == "ok"
+    db.execute("CREATE RULE eats AS ON INSERT TO sse_pg.events WHERE NEW.channel = 'a' DO INSTEAD NOTHING")
+    finding = await one("user_rules", database_url)
+    assert (finding.state, "eats" in finding.found) == ("warning", True), finding
+    apply_fixes(db, [finding])
+    assert (await one("user_rules", database_url)).state == "ok"
+
+
 async def test_an_event_trigger_that_stops_maintenance(database_url: str, db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE public.ddl_log (command text)")
     db.execute(
