@@ -272,7 +272,7 @@ async def test_a_large_body_is_decoded_in_pieces(form: str) -> None:
     body = f"[{','.join(elements)}]"
     if form == "events":
         body = f'{{"events": {body}}}'
-    reader = publish_body.Drafts(body.encode(), ndjson=False, max_payload=1 << 20, max_batch=1000)
+    reader = publish_body.Drafts(body.encode(), ndjson=False, max_body=1 << 24, max_payload=1 << 20, max_batch=1000)
     pieces = list(reader)
     assert reader.batch
     assert len(pieces) > 20
@@ -296,7 +296,9 @@ async def test_a_wrong_event_in_a_large_body_is_named(place: int) -> None:
     ):
         body = ",".join([*elements[:place], wrong, *elements[place + 1 :]])
         with pytest.raises(Problem) as refused:
-            for _ in publish_body.Drafts(f"[{body}]".encode(), ndjson=False, max_payload=1 << 20, max_batch=1000):
+            for _ in publish_body.Drafts(
+                f"[{body}]".encode(), ndjson=False, max_body=1 << 24, max_payload=1 << 20, max_batch=1000
+            ):
                 pass
         assert refused.value.status == status
         assert field is None or refused.value.errors[0].field == field
