@@ -249,7 +249,7 @@ def _meaning(error: psycopg.Error, sent: bool) -> Exception:
         return BusUnavailable(message)  # the notification queue is full
     if state == "SP422":
         return EventRefused(message)  # a trigger discarded events
-    if state.startswith(("22", "23", "54", "P0")):  # P0: RAISE EXCEPTION in a trigger
+    if state.startswith(("0A", "22", "23", "54", "P0")):  # 0A: a rule replaces the INSERT; P0: a trigger raises
         detail = error.diag.message_detail
         return EventRefused(f"{message}: {detail}" if detail and state.startswith("22") else message)
     if state == "55P03":

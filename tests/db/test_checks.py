@@ -179,3 +179,20 @@ def test_the_event_type_defaults_to_message(db: psycopg.Connection) -> None:
     db.execute("INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '1')")
     db.execute("SELECT sse_pg.publish('a', NULL, '1')")
     assert db.execute("SELECT DISTINCT event_type FROM sse_pg.events").fetchall() == [("message",)]
+
+
+@pytest.mark.parametrize("number", ["1e131071", "-1e401", "1e-401", "-1e-16383"])
+@pytest.mark.parametrize("key", [None, "k"])
+def test_many_long_numbers_are_refused_before_they_are_written_out(
+    db: psycopg.Connection, number: str, key: str | None
+) -> None:
+    """Written out, the largest of these payloads would take more than PostgreSQL allows a text to be."""
+    payload = f'{{"a": ["x", null, [{", ".join([number] * 9000)}]]}}'
+    with pytest.raises(CHECK, match="more than 400 digits"):
+        db.execute("SELECT sse_pg.publish('a', 'm', %s::jsonb, %s)", (payload, key))
+    assert db.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("number", ["0", "-1.5", "1e399", "1e-399", "123456789"])
+def test_many_short_numbers_are_taken(db: psycopg.Connection, number: str) -> None:
+    db.execute("SELECT sse_pg.publish('a', 'm', %s::jsonb)", (f"[{', '.join([number] * 2500)}]",))

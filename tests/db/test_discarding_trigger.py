@@ -111,3 +111,17 @@ async def test_an_error_in_a_trigger_concerns_only_the_event_that_causes_it(
     assert responses[1][1]["detail"] == "the order is closed"
     stored = db.execute("SELECT payload::int FROM sse_pg.events ORDER BY 1").fetchall()
     assert [n for (n,) in stored] == [n for n, name in enumerate(event_types) if name == "good"]
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_rule_that_replaces_the_insert_is_a_422(
+    launch: Launcher, db: psycopg.Connection, key: str | None
+) -> None:
+    server = await launch()
+    db.execute("CREATE RULE discard AS ON INSERT TO sse_pg.events DO INSTEAD NOTHING")
+    try:
+        async with Client(server.url) as client:
+            status, body = await client.post(PUBLISH, event(1, "good", key))
+            assert status == 422, body
+    finally:
+        db.execute("DROP RULE discard ON sse_pg.events")

@@ -88,6 +88,7 @@ FOR_EVERYBODY = {
     "sse_pg.lock_class(text)",
     "sse_pg.partition_name(bigint)",
     "sse_pg.payload_fits(jsonb,integer)",
+    "sse_pg.refuse_long_numbers(jsonb)",
 }
 
 
