@@ -24,7 +24,7 @@ from sse_pg.delivery.sweeper import Sweeper
 Step = Literal["joined", "more", "behind", "ahead"]
 
 #: Maximum number of streams that one delivery writes to at once; the rest is left to the sweeper.
-MAX_DIRECT_WRITES = 64
+MAX_DIRECT_WRITES = 256
 #: Catch-ups cached for the next client with the same channels and cursor. Even a crowd has few different ones.
 MAX_CACHED_CATCH_UPS = 64
 
