@@ -19,8 +19,7 @@ class Stream(asyncio.Protocol):
     """A client that listens to a set of channels, and the asyncio protocol of its connection. Writing never waits.
 
     While the stream catches up, ``cursor`` is what the client was offered. Once the stream is ``live``, the client was
-    offered the hub's position, less what a sweep has still to bring.
-
+    offered the hub's position, except for the batches that a sweep still owes it.
     """
 
     __slots__ = (

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from sse_pg.delivery.group import Group
 from sse_pg.delivery.stream import Stream
-
-log = logging.getLogger(__name__)
 
 #: Time that a sweep takes before other tasks get a turn of the event loop.
 SLICE_S = 0.002
