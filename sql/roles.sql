@@ -33,8 +33,8 @@ REVOKE ALL ON SCHEMA sse_pg FROM sse_pg_publisher, sse_pg_subscriber, sse_pg_ser
 GRANT USAGE ON SCHEMA sse_pg TO sse_pg_publisher, sse_pg_subscriber, sse_pg_server;
 
 -- publish() runs with its owner's rights. A publisher needs no right to INSERT, and so cannot forge an id or a time. For
--- raw INSERT and COPY add: GRANT INSERT (channel, event_type, payload) ON sse_pg.events TO sse_pg_publisher;
-GRANT EXECUTE ON FUNCTION sse_pg.publish(text, text, jsonb, text) TO sse_pg_publisher;
+-- raw INSERT and COPY add: GRANT INSERT (channel, event_type, payload, headers) ON sse_pg.events TO sse_pg_publisher;
+GRANT EXECUTE ON FUNCTION sse_pg.publish(text, text, jsonb, text, jsonb) TO sse_pg_publisher;
 
 -- A reader in SQL uses LISTEN sse_pg and reads the events from a position on; log and epochs show which events are lost.
 GRANT SELECT ON sse_pg.events, sse_pg.epochs, sse_pg.subscriptions TO sse_pg_subscriber;
@@ -57,8 +57,8 @@ GRANT UPDATE (settled_to, open_first, open_last) ON sse_pg.log TO sse_pg_server;
 GRANT INSERT (name, pid, version, migration), UPDATE (active_connections, position, read_to, updated_at), DELETE
     ON sse_pg.servers TO sse_pg_server;
 GRANT EXECUTE ON FUNCTION
-    sse_pg.publish(text, text, jsonb, text),
-    sse_pg.publish_many(text[], text[], text[], text[]),
+    sse_pg.publish(text, text, jsonb, text, jsonb),
+    sse_pg.publish_many(text[], text[], text[], text[], text[]),
     sse_pg.position(),
     sse_pg.visible_position(),
     sse_pg.publishers(),

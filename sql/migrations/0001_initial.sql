@@ -61,21 +61,32 @@ CREATE FUNCTION sse_pg.refuse_long_numbers(payload jsonb) RETURNS void
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF payload @? 'strict $.** ? (@ >= 1e400 || @ <= -1e400 || (@ < 1e-400 && @ > -1e-400 && @ != 0))' THEN
-        RAISE EXCEPTION 'a number in the payload has more than 400 digits'
+        RAISE EXCEPTION 'a number in the event has more than 400 digits'
             USING ERRCODE = 'check_violation', HINT = 'Send it as a string.';
     END IF;
 END $$;
 
--- The size is counted in bytes of the text that goes over the wire. A number in it may have at most 400 digits: the 8 bytes
--- of 1e131071 become 131,072 bytes when they are printed, again for each reader, and few programs can read such a number.
+-- The size is counted in bytes of the text that goes over the wire, payload and headers together. Headers are a JSON object
+-- or NULL. A number may have at most 400 digits: the 8 bytes of 1e131071 become 131,072 bytes when they are printed, again
+-- for each reader, and few programs can read such a number.
 -- A number that grows so much contains a row of zeros, so only a text with such a row is checked number by number:
 -- searching for digits would take three times as long as printing. A number that was sent with all its digits does not
 -- grow; it is as long as a string would be.
-CREATE FUNCTION sse_pg.payload_fits(payload jsonb, most integer) RETURNS boolean
+--
+-- One function for both columns: a second CHECK would cost each statement more than the test for NULL costs here.
+CREATE FUNCTION sse_pg.payload_fits(payload jsonb, headers jsonb, most integer) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
     printed pg_catalog.text;
 BEGIN
+    IF headers IS NOT NULL THEN
+        IF pg_catalog.jsonb_typeof(headers) OPERATOR(pg_catalog.<>) 'object' THEN
+            RAISE EXCEPTION 'the headers of an event must be a JSON object'
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'events_headers', SCHEMA = 'sse_pg', TABLE = 'events';
+        END IF;
+        RETURN sse_pg.payload_fits(headers, NULL, most) AND sse_pg.payload_fits(
+            payload, NULL, most OPERATOR(pg_catalog.-) pg_catalog.octet_length(headers::pg_catalog.text));
+    END IF;
     -- A smaller payload is quickly printed, whatever is in it. Looking at each number takes several times as long as that.
     IF pg_catalog.pg_column_size(payload) OPERATOR(pg_catalog.>) 16384 THEN
         PERFORM sse_pg.refuse_long_numbers(payload);
@@ -88,7 +99,7 @@ BEGIN
             SELECT FROM pg_catalog.jsonb_path_query(payload, 'strict $.** ? (@.type() == "number")') AS n(number)
              WHERE pg_catalog.length(pg_catalog.translate(n.number::pg_catalog.text, '-.', ''))
                    OPERATOR(pg_catalog.>) 400) THEN
-            RAISE EXCEPTION 'a number in the payload has more than 400 digits'
+            RAISE EXCEPTION 'a number in the event has more than 400 digits'
                 USING ERRCODE = 'check_violation', HINT = 'Send it as a string.';
         END IF;
     END IF;
@@ -102,10 +113,11 @@ CREATE TABLE sse_pg.events (
     channel    text COLLATE "C" NOT NULL,     -- as in every index here: no system upgrade changes the order of "C"
     event_type text NOT NULL DEFAULT 'message',
     payload    jsonb NOT NULL,
+    headers    jsonb,                         -- about the event: traceparent, publisher, or what the publisher adds
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT events_channel CHECK (sse_pg.is_channel(channel)),
     CONSTRAINT events_event_type CHECK (sse_pg.is_event_type(event_type)),
-    CONSTRAINT events_payload CHECK (sse_pg.payload_fits(payload, 1048576))
+    CONSTRAINT events_payload CHECK (sse_pg.payload_fits(payload, headers, 1048576))
 ) PARTITION BY RANGE (id);
 
 CREATE INDEX events_channel_id ON sse_pg.events (channel, id);
@@ -348,8 +360,10 @@ CREATE TABLE sse_pg.idempotency_keys (
 CREATE INDEX idempotency_keys_created_at ON sse_pg.idempotency_keys (created_at);
 
 -- Publishes one event in the caller's transaction. Returns its id, or NULL if a trigger of yours discards the event. A
--- repeated idempotency key returns the same id as before; if the event differs, it raises SQLSTATE SP409.
-CREATE FUNCTION sse_pg.publish(channel text, event_type text, payload jsonb, idempotency_key text DEFAULT NULL)
+-- repeated idempotency key returns the same id as before; if the event differs, it raises SQLSTATE SP409. The headers are
+-- not compared: a publish that is repeated has a `traceparent` of its own.
+CREATE FUNCTION sse_pg.publish(
+    channel text, event_type text, payload jsonb, idempotency_key text DEFAULT NULL, headers jsonb DEFAULT NULL)
 RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -358,8 +372,8 @@ DECLARE
     the_digest bytea;
 BEGIN
     IF idempotency_key IS NULL THEN
-        INSERT INTO sse_pg.events (channel, event_type, payload)
-        VALUES (publish.channel, coalesce(publish.event_type, 'message'), publish.payload)
+        INSERT INTO sse_pg.events (channel, event_type, payload, headers)
+        VALUES (publish.channel, coalesce(publish.event_type, 'message'), publish.payload, publish.headers)
         RETURNING id INTO published;
         RETURN published;
     END IF;
@@ -377,17 +391,19 @@ BEGIN
         END IF;
         RETURN known.event_id;
     END IF;
-    INSERT INTO sse_pg.events (channel, event_type, payload)
-    VALUES (publish.channel, coalesce(publish.event_type, 'message'), publish.payload)
+    INSERT INTO sse_pg.events (channel, event_type, payload, headers)
+    VALUES (publish.channel, coalesce(publish.event_type, 'message'), publish.payload, publish.headers)
     RETURNING id INTO published;
     UPDATE sse_pg.idempotency_keys k SET event_id = published WHERE k.key = idempotency_key;
     RETURN published;
 END $$;
 
--- Publishes many events in one statement. Returns a row for each, in order. The arrays have the same length; the keys
--- may be NULL as a whole or by element. If a trigger discards one of the events, it raises SP422 and publishes none.
+-- Publishes many events in one statement. Returns a row for each, in order. The arrays have the same length; the keys and
+-- the headers may be NULL as a whole or by element. If a trigger discards one of the events, it raises SP422 and publishes
+-- none.
 CREATE FUNCTION sse_pg.publish_many(
-    channels text[], event_types text[], payloads text[], idempotency_keys text[] DEFAULT NULL)
+    channels text[], event_types text[], payloads text[], idempotency_keys text[] DEFAULT NULL,
+    headers text[] DEFAULT NULL)
 RETURNS TABLE (id bigint, created_at timestamptz)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -397,9 +413,10 @@ BEGIN
     IF idempotency_keys IS NULL THEN
         -- Rows are inserted, and ids drawn, in the order of the arrays.
         RETURN QUERY
-        INSERT INTO sse_pg.events (channel, event_type, payload)
-        SELECT e.channel, e.event_type, e.payload::jsonb
-          FROM unnest(channels, event_types, payloads) WITH ORDINALITY AS e(channel, event_type, payload, place)
+        INSERT INTO sse_pg.events (channel, event_type, payload, headers)
+        SELECT e.channel, e.event_type, e.payload::jsonb, e.headers::jsonb
+          FROM unnest(channels, event_types, payloads, publish_many.headers)
+               WITH ORDINALITY AS e(channel, event_type, payload, headers, place)
          ORDER BY e.place
         RETURNING id, created_at;
         -- A user's trigger may have discarded rows. Then the rows returned no longer match the arrays by position.
@@ -411,7 +428,8 @@ BEGIN
         RETURN;
     END IF;
     FOR i IN 1 .. coalesce(array_length(channels, 1), 0) LOOP
-        publish_many.id := sse_pg.publish(channels[i], event_types[i], payloads[i]::jsonb, idempotency_keys[i]);
+        publish_many.id := sse_pg.publish(
+            channels[i], event_types[i], payloads[i]::jsonb, idempotency_keys[i], headers[i]::jsonb);
         IF publish_many.id IS NULL THEN
             RAISE EXCEPTION 'a trigger on sse_pg.events discarded the event' USING ERRCODE = 'SP422';
         END IF;

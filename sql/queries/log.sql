@@ -20,7 +20,7 @@ SELECT set_config('plan_cache_mode', 'force_generic_plan', true),
 -- `channel =` the primary key's index would have it too. The planner would use that index for channels that look frequent,
 -- and read the whole log for a channel with few events. least and most bound the ranges: because they are parameters of the
 -- statement, PostgreSQL can leave out partitions before it begins.
-SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_at
+SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_at, e.headers::text
   FROM sse_pg.log
   LEFT JOIN LATERAL (
       SELECT e.*
@@ -37,7 +37,7 @@ SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_
 
 -- name: page_desc
 -- The same from the newest down.
-SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_at
+SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_at, e.headers::text
   FROM sse_pg.log
   LEFT JOIN LATERAL (
       SELECT e.*

@@ -14,7 +14,7 @@ POSTGRES_EPOCH_S = 946_684_800
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """A row of sse_pg.events. ``payload`` is the JSON text that PostgreSQL sends; it is never decoded here.
+    """A row of sse_pg.events. ``payload`` and ``headers`` are the JSON texts that PostgreSQL sends; neither is decoded.
 
     ``created_at`` is in microseconds since 2000, as PostgreSQL counts. It is only made readable where it is printed.
     """
@@ -24,6 +24,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     event_type: str
     payload: str
     created_at: int
+    headers: str | None = None
 
 
 class EventJson(msgspec.Struct, frozen=True, rename="camel"):
@@ -33,6 +34,7 @@ class EventJson(msgspec.Struct, frozen=True, rename="camel"):
     channel: str
     event_type: str
     payload: msgspec.Raw
+    headers: msgspec.Raw | msgspec.UnsetType
     created_at: str
 
 
@@ -54,11 +56,12 @@ def _second(seconds: int) -> str:
 
 
 def event_json(event: Event) -> EventJson:
-    """Return the event in its HTTP form. The payload's text is not changed."""
+    """Return the event in its HTTP form. The texts of the payload and the headers are not changed."""
     return EventJson(
         event.id,
         event.channel,
         event.event_type,
         msgspec.Raw(event.payload.encode()),
+        msgspec.UNSET if event.headers is None else msgspec.Raw(event.headers.encode()),
         timestamp(event.created_at),
     )

@@ -19,7 +19,8 @@ class Entry:
         self.event = event
         self.cursor = cursor
         self.turn = turn
-        self.size = 2 * len(event.payload) + 400  # bytes, about: the text, its block, and the objects around them
+        # Bytes, about: the texts, their block, and the objects around them.
+        self.size = 2 * (len(event.payload) + len(event.headers or "")) + 400
         self._plain: bytes | None = None
         self._envelope: bytes | None = None
 

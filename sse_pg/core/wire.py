@@ -31,7 +31,7 @@ def frame(event: Event, cursor: Cursor, *, envelope: bool = False) -> bytes:
     """
     if envelope:
         data = _encode(event_json(event)).decode()
-        _refuse_breaks(data)  # it contains the payload's text unchanged
+        _refuse_breaks(data)  # it contains the texts of payload and headers unchanged
         return f"{_number(event, cursor)}id: {cursor.text}\ndata: {data}\n\n".encode()
     check(event)
     return f"{_number(event, cursor)}id: {cursor.text}\nevent: {event.event_type}\ndata: {event.payload}\n\n".encode()
@@ -48,6 +48,8 @@ def check(event: Event) -> None:
     """Raise ValueError, with the reason, if ``frame`` cannot make a block of this event."""
     _refuse_breaks(event.event_type)
     _refuse_breaks(event.payload)
+    if event.headers is not None:
+        _refuse_breaks(event.headers)
 
 
 def block(name: str, data: str, cursor: Cursor, *, retry_ms: int | None = None) -> bytes:

@@ -30,12 +30,13 @@ Published = tuple[int, int | None]
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
-    """An event to be published. ``payload`` is JSON text."""
+    """An event to be published. ``payload`` and ``headers`` are JSON text."""
 
     channel: str
     event_type: str
     payload: str
     key: str | None = None
+    headers: str | None = None
 
 
 class _Unit:
@@ -184,7 +185,10 @@ class Publisher:
             "channels": "\n".join([draft.channel for draft in drafts]),
             "event_types": "\n".join([draft.event_type for draft in drafts]),
             "payloads": "\x01".join([draft.payload for draft in drafts]),
+            "headers": None,
         }
+        if any(draft.headers is not None for draft in drafts):
+            parameters["headers"] = "\x01".join([draft.headers or "" for draft in drafts])
         if any(draft.key is not None for draft in drafts):
             name = "publish_keyed"
             parameters |= {"keys": [draft.key for draft in drafts], "lock_timeout": lock_timeout}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from typing import Any
 
@@ -64,6 +65,18 @@ async def test_an_event_of_the_history(client: Client) -> None:
         "nextCursor": str(told["id"]),
         "hasMore": False,
     }
+
+
+async def test_the_headers_of_an_event(client: Client, db: psycopg.Connection) -> None:
+    """In the history, in a catch-up and live: an event without headers has no field for them."""
+    db.execute("SELECT sse_pg.publish('a', 't', '1', headers => '{\"n\": [1, null]}'), sse_pg.publish('a', 't', '2')")
+    for order in ("desc", "asc"):
+        events = (await page(client, channel="a", order=order))["events"]
+        assert {event["id"]: event.get("headers", "none") for event in events} == {1: {"n": [1, None]}, 2: "none"}
+    async with client.stream("a", envelope="true", lastEventId="0") as stream:
+        assert [json.loads((await stream.event()).data) for _ in events] == events
+        db.execute("SELECT sse_pg.publish('a', 't', '3', headers => '{}')")
+        assert json.loads((await stream.event()).data)["headers"] == {}
 
 
 async def test_an_empty_log(client: Client) -> None:

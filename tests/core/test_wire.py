@@ -29,8 +29,13 @@ PAYLOADS = st.builds(json.dumps, VALUES, ensure_ascii=st.booleans()).filter(
 IDS = st.integers(1, 2**63 - 1)
 
 
-def event(number: int = 7, channel: str = "news", name: str = "message", payload: str = "{}") -> Event:
-    return Event(number, channel, name, payload, WHEN)
+HEADERS = st.none() | st.dictionaries(st.text(max_size=8), VALUES, max_size=4).map(json.dumps)
+
+
+def event(
+    number: int = 7, channel: str = "news", name: str = "message", payload: str = "{}", headers: str | None = None
+) -> Event:
+    return Event(number, channel, name, payload, WHEN, headers)
 
 
 @given(IDS, NAMES, NAMES, PAYLOADS)
@@ -41,18 +46,20 @@ def test_plain(number: int, channel: str, name: str, payload: str) -> None:
     assert retry is None
 
 
-@given(IDS, NAMES, NAMES, PAYLOADS)
-def test_envelope(number: int, channel: str, name: str, payload: str) -> None:
-    ((seen,), _) = browser(wire.frame(event(number, channel, name, payload), Cursor(number), envelope=True))
+@given(IDS, NAMES, NAMES, PAYLOADS, HEADERS)
+def test_envelope(number: int, channel: str, name: str, payload: str, headers: str | None) -> None:
+    ((seen,), _) = browser(wire.frame(event(number, channel, name, payload, headers), Cursor(number), envelope=True))
     assert (seen.type, seen.last_event_id) == ("message", str(number))
     assert json.loads(seen.data) == {
         "id": number,
         "channel": channel,
         "eventType": name,
         "payload": json.loads(payload),
+        **({} if headers is None else {"headers": json.loads(headers)}),
         "createdAt": "2024-05-06T07:08:09.123456Z",
     }
     assert payload in seen.data, "the payload goes through as the text it is"
+    assert (headers or "") in seen.data
 
 
 @given(st.lists(st.tuples(IDS, NAMES, PAYLOADS, st.booleans()), max_size=6))

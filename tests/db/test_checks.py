@@ -155,7 +155,7 @@ def test_a_number_that_is_not_too_long(db: psycopg.Connection, payload: str) -> 
 async def test_a_long_number_is_no_large_payload(launch: Launcher, db: psycopg.Connection) -> None:
     """The publisher reports the table's own message, although it is the same constraint that limits the size."""
     server = await launch()
-    with pytest.raises(EventRefused, match="a number in the payload has more than 400 digits"):
+    with pytest.raises(EventRefused, match="a number in the event has more than 400 digits"):
         await server.bus.publisher.publish([Draft("a", "message", "[1e-400]")])
 
 

@@ -87,7 +87,7 @@ FOR_EVERYBODY = {
     "sse_pg.is_event_type(text)",
     "sse_pg.lock_class(text)",
     "sse_pg.partition_name(bigint)",
-    "sse_pg.payload_fits(jsonb,integer)",
+    "sse_pg.payload_fits(jsonb,jsonb,integer)",
     "sse_pg.refuse_long_numbers(jsonb)",
 }
 

@@ -90,7 +90,7 @@ FORGERY = (
 
 def test_it_prints_what_it_grants_and_runs_again(database_url: str, postgres: EmbeddedPostgres) -> None:
     printed = apply_roles(database_url)
-    assert ("sse_pg_publisher", "EXECUTE", "sse_pg.publish(text,text,jsonb,text)") in printed
+    assert ("sse_pg_publisher", "EXECUTE", "sse_pg.publish(text,text,jsonb,text,jsonb)") in printed
     assert len([row for row in printed if row[0] == "sse_pg_publisher"]) == 1
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("GRANT DELETE ON sse_pg.events TO sse_pg_publisher")
@@ -125,8 +125,10 @@ def test_a_publisher_publishes_and_nothing_else(database_url: str, login: Login,
 
 def test_raw_insert_is_one_grant_more(login: Login, db: psycopg.Connection) -> None:
     url = login("sse_pg_publisher")
-    assert "GRANT INSERT (channel, event_type, payload) ON sse_pg.events TO sse_pg_publisher" in ROLES.read_text()
-    db.execute("GRANT INSERT (channel, event_type, payload) ON sse_pg.events TO sse_pg_publisher")
+    assert (
+        "GRANT INSERT (channel, event_type, payload, headers) ON sse_pg.events TO sse_pg_publisher" in ROLES.read_text()
+    )
+    db.execute("GRANT INSERT (channel, event_type, payload, headers) ON sse_pg.events TO sse_pg_publisher")
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '1')")
         with conn.cursor().copy("COPY sse_pg.events (channel, payload) FROM STDIN") as copy:
