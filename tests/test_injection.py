@@ -20,6 +20,7 @@ from sse_pg import logs
 from sse_pg.config import Settings
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
+from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope
 from sse_pg.core.event import Event
 from sse_pg.errors import SettingError
 
@@ -34,8 +35,8 @@ ANYTHING = st.text(
 ) | st.sampled_from(["data: x\n\nid: 9", "\r\rdata: forged\r\r", "retry: 1", ":", "\ufeffid: 9", "id: 9\0"])
 
 
-@given(ANYTHING, ANYTHING, st.booleans())
-def test_a_frame_is_one_event_or_none(name: str, payload: str, envelope: bool) -> None:
+@given(ANYTHING, ANYTHING, st.sampled_from([None, WHOLE, CloudEvent("urn:x")]))
+def test_a_frame_is_one_event_or_none(name: str, payload: str, envelope: Envelope | None) -> None:
     """Whatever stands in the fields: a reader sees this event, as it is, and the ones around it."""
     try:
         made = wire.frame(Event(7, "c", name, payload, 0), Cursor(7), envelope=envelope)
@@ -47,7 +48,7 @@ def test_a_frame_is_one_event_or_none(name: str, payload: str, envelope: bool) -
     assert retry is None
     assert [one.last_event_id for one in seen] == ["6", "7", "8"]
     assert (seen[0].type, seen[2].type) == ("t", "t")
-    if not envelope:
+    if envelope is None:
         assert seen[1].data == payload
         assert seen[1].type == (name or "message")
 

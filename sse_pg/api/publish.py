@@ -13,7 +13,7 @@ from sse_pg.bus import Bus
 from sse_pg.core.event import timestamp
 from sse_pg.db.publisher import Draft, Published
 from sse_pg.errors import EventRefused
-from sse_pg.http import publish_body
+from sse_pg.http import event_headers, publish_body
 from sse_pg.http.limits import site
 from sse_pg.http.problem import Problem, json_response
 
@@ -73,6 +73,7 @@ class PublishApi:
         body = await held.read(request)
         reader = publish_body.Drafts(
             body,
+            event_headers.of_request(request.headers, identity),
             ndjson=request.content_type == NDJSON,
             max_body=settings.max_body,
             max_payload=settings.max_payload,

@@ -16,6 +16,7 @@ from sse_pg.auth.identity import Identity
 from sse_pg.bus import Bus
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
+from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope, source_of
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.stream import Stream
 from sse_pg.errors import BusUnavailable, ClientGone, CursorError
@@ -127,7 +128,7 @@ class StreamApi:
         """
         bus = self._bus
         channels = query_channels(request.query, "channels", bus.settings.max_channels)
-        envelope = query_flag(request.query, "envelope")
+        envelope = self._envelope(request)
         if user is None and not channels:
             raise invalid([FieldError("channels", "required, unless userId is given")])
         if user is not None and channels:
@@ -147,6 +148,12 @@ class StreamApi:
             follows=user if not channels else None,
             remote=bus.limits.proxies.client(request),
         )
+
+    def _envelope(self, request: web.Request) -> Envelope | None:
+        """Return the form of the data that a request asks for; None if it is the payload alone."""
+        if request.query.get("envelope") == "cloudevents":
+            return CloudEvent(source_of(self._bus.pool.log_identity or ""))
+        return WHOLE if query_flag(request.query, "envelope", "cloudevents") else None
 
     async def _require_ready(self, request: web.Request) -> None:
         """Wait briefly for the LISTEN connection. Refuse the client if it does not come up, or the server is stopping.

@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import aiohttp
 import msgspec
@@ -55,7 +55,7 @@ class Subscription:
         *,
         user_id: str | int | None = None,
         cursor: str | int | None = None,
-        envelope: bool = False,
+        envelope: bool | Literal["cloudevents"] = False,
         headers: Mapping[str, str] | None = None,
         session: aiohttp.ClientSession | None = None,
         on_gap: Callable[[Gap], object] | None = None,
@@ -68,7 +68,8 @@ class Subscription:
 
         :param channels: names; none, with a ``user_id``, for all channels of that user.
         :param cursor: where to resume; 0 for everything that is retained, None to start now.
-        :param envelope: ask for id, channel, eventType, payload and createdAt in the data.
+        :param envelope: ask for the whole event in the data: id, channel, eventType, payload, headers (if it has any)
+            and createdAt; with ``"cloudevents"``, for a CloudEvent.
         :param headers: sent with each request, for example Authorization.
         :param session: used and left open; without one, the subscription creates and closes its own.
         :param on_gap: called if events can no longer be delivered, and awaited if it is async.
@@ -92,7 +93,7 @@ class Subscription:
         self._params = {
             **({"channels": ",".join(names)} if names else {}),
             **({} if user_id is None else {"userId": str(user_id)}),
-            **({"envelope": "true"} if envelope else {}),
+            **({"envelope": "true" if envelope is True else envelope} if envelope else {}),
         }
         self._headers = dict(headers or {})
         self._given_session = session

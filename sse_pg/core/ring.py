@@ -7,13 +7,14 @@ from collections.abc import Collection
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
+from sse_pg.core.envelope import Envelope
 from sse_pg.core.event import Event
 
 
 class Entry:
     """An event that was handed on, the position after it, and its bytes, each form made once."""
 
-    __slots__ = ("_envelope", "_plain", "cursor", "event", "size", "turn")
+    __slots__ = ("_enveloped", "_plain", "cursor", "event", "size", "turn")
 
     def __init__(self, event: Event, cursor: Cursor, turn: int) -> None:
         self.event = event
@@ -22,14 +23,17 @@ class Entry:
         # Bytes, about: the texts, their block, and the objects around them.
         self.size = 2 * (len(event.payload) + len(event.headers or "")) + 400
         self._plain: bytes | None = None
-        self._envelope: bytes | None = None
+        self._enveloped: dict[Envelope, bytes] | None = None
 
-    def frame(self, envelope: bool) -> bytes:
-        """Return the event's block for the wire, with the whole event as its data if ``envelope``."""
-        if envelope:
-            if self._envelope is None:
-                self._envelope = wire.frame(self.event, self.cursor, envelope=True)
-            return self._envelope
+    def frame(self, envelope: Envelope | None) -> bytes:
+        """Return the event's block for the wire, with the whole event as its data if there is an envelope."""
+        if envelope is not None:
+            if self._enveloped is None:
+                self._enveloped = {}
+            made = self._enveloped.get(envelope)
+            if made is None:
+                made = self._enveloped[envelope] = wire.frame(self.event, self.cursor, envelope=envelope)
+            return made
         if self._plain is None:
             self._plain = wire.frame(self.event, self.cursor)
         return self._plain

@@ -10,7 +10,8 @@ from __future__ import annotations
 import msgspec
 
 from sse_pg.core.cursor import Cursor
-from sse_pg.core.event import Event, event_json
+from sse_pg.core.envelope import Envelope
+from sse_pg.core.event import Event
 
 HELLO = "sse-pg.hello"
 GAP = "sse-pg.gap"
@@ -21,16 +22,16 @@ HEARTBEAT = b":\n"
 _encode = msgspec.json.Encoder().encode
 
 
-def frame(event: Event, cursor: Cursor, *, envelope: bool = False) -> bytes:
+def frame(event: Event, cursor: Cursor, *, envelope: Envelope | None = None) -> bytes:
     """Return the block of an event. ``cursor`` is the position from which a reader that got the event resumes.
 
-    With ``envelope`` the data is the whole event, and the event name is left out so that ``onmessage`` receives it.
+    With an envelope the data is the whole event, and the event name is left out so that ``onmessage`` receives it.
     The cursor nearly always begins with the event's own id. If it does not, because a lower id was delivered later, a
     field ``number`` has it; the standard says that clients ignore fields that they do not know.
     Raises ValueError if a field contains a CR, LF or NUL.
     """
-    if envelope:
-        data = _encode(event_json(event)).decode()
+    if envelope is not None:
+        data = envelope.data(event)
         _refuse_breaks(data)  # it contains the texts of payload and headers unchanged
         return f"{_number(event, cursor)}id: {cursor.text}\ndata: {data}\n\n".encode()
     check(event)

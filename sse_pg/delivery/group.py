@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
+from sse_pg.core.envelope import Envelope
 from sse_pg.core.event import Event
 from sse_pg.delivery.stream import Stream
 
-Key = tuple[frozenset[str], bool, bool]
+Key = tuple[frozenset[str], Envelope | None, bool]
+"""The channels, the envelope, and whether the connection has chunks around its data."""
 
 
 class Delivery:
@@ -57,7 +59,7 @@ class Group:
 
     __slots__ = ("_missing", "batches", "channels", "chunked", "collected", "envelope", "events", "number", "streams")
 
-    def __init__(self, channels: frozenset[str], envelope: bool, chunked: bool) -> None:
+    def __init__(self, channels: frozenset[str], envelope: Envelope | None, chunked: bool) -> None:
         self.channels = channels
         self.envelope = envelope
         self.chunked = chunked

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
+from sse_pg.core.envelope import Envelope
 from sse_pg.db.store import Store
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
@@ -21,7 +22,7 @@ FIRST_PAGE_EVENTS = 50
 #: Pages cached for the next stream that asks for the same.
 MAX_CACHED_PAGES = 16
 
-Key = tuple[frozenset[str], bool, bool, Cursor, int]
+Key = tuple[frozenset[str], Envelope | None, bool, Cursor, int]
 
 
 class Part(NamedTuple):

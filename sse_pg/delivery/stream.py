@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
+from sse_pg.core.envelope import Envelope
 from sse_pg.delivery.end_reason import EndReason
 
 #: Time that a client has to read the rest of what was sent when the server ends its stream.
@@ -60,7 +61,7 @@ class Stream(asyncio.Protocol):
         *,
         channels: frozenset[str],
         cursor: Cursor,
-        envelope: bool,
+        envelope: Envelope | None,
         chunked: bool,
         buffer_limit: int,
         now: float,

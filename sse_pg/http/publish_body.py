@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from io import BytesIO
+from typing import Any
 
 import msgspec
 
 from sse_pg.core import names
 from sse_pg.db.publisher import Draft
 from sse_pg.http import bodies
+from sse_pg.http.event_headers import NOTHING, PUBLISHER, EventHeaders
 from sse_pg.http.long_numbers import MAX_DIGITS, may_have_long_number, written_out
 from sse_pg.http.problem import FieldError, Problem, invalid
 
@@ -36,6 +38,7 @@ class EventBody(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
     payload: msgspec.Raw
     event_type: str = "message"
     idempotency_key: str | None = None
+    headers: dict[str, msgspec.Raw] | None = None
 
 
 class _Events(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,7 +50,13 @@ _list = msgspec.json.Decoder(list[EventBody])
 _events = msgspec.json.Decoder(_Events)
 _raw = msgspec.json.Decoder(msgspec.Raw)
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_FIELDS = ("channel", "eventType", "payload", "idempotencyKey")
+_FIELDS = ("channel", "eventType", "payload", "idempotencyKey", "headers")
+_KINDS: dict[str, tuple[Any, str]] = {
+    "channel": (str, "a string"),
+    "eventType": (str, "a string"),
+    "idempotencyKey": (str | None, "a string"),
+    "headers": (dict[str, msgspec.Raw] | None, "an object"),
+}
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _BETWEEN = re.compile(rb"\}[ \t\r\n]*,")
 _MALFORMED = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
@@ -62,7 +71,18 @@ class Drafts:
     Making and iterating it raise the 400, 413 or 422 that says what is wrong and, in a batch, with which event.
     """
 
-    def __init__(self, body: bytes, *, ndjson: bool, max_body: int, max_payload: int, max_batch: int) -> None:
+    def __init__(
+        self,
+        body: bytes,
+        headers: EventHeaders = NOTHING,
+        *,
+        ndjson: bool,
+        max_body: int,
+        max_payload: int,
+        max_batch: int,
+    ) -> None:
+        """``headers``: what the request adds to those of its events."""
+        self._headers = headers
         self._max_body = max_body
         self._max_payload = max_payload
         self._max_batch = max_batch
@@ -106,19 +126,23 @@ class Drafts:
 
     def _drafts(self, events: list[EventBody], first: int) -> list[Draft]:
         made: list[Draft] = []
-        checked, max_payload = self._checked, self._max_payload
+        checked, most, added = self._checked, self._max_payload, self._headers
         for event in events:
             names = checked.get((event.channel, event.event_type))
-            if names is None or event.idempotency_key is not None or len(event.payload) > max_payload:
+            if names is None or event.idempotency_key is not None or event.headers is not None:
                 self._check(event, self._prefix(first + len(made)))
                 names = event.channel, event.event_type
                 checked[names] = names
             try:
                 payload = bytes(event.payload).decode()
+                headers = added.text(event.headers)
             except UnicodeDecodeError as error:
                 raise bodies.malformed(error) from None
+            size = len(event.payload)
+            if size > most or (headers is not None and (size := size + len(headers.encode())) > most):
+                raise _too_large(f"{self._prefix(first + len(made))}payload", f"{size} bytes", most)
             # The names as they were first seen: equal texts are in memory once.
-            made.append(Draft(names[0], names[1], payload, event.idempotency_key))
+            made.append(Draft(names[0], names[1], payload, event.idempotency_key, headers))
         return made
 
     def _check_numbers(self, drafts: list[Draft], first: int) -> None:
@@ -127,13 +151,16 @@ class Drafts:
         ``1e399`` has 5 bytes here and 400 in the database and on each stream.
         """
         for place, draft in enumerate(drafts, first):
-            field = f"{self._prefix(place)}payload"
-            length = written_out(draft.payload)
-            if length is None:
-                raise invalid([FieldError(field, f"contains a number with more than {MAX_DIGITS} digits")])
-            if length > self._max_payload:
-                raise _too_large(field, f"{length} bytes with its numbers written out", self._max_payload)
-            self._written_out += max(0, length - len(draft.payload))
+            length = 0
+            for name, text in (("payload", draft.payload), ("headers", draft.headers or "")):
+                field = f"{self._prefix(place)}{name}"
+                written = written_out(text)
+                if written is None:
+                    raise invalid([FieldError(field, f"contains a number with more than {MAX_DIGITS} digits")])
+                length += written
+                if length > self._max_payload:
+                    raise _too_large(field, f"{length} bytes with its numbers written out", self._max_payload)
+                self._written_out += max(0, written - len(text))
             if self._written_out > self._max_body:
                 detail = f"The numbers of the events, written out, take more than {self._max_body} bytes."
                 raise Problem(413, detail)
@@ -149,15 +176,15 @@ class Drafts:
             errors.append(FieldError(f"{prefix}eventType", fault))
         if event.idempotency_key is not None and (fault := names.key_fault(event.idempotency_key)):
             errors.append(FieldError(f"{prefix}idempotencyKey", fault))
+        if event.headers is not None and PUBLISHER in event.headers:
+            errors.append(FieldError(f"{prefix}headers.{PUBLISHER}", "is written by the server, from the token"))
         if errors:
             raise invalid(errors)
-        if len(event.payload) > self._max_payload:
-            raise _too_large(f"{prefix}payload", f"{len(event.payload)} bytes", self._max_payload)
 
 
 def _too_large(field: str, size: str, allowed: int) -> Problem:
     detail = f"{size}, {allowed} are allowed"
-    return Problem(413, f"The payload is too large: {detail}.", errors=[FieldError(field, detail)])
+    return Problem(413, f"The payload is too large, with its headers: {detail}.", errors=[FieldError(field, detail)])
 
 
 def _lines(body: bytes) -> Iterator[Piece]:
@@ -319,8 +346,9 @@ def _errors(item: memoryview | bytes, prefix: str) -> list[FieldError]:
         if name not in _FIELDS:
             errors.append(FieldError(f"{prefix}{name}", f"unknown field; allowed: {', '.join(_FIELDS)}"))
         elif name != "payload":
+            kind, wanted = _KINDS[name]
             try:
-                msgspec.json.decode(raw, type=str | None if name == "idempotencyKey" else str)
+                msgspec.json.decode(raw, type=kind)
             except msgspec.ValidationError:
-                errors.append(FieldError(f"{prefix}{name}", "must be a string"))
+                errors.append(FieldError(f"{prefix}{name}", f"must be {wanted}"))
     return errors

@@ -71,11 +71,11 @@ def query_cursor(query: MultiMapping[str], name: str) -> Cursor | None:
         raise invalid([FieldError(name, str(error))]) from None
 
 
-def query_flag(query: MultiMapping[str], name: str) -> bool:
-    """Return a truth value from a query; the default is false."""
+def query_flag(query: MultiMapping[str], name: str, *others: str) -> bool:
+    """Return a truth value from a query; the default is false. ``others`` are the values that the caller looks for."""
     text = query.get(name, "false")
     if text not in ("true", "false", "1", "0"):
-        raise invalid([FieldError(name, "must be true or false")])
+        raise invalid([FieldError(name, f"must be {' or '.join(('true', 'false', *others))}")])
     return text in ("true", "1")
 
 

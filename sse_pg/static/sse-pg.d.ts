@@ -10,6 +10,17 @@ export interface StreamEvent<T = unknown> {
   text: string
 }
 
+/** The data of an event with `envelope: true`. */
+export interface Envelope<T = unknown> {
+  id: number
+  channel: string
+  eventType: string
+  payload: T
+  /** Facts about the event, such as `traceparent` and `publisher`; undefined if it has none. */
+  headers?: Record<string, unknown>
+  createdAt: string
+}
+
 /** The events between the cursors `after` and `before` can no longer be delivered. */
 export interface Gap {
   reason: 'expired' | 'unknown'
@@ -20,8 +31,8 @@ export interface Gap {
 export interface StreamOptions {
   channels?: string[]
   userId?: string | number
-  /** Each event as `{id, channel, eventType, payload, createdAt}`. */
-  envelope?: boolean
+  /** The whole event as `data`: an `Envelope`, or a CloudEvent. */
+  envelope?: boolean | 'cloudevents'
   /** The cursor to start at; "0" means everything that is retained. Without it and without a stored cursor, the stream starts now. */
   from?: string
   /** A bearer token, or a function that returns one; it is called for each connection, and again after a 401. */

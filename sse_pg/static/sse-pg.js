@@ -71,7 +71,7 @@ async function open (url, options, cursor, signal) {
   const target = new URL(url, globalThis.document?.baseURI)
   if (channels?.length) target.searchParams.set('channels', channels.join(','))
   if (userId !== undefined) target.searchParams.set('userId', userId)
-  if (envelope) target.searchParams.set('envelope', 'true')
+  if (envelope) target.searchParams.set('envelope', envelope)
   const headers = new Headers(options.headers)
   const bearer = typeof token === 'function' ? await token() : token
   if (bearer) headers.set('Authorization', `Bearer ${bearer}`)

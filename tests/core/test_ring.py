@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from support.log_model import EPOCH, Log
 
 from sse_pg.core.cursor import START, Cursor
+from sse_pg.core.envelope import WHOLE, CloudEvent
 from sse_pg.core.event import Event
 from sse_pg.core.frontier import Frontier
 from sse_pg.core.ring import Entry, Ring
@@ -71,9 +72,11 @@ def test_an_unknown_channel_has_missed_nothing() -> None:
 
 def test_each_wire_form_is_made_once() -> None:
     entry = filled(1, 9).since(START, ALL)[0]  # type: ignore[index]
-    assert entry.frame(False) is entry.frame(False)
-    assert entry.frame(True) is entry.frame(True)
-    assert entry.frame(True) != entry.frame(False)
+    forms = [None, WHOLE, CloudEvent("urn:x"), CloudEvent("urn:y")]
+    made = [entry.frame(form) for form in forms]
+    assert len(set(made)) == 4
+    assert all(entry.frame(form) is one for form, one in zip(forms, made, strict=True))
+    assert entry.frame(CloudEvent("urn:x")) is made[2]
 
 
 @given(

@@ -13,6 +13,7 @@ from support.event_source import Dispatched, browser
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
+from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
 
@@ -27,6 +28,7 @@ PAYLOADS = st.builds(json.dumps, VALUES, ensure_ascii=st.booleans()).filter(
     lambda text: not any("\ud800" <= char <= "\udfff" for char in text)
 )
 IDS = st.integers(1, 2**63 - 1)
+ENVELOPES: list[Envelope | None] = [None, WHOLE, CloudEvent("urn:x")]
 
 
 HEADERS = st.none() | st.dictionaries(st.text(max_size=8), VALUES, max_size=4).map(json.dumps)
@@ -48,7 +50,7 @@ def test_plain(number: int, channel: str, name: str, payload: str) -> None:
 
 @given(IDS, NAMES, NAMES, PAYLOADS, HEADERS)
 def test_envelope(number: int, channel: str, name: str, payload: str, headers: str | None) -> None:
-    ((seen,), _) = browser(wire.frame(event(number, channel, name, payload, headers), Cursor(number), envelope=True))
+    ((seen,), _) = browser(wire.frame(event(number, channel, name, payload, headers), Cursor(number), envelope=WHOLE))
     assert (seen.type, seen.last_event_id) == ("message", str(number))
     assert json.loads(seen.data) == {
         "id": number,
@@ -62,8 +64,8 @@ def test_envelope(number: int, channel: str, name: str, payload: str, headers: s
     assert (headers or "") in seen.data
 
 
-@given(st.lists(st.tuples(IDS, NAMES, PAYLOADS, st.booleans()), max_size=6))
-def test_blocks_follow_each_other(several: list[tuple[int, str, str, bool]]) -> None:
+@given(st.lists(st.tuples(IDS, NAMES, PAYLOADS, st.sampled_from(ENVELOPES)), max_size=6))
+def test_blocks_follow_each_other(several: list[tuple[int, str, str, Envelope | None]]) -> None:
     stream = b"".join(
         wire.frame(event(number, "c", name, payload), Cursor(number), envelope=envelope)
         for number, name, payload, envelope in several
@@ -83,8 +85,8 @@ def test_a_cursor_with_gaps_is_the_id() -> None:
     assert seen.last_event_id == "1042~2"
 
 
-@pytest.mark.parametrize("envelope", [False, True])
-def test_an_event_below_its_cursor_has_its_number(envelope: bool) -> None:
+@pytest.mark.parametrize("envelope", ENVELOPES)
+def test_an_event_below_its_cursor_has_its_number(envelope: Envelope | None) -> None:
     made = wire.frame(event(1040), Cursor(1042), envelope=envelope)
     assert made.startswith(b"number: 1040\nid: 1042\n")
     ((seen,), _) = browser(made)
@@ -130,7 +132,7 @@ def test_heartbeat_is_no_event() -> None:
     [
         lambda bad: wire.frame(event(name=f"a{bad}data: forged"), Cursor(7)),
         lambda bad: wire.frame(event(payload=f'{{{bad}"a":1}}'), Cursor(7)),
-        lambda bad: wire.frame(event(payload=f'{{{bad}"a":1}}'), Cursor(7), envelope=True),
+        lambda bad: wire.frame(event(payload=f'{{{bad}"a":1}}'), Cursor(7), envelope=WHOLE),
         lambda bad: wire.block(f"a{bad}", "{}", Cursor(7)),
         lambda bad: wire.block("a", f"{{}}{bad}", Cursor(7)),
     ],
@@ -142,7 +144,7 @@ def test_breaks_are_refused(make: Callable[[str], bytes], bad: str) -> None:
 
 @pytest.mark.parametrize("bad", ["\r", "\n", "\0"])
 def test_breaks_in_json_strings_are_escaped_in_the_envelope(bad: str) -> None:
-    ((seen,), _) = browser(wire.frame(event(name=f"a{bad}b", channel=f"c{bad}d"), Cursor(7), envelope=True))
+    ((seen,), _) = browser(wire.frame(event(name=f"a{bad}b", channel=f"c{bad}d"), Cursor(7), envelope=WHOLE))
     assert json.loads(seen.data)["eventType"] == f"a{bad}b"
 
 
@@ -157,7 +159,7 @@ def test_breaks_in_json_strings_are_escaped_in_the_envelope(bad: str) -> None:
     ],
 )
 def test_moments_are_printed_in_rfc_3339(moment: int, printed: str) -> None:
-    ((seen,), _) = browser(wire.frame(Event(1, "c", "t", "1", moment), Cursor(1), envelope=True))
+    ((seen,), _) = browser(wire.frame(Event(1, "c", "t", "1", moment), Cursor(1), envelope=WHOLE))
     assert json.loads(seen.data)["createdAt"] == printed
 
 

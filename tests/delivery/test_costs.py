@@ -101,7 +101,7 @@ async def test_a_batch_is_one_write_for_each_stream_of_the_same_bytes(
     made: list[Cursor] = []
     frame = wire.frame
 
-    def counted(event: Any, cursor: Cursor, *, envelope: bool = False) -> bytes:
+    def counted(event: Any, cursor: Cursor, *, envelope: Any = None) -> bytes:
         made.append(cursor)
         return frame(event, cursor, envelope=envelope)
 

@@ -20,6 +20,7 @@ from support.waiting import eventually
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
+from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope
 from sse_pg.core.event import Event
 from sse_pg.core.frontier import Frontier
 from sse_pg.core.ranges import Ranges
@@ -32,6 +33,7 @@ from sse_pg.delivery.replay import Replay
 from sse_pg.delivery.stream import Stream
 
 LIMIT = 1000
+ENVELOPES: list[Envelope | None] = [None, WHOLE, CloudEvent("urn:x")]
 
 
 @dataclass(eq=False)
@@ -69,7 +71,7 @@ class Wire:
 
 
 def opened(
-    hub: Hub, *channels: str, at: Cursor = START, envelope: bool = False, chunked: bool = False
+    hub: Hub, *channels: str, at: Cursor = START, envelope: Envelope | None = None, chunked: bool = False
 ) -> tuple[Stream, Wire]:
     transport = Wire()
     stream = Stream(
@@ -132,12 +134,12 @@ async def test_one_write_for_a_batch(hub: Hub) -> None:
 
 async def test_chunked_and_envelope(hub: Hub) -> None:
     _, chunked = live(hub, "a", chunked=True)
-    _, envelope = live(hub, "a", envelope=True)
-    _, both = live(hub, "a", envelope=True, chunked=True)
+    _, envelope = live(hub, "a", envelope=WHOLE)
+    _, both = live(hub, "a", envelope=WHOLE, chunked=True)
     deliver(hub, event(11), event(12))
     plain = wire.frame(event(11), Cursor(11)) + wire.frame(event(12), Cursor(12))
     assert chunked.writes == [wire.chunk(plain)]
-    wrapped = b"".join(wire.frame(event(n), Cursor(n), envelope=True) for n in (11, 12))
+    wrapped = b"".join(wire.frame(event(n), Cursor(n), envelope=WHOLE) for n in (11, 12))
     assert envelope.writes == [wrapped]
     assert both.writes == [wire.chunk(wrapped)]
     assert [json.loads(block.data)["channel"] for block in envelope.blocks()] == ["a", "a"]
@@ -213,7 +215,7 @@ async def test_who_left_gets_nothing(hub: Hub) -> None:
 
 
 async def test_nothing_is_kept_of_streams_that_left(hub: Hub) -> None:
-    streams = [live(hub, "a", f"c{number}", envelope=bool(number % 2))[0] for number in range(6)]
+    streams = [live(hub, "a", f"c{number}", envelope=ENVELOPES[number % 3])[0] for number in range(6)]
     waiting, _ = opened(hub, "a")
     for stream in [*streams, waiting]:
         hub.leave(stream)
@@ -623,7 +625,7 @@ class Reading:
     channels: frozenset[str]
     began: Cursor
     last_id: str
-    envelope: bool
+    envelope: Envelope | None
     got: list[int] = field(default_factory=list)
     longest_id: int = 0
     stream: Stream | None = None
@@ -698,8 +700,8 @@ class TwoServers(RuleBasedStateMachine):
     def sweeps(self, which: int, slices: int) -> None:
         self.servers[which].advance(slices)
 
-    @rule(which=st.integers(0, 1), channels=st.sampled_from(["a", "b", "ab"]), envelope=st.booleans())
-    def connects(self, which: int, channels: str, envelope: bool) -> None:
+    @rule(which=st.integers(0, 1), channels=st.sampled_from(["a", "b", "ab"]), envelope=st.sampled_from(ENVELOPES))
+    def connects(self, which: int, channels: str, envelope: Envelope | None) -> None:
         if len(self.clients) < 4:
             position = self.servers[which].hub.position
             client = Reading(frozenset(channels), Cursor.parse(position.text), position.text, envelope)
@@ -740,7 +742,7 @@ class TwoServers(RuleBasedStateMachine):
             client.last_id = block.id
             client.longest_id = max(client.longest_id, len(block.id))
             data = block.json()
-            client.got.append(data["id"] if client.envelope else data)
+            client.got.append(int(data["id"]) if client.envelope else data)
         client.server.hub.leave(client.stream)
         client.stream = None
         self.sound = True
@@ -792,7 +794,7 @@ def test_no_event_is_lost_or_doubled_between_two_servers(ring: int, monkeypatch:
 
 
 def made_without_gaps(made: Callable[..., bytes]) -> Callable[..., bytes]:
-    return lambda event, cursor, *, envelope=False: made(event, Cursor(cursor.high), envelope=envelope)
+    return lambda event, cursor, *, envelope=None: made(event, Cursor(cursor.high), envelope=envelope)
 
 
 def since_by_high(self: Ring, cursor: Cursor, channels: frozenset[str]) -> list[Entry]:

@@ -11,6 +11,7 @@ from support.waiting import eventually
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
+from sse_pg.core.envelope import Envelope
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import NONE, Ranges
 from sse_pg.db import tail_session
@@ -122,7 +123,7 @@ async def test_a_delivery_that_fails_loses_nothing(
     """A bug of ours, in the middle of a batch: the clients come back, and get everything from the table."""
     frame, failures = wire.frame, 0
 
-    def broken(event: Event, cursor: Cursor, *, envelope: bool = False) -> bytes:
+    def broken(event: Event, cursor: Cursor, *, envelope: Envelope | None = None) -> bytes:
         nonlocal failures
         if event.payload == "2" and not failures:
             failures += 1
