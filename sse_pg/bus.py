@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from contextlib import AsyncExitStack
 
@@ -13,6 +14,7 @@ from sse_pg.auth.followers import Followers
 from sse_pg.auth.holds import Holds
 from sse_pg.config import Settings
 from sse_pg.db.connection import Connection
+from sse_pg.db.demand import Demand
 from sse_pg.db.maintenance import Maintenance
 from sse_pg.db.pool import make_pool
 from sse_pg.db.publisher import Publisher
@@ -28,6 +30,10 @@ from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
 from sse_pg.watched_task import WatchedTask, end_all
 
+log = logging.getLogger(__name__)
+
+#: Time without a request or stream after which /readyz relies on the tail's last look at the database.
+QUIET_AFTER_S = 30.0
 #: Time that attempts to connect get when the server stops.
 POOL_CLOSE_TIMEOUT_S = 1.0
 
@@ -38,9 +44,14 @@ class Bus:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.limits = Limits(settings)
+        self.demand = Demand(settings.let_go_after, streams=lambda: len(self.hub.streams))
         behind_pooler = settings.listen_database_url is not None
         self.pool = make_pool(
-            settings.database_url, settings.pool_size, settings.pool_timeout, behind_pooler=behind_pooler
+            settings.database_url,
+            settings.pool_size,
+            settings.pool_timeout,
+            behind_pooler=behind_pooler,
+            demand=self.demand,
         )
         self.store = Store(self.pool)
         self.publisher = Publisher(self.pool)
@@ -64,15 +75,18 @@ class Bus:
             settings.listen_url,
             self.hub,
             Control(tail_store, digests, self.followers, self.authorizer),
+            self.demand,
             order_wait=settings.order_wait,
             poll=settings.poll,
             safety_read=settings.safety_read,
             masked=settings.bell == "masked",
             on_connect=self._on_connect,
+            on_rest=self.registry.let_go,
+            rest=self._rest,
         )
         self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
         self.heartbeat = Heartbeat(self.hub, settings.heartbeat, settings.position_refresh)
-        self.maintenance = Maintenance(self.pool, settings)
+        self.maintenance = Maintenance(self.pool, settings, lambda: self.tail.meter.last_id)
         self.draining = False
         self.leaving = False
         """Whether each connection ends with its next response: true before the server drains or hands over its port."""
@@ -100,6 +114,18 @@ class Bus:
         self.pool.log_identity = self.tail_pool.log_identity = await log_identity(conn)
         await self.registry.register(conn)
 
+    async def _rest(self) -> None:
+        """Let go of the database, and return when somebody needs it."""
+        log.info("nobody needs the database: all connections are closed until somebody does")
+        self.authorizer.revoked(None, None)  # what is revoked from now on is not heard
+        self.pool.log_identity = self.tail_pool.log_identity = None
+        await self.pool.let_go()
+        await self.tail_pool.let_go()
+        await self.demand.until_needed()
+        log.info("the database is needed again")
+        await self.pool.come_back()
+        await self.tail_pool.come_back()
+
     async def end_streams(self, seconds: float) -> None:
         """End every stream, spread over ``seconds``, so that the clients do not all reconnect at the same moment."""
         self.draining = self.leaving = True
@@ -126,9 +152,14 @@ class Bus:
         await asyncio.gather(self.tail_pool.close(POOL_CLOSE_TIMEOUT_S), self.pool.close(POOL_CLOSE_TIMEOUT_S))
 
     def why_not_ready(self) -> str | None:
-        """Return why this server cannot serve now, or None if it can."""
+        """Return why this server cannot serve now, or None if it can. At rest it can: it comes back by itself."""
         if self.draining:
             return "the server is stopping"
-        if not self.tail.listening.is_set():
+        if not self.demand.is_away and not self.tail.listening.is_set():
             return self.tail.last_error
         return next((task.failure for task in self.tasks if task.failure is not None), None)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody has needed the database for some time. The tail still looks at it, unless it is at rest."""
+        return self.demand.idle_s >= QUIET_AFTER_S

@@ -182,10 +182,21 @@ class Settings:
     safety_read: float = setting(
         "SSE_PG_SAFETY_READ_MS",
         1.0,
-        "How often an idle server reads the log even if no notification (bell) has arrived.",
+        "How often an idle server reads the log even if no notification (bell) has arrived. While no stream is open, "
+        "it does so 60 times less often, but at least once a minute.",
         unit="ms",
         low=10,
         high=60000,
+    )
+    let_go_after: float = setting(
+        "SSE_PG_LET_GO_AFTER_SECONDS",
+        0.0,
+        "Time without a stream or a request that needs the database after which the server closes all its database "
+        "connections, so that a database that sleeps when it is idle can do so. The next stream or request opens them "
+        "again. 0 means never.",
+        unit="s",
+        low=0,
+        high=86400,
     )
     bell: str = setting(
         "SSE_PG_BELL",
@@ -368,7 +379,8 @@ class Settings:
     maintenance: float = setting(
         "SSE_PG_MAINTENANCE_SECONDS",
         60.0,
-        "How often partitions are created and old ones purged; it happens more often while ids are used up quickly.",
+        "How often partitions are created and old ones purged. It happens more often while ids are used up quickly, "
+        "and ten times less often while nothing is published and nobody needs the database.",
         unit="s",
         low=0.05,
         high=86400,

@@ -99,3 +99,7 @@ SELECT DISTINCT l.pid, coalesce(a.usename::text, '') FROM pg_locks l LEFT JOIN p
 -- How full the notification queue is. Asking also frees the part that no listener needs any more. Once the queue is full,
 -- nothing else frees it, because then every NOTIFY fails.
 SELECT pg_notification_queue_usage()
+
+-- name: look
+-- What a tail asks for while no stream is open. If no id was drawn since everything was read, there is nothing to read.
+SELECT sse_pg.last_id(), pg_notification_queue_usage()

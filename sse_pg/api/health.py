@@ -28,11 +28,17 @@ class HealthApi:
         return json_response({"status": "ok"})
 
     async def ready(self, _request: web.Request) -> web.Response:
-        """Return 200 if requests can be served: the database is reachable, LISTEN is up, the server is not stopping."""
+        """Return 200 if requests can be served: the database is reachable, LISTEN is up, the server is not stopping.
+
+        A database that nobody else needs is not asked: that would keep it from sleeping.
+        """
         reason = self._bus.why_not_ready()
         if reason is not None:
             raise unavailable(f"Not ready: {reason}.")
-        await self._bus.store.ping()
+        if self._bus.demand.is_away:
+            return json_response({"status": "at rest"})
+        if not self._bus.is_quiet:
+            await self._bus.store.ping()
         return json_response({"status": "ready"})
 
     async def active_connections(self, request: web.Request) -> web.Response:

@@ -114,6 +114,7 @@ def _tail(bus: Bus, now: float) -> Numbers:
         "sse_pg_gaps_retired_ids_total": {"came": tail.gaps.came, "dead": tail.gaps.dead},
         "sse_pg_bell_rings_total": {"": meter.bells},
         "sse_pg_tail_seconds_total": {str(state): spent for state, spent in meter.seconds(now).items()},
+        "sse_pg_at_rest": {"": bus.demand.is_away},
         "sse_pg_awake": {"": meter.state == "awake"},
         "sse_pg_listen_reconnects_total": {"": max(0, meter.connections - 1)},
         "sse_pg_listen_failures_total": {"": meter.failures},
@@ -122,7 +123,7 @@ def _tail(bus: Bus, now: float) -> Numbers:
         "sse_pg_position_id": {"": high},
         "sse_pg_notification_queue_usage_ratio": {"": meter.queue_usage},
     }
-    if tail.read_at is not None:
+    if tail.read_at is not None and not bus.demand.is_away:
         numbers["sse_pg_tail_read_age_seconds"] = {"": now - tail.read_at}
     return numbers
 

@@ -53,6 +53,10 @@ class StreamApi:
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Respond with a stream. It goes on after this has returned, until the client leaves or the server ends it."""
         identity = await self._bus.access.identify(request)
+        with self._bus.demand.hold():  # a server at rest comes back; from hub.add() on the stream itself counts
+            return await self._open_if_possible(request, identity)
+
+    async def _open_if_possible(self, request: web.Request, identity: Identity) -> web.StreamResponse:
         await self._require_ready(request)
         limit = self._bus.settings.max_streams
         # Those that are being opened count: between here and there are queries.
@@ -83,6 +87,8 @@ class StreamApi:
             self._release(stream)
             raise
         stream.open(bus.hub.add(stream))
+        if len(bus.hub.streams) == 1:
+            bus.tail.attend()
         if identity.expires is not None:
             stream.expiry = asyncio.get_running_loop().call_later(
                 max(0.0, identity.expires - time.time()), stream.end, EndReason.EXPIRED
@@ -167,13 +173,13 @@ class StreamApi:
                 async with asyncio.timeout(bus.settings.pool_timeout):
                     await bus.tail.listening.wait()
         reason = bus.why_not_ready()
-        if reason is None:
+        if reason is None and bus.tail.listening.is_set():
             return
         if "text/event-stream" in request.headers.get("Accept", "") and request.transport is not None:
             bus.refused_requests["not_ready"] += 1
             request.transport.abort()
             raise ClientGone
-        raise unavailable(f"Not ready: {reason}.", limit="not_ready")
+        raise unavailable(f"Not ready: {reason or bus.tail.last_error}.", limit="not_ready")
 
     async def _require_subscribed(self, user: str, channels: list[str]) -> None:
         subscribed = {name for name, _ in await self._bus.store.subscriptions(user)}

@@ -165,10 +165,11 @@ METRICS = (
         "sse_pg_tail_seconds_total",
         "counter",
         "Time that the tails spent in each state. asleep: waiting for the bell. awake: polling; publishers need not "
-        "ring. down: without a LISTEN connection.",
+        "ring. down: without a LISTEN connection. rest: without any connection, because nobody needs the database.",
         ("state",),
-        ("asleep", "awake", "down"),
+        ("asleep", "awake", "down", "rest"),
     ),
+    Metric("sse_pg_at_rest", "gauge", "Processes that have let go of the database, and have not come back to it yet."),
     Metric("sse_pg_awake", "gauge", "Processes whose tail is awake."),
     Metric("sse_pg_listen_reconnects_total", "counter", "LISTEN connections that a process made after its first."),
     Metric("sse_pg_listen_failures_total", "counter", "LISTEN connections that were lost or could not be made."),

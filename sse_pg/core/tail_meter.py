@@ -7,7 +7,7 @@ from typing import Literal
 
 from sse_pg.core.ranges import Ranges
 
-State = Literal["asleep", "awake", "down"]
+State = Literal["asleep", "awake", "down", "rest"]
 
 
 class TailMeter:
@@ -25,7 +25,7 @@ class TailMeter:
         self.queue_usage = 0.0
         """The part of PostgreSQL's notification queue that is in use, from 0 to 1."""
         self.state: State = "down"
-        self._seconds: dict[State, float] = {"asleep": 0.0, "awake": 0.0, "down": 0.0}
+        self._seconds: dict[State, float] = {"asleep": 0.0, "awake": 0.0, "down": 0.0, "rest": 0.0}
         self._since = now
         self._oldest: tuple[int, float] | None = None
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from random import random
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 PARTITIONS_AHEAD = 4
 #: Seconds between rounds while the sequence is about to outrun the partitions.
 MIN_PAUSE_S = 1.0
+#: Rounds that are left out, one after the other, while nobody needs the database and no id is drawn.
+ROUNDS_TO_SKIP = 9
 #: Rounds in a row that could not purge everything, after which a warning is logged.
 BUSY_ROUNDS_BEFORE_WARNING = 10
 
@@ -67,10 +71,14 @@ class Purged:
 class Maintenance:
     """The maintenance of the log, as the settings ask for it."""
 
-    def __init__(self, pool: Pool, settings: Settings) -> None:
+    def __init__(self, pool: Pool, settings: Settings, last_id: Callable[[], float] = lambda: math.inf) -> None:
+        """``last_id`` returns the last id drawn as far as this process knows, without asking the database."""
         self._pool = pool
+        self._last_id = last_id
         self._settings = settings
         self._busy = 0
+        self._is_complete = False
+        """Whether the last round left nothing to do."""
         self._last: tuple[float, int] | None = None
         self.rounds: Counter[str] = Counter()
         """Rounds by how they ended: done, busy, failed."""
@@ -82,19 +90,46 @@ class Maintenance:
         """The sum of all rounds."""
 
     async def run(self) -> None:
-        """Maintain the log until cancelled."""
+        """Maintain the log until cancelled. A server at rest does it once it is back."""
+        skipped = 0
         while True:
+            await self._pool.demand.until_here(None)
             pause = self._settings.maintenance
-            try:
-                await self.make_partitions()
-                self._report(await self.purge(self._settings.keep_events, self._settings.keep_hours))
-                pause = await self._pause()
-                self.succeeded_at = time.time()
-            except (BusUnavailable, psycopg.Error) as error:
-                self.rounds["failed"] += 1
-                log.warning("maintenance failed, the next round tries again: %s", summary(error))
+            if skipped < ROUNDS_TO_SKIP and self._has_nothing_to_do:
+                skipped += 1
+            else:
+                skipped, self._is_complete = 0, False
+                try:
+                    with self._pool.demand.upkeep():
+                        pause = await self._round()
+                except (BusUnavailable, psycopg.Error) as error:
+                    self.rounds["failed"] += 1
+                    log.warning("maintenance failed, the next round tries again: %s", summary(error))
             # The jitter keeps several servers from coming at the same moment.
             await asyncio.sleep(pause * (0.75 + random() / 2))  # noqa: S311 - not a secret
+
+    async def _round(self) -> float:
+        """Make partitions, purge, and return the seconds until the next round."""
+        await self.make_partitions()
+        purged = await self.purge(self._settings.keep_events, self._settings.keep_hours)
+        self._report(purged)
+        pause = await self._pause()
+        self.succeeded_at = time.time()
+        self._is_complete = purged.state == "done"
+        return pause
+
+    @property
+    def _has_nothing_to_do(self) -> bool:
+        """Whether nobody needs the database, and no id was drawn since a round that did everything.
+
+        Then only events and keys can be due that have become too old.
+        """
+        return (
+            self._is_complete
+            and self._last is not None
+            and self._last_id() <= self._last[1]
+            and self._pool.demand.idle_s >= self._settings.maintenance
+        )
 
     async def make_partitions(self) -> int | None:
         """Make the partitions that are missing; return how many, or None if others hold the table."""
@@ -149,7 +184,7 @@ class Maintenance:
         return min(self._settings.maintenance, max(MIN_PAUSE_S, seconds_left / 4))
 
     async def _row(self, name: str, params: Any = None) -> tuple[Any, ...]:
-        async with connection(self._pool) as conn:
+        async with connection(self._pool, upkeep=True) as conn:
             row = await (await conn.execute(query(name), params)).fetchone()
         assert row is not None
         return row

@@ -23,11 +23,14 @@ from sse_pg.db.connection import (
     set_up,
     summary,
 )
+from sse_pg.db.demand import Demand
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable
 
 #: Seconds that the check of a connection may take.
 CHECK_DEADLINE_S = 5.0
+#: Connections that stay open without a request.
+MIN_CONNECTIONS = 1
 #: Connections that reading the log leaves to others: publishing without and with keys, and everything that is short.
 RESERVED_CONNECTIONS = 3
 
@@ -53,14 +56,19 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
     log_identity: str | None = None
     """sse_pg.log_identity() as the LISTEN connection has it; None until it is known."""
 
-    def __init__(self, url: str, **kwargs: Any) -> None:
+    def __init__(self, url: str, demand: Demand, **kwargs: Any) -> None:
         super().__init__(url, connection_class=PooledConnection, configure=self.set_up, open=False, **kwargs)
         self._url = url
+        self.demand = demand
+        self._has_let_go = False
         self._returning: set[asyncio.Task[None]] = set()
         self._reads = asyncio.Semaphore(max(1, self.max_size - RESERVED_CONNECTIONS))
 
     async def set_up(self, conn: PooledConnection) -> None:
         """Set up a new connection. Nothing is set for a session behind a transaction pooler, expected or not."""
+        if self._has_let_go:  # this attempt to connect began earlier
+            await conn.close()
+            raise psycopg.OperationalError("this server has let go of the database")
         if self.behind_pooler:
             return
         if not self._is_direct:
@@ -81,6 +89,28 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
         finally:
             self._reads.release()
 
+    async def let_go(self) -> None:
+        """Close all connections, and open none until ``come_back``. Nobody may have one.
+
+        psycopg's pool cannot be opened again once it is closed, and keeps ``min_size`` connections as long as it is
+        open. So this takes the idle ones out of it, as its own shrinking does.
+        """
+        self._has_let_go = True
+        await asyncio.gather(*self._returning, return_exceptions=True)
+        await self.resize(0, self.max_size)
+        async with self._lock:
+            idle = list(self._pool)
+            self._pool.clear()
+            self._nconns -= len(idle)
+        for conn in idle:
+            await self._close_connection(conn)
+
+    async def come_back(self) -> None:
+        """Open connections again when they are needed."""
+        if self._has_let_go:
+            self._has_let_go = False
+            await self.resize(MIN_CONNECTIONS, self.max_size)
+
     async def give_back(self, conn: PooledConnection) -> None:
         """Put a connection back, even if the caller is cancelled meanwhile."""
         task = asyncio.create_task(self.putconn(conn))
@@ -89,20 +119,23 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
         await asyncio.shield(task)
 
 
-def make_pool(url: str | None, size: int, timeout: float, *, behind_pooler: bool = False) -> Pool:
-    """Return a pool of connections for requests, not yet open. ``timeout`` in seconds.
+def make_pool(
+    url: str | None, size: int, timeout: float, *, behind_pooler: bool = False, demand: Demand | None = None
+) -> Pool:
+    """Return a pool of connections for requests, not yet open. ``timeout`` in seconds; ``demand`` hears who needs one.
 
     A transaction pooler gives each transaction to another backend. So behind one nothing is set for a session, and no
     statement is prepared: a prepared statement is unknown to the next backend, unless the pooler keeps track of them.
     """
     pool = Pool(
         url or "",
+        demand or Demand(),
         kwargs={
             "application_name": APPLICATION,
             **({"prepare_threshold": None} if behind_pooler else {}),
             **PARAMETERS,
         },
-        min_size=1,
+        min_size=MIN_CONNECTIONS,
         max_size=size,
         timeout=timeout,
         reconnect_timeout=5,
@@ -112,33 +145,37 @@ def make_pool(url: str | None, size: int, timeout: float, *, behind_pooler: bool
 
 
 @asynccontextmanager
-async def lend(pool: Pool) -> AsyncIterator[Connection]:
+async def lend(pool: Pool, *, upkeep: bool = False) -> AsyncIterator[Connection]:
     """Lend a connection that works and leads to the log that the LISTEN connection reads.
 
-    Behind a transaction pooler the block is one transaction. It begins with the settings and the check, which go out
-    together with the first statement.
+    A server at rest comes back first, except for ``upkeep``: that raises BusUnavailable. Behind a transaction pooler
+    the block is one transaction. It begins with the settings and the check, which go out together with the first
+    statement.
     """
-    conn = await _take(pool)
-    since = time.monotonic()
-    try:
-        with deadline(conn, RESPONSE_DEADLINE_S):
-            if pool.behind_pooler:
-                async with conn.pipeline(), conn.transaction():
-                    await set_up(conn, local=True)
-                    await conn.execute(query("expect_log"), (pool.log_identity,))
+    with pool.demand.upkeep() if upkeep else pool.demand.hold():
+        if not upkeep:
+            await pool.demand.until_here(pool.timeout)
+        conn = await _take(pool)
+        since = time.monotonic()
+        try:
+            with deadline(conn, RESPONSE_DEADLINE_S):
+                if pool.behind_pooler:
+                    async with conn.pipeline(), conn.transaction():
+                        await set_up(conn, local=True)
+                        await conn.execute(query("expect_log"), (pool.log_identity,))
+                        yield conn
+                else:
                     yield conn
-            else:
-                yield conn
-    finally:
-        await pool.give_back(conn)
-        pool.lent_seconds += time.monotonic() - since
+        finally:
+            await pool.give_back(conn)
+            pool.lent_seconds += time.monotonic() - since
 
 
 @asynccontextmanager
-async def connection(pool: Pool) -> AsyncIterator[Connection]:
+async def connection(pool: Pool, *, upkeep: bool = False) -> AsyncIterator[Connection]:
     """Lend a connection as ``lend`` does; raises BusUnavailable if the database is unavailable."""
     try:
-        async with lend(pool) as conn:
+        async with lend(pool, upkeep=upkeep) as conn:
             yield conn
     except psycopg.Error as error:
         if is_unavailable(error):

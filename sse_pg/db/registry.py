@@ -90,6 +90,12 @@ class Registry:
                     log.debug("the number of streams could not be written: %s", summary(error))
             await asyncio.sleep(CHECK_INTERVAL_S)
 
+    async def let_go(self, conn: Connection) -> None:
+        """Delete the row over the LISTEN connection, which is about to be closed. Another row is taken upon return."""
+        number, self.server_id = self.server_id, None
+        if number is not None:
+            await conn.execute(query("server_delete"), (number,))
+
     async def unregister(self) -> None:
         """Delete the row when the server stops in an orderly way."""
         if self.server_id is not None:

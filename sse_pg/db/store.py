@@ -194,23 +194,23 @@ class Store:
 
     async def update_server(self, server_id: int, active: int, position: Cursor) -> None:
         """Write how many streams a server has, and what it has read."""
-        async with connection(self.pool) as conn:
+        async with connection(self.pool, upkeep=True) as conn:
             await conn.execute(query("server_update"), (active, position.high, read_to(position), server_id))
 
     async def remove_server(self, server_id: int) -> None:
         """Delete a server's row."""
-        async with connection(self.pool) as conn:
+        async with connection(self.pool, upkeep=True) as conn:
             await conn.execute(query("server_delete"), (server_id,))
 
     async def ping(self) -> None:
         """Find out whether the log can be read. Raises BusUnavailable if not, whatever the reason is."""
         try:
-            await self._rows("ping")
+            await self._rows("ping", upkeep=True)
         except psycopg.Error as error:
             raise BusUnavailable(summary(error)) from error
 
-    async def _rows(self, name: str, params: Any = None) -> list[tuple[Any, ...]]:
-        async with connection(self.pool) as conn:
+    async def _rows(self, name: str, params: Any = None, *, upkeep: bool = False) -> list[tuple[Any, ...]]:
+        async with connection(self.pool, upkeep=upkeep) as conn:
             cursor = await conn.execute(query(name), params, binary=True)
             return await cursor.fetchall()
 

@@ -58,6 +58,9 @@ class Read(NamedTuple):
 async def listen(conn: Connection) -> None:
     """Set up the session, and LISTEN to the bell and to the control channel."""
     await conn.execute(query("tail_session"))
+    # A session that LISTENs first goes through what is left in the queue. After a long time without listeners, that may
+    # name transactions whose state PostgreSQL has forgotten, and LISTEN fails. Asking for the usage drops it.
+    await queue_usage(conn)
     await conn.execute(query("listen"))
 
 
@@ -175,6 +178,12 @@ async def queue_usage(conn: Connection) -> float:
     """Read how full PostgreSQL's notification queue is, from 0 to 1."""
     ((usage,),) = await (await conn.execute(query("notification_queue"))).fetchall()
     return float(usage)
+
+
+async def look(conn: Connection) -> tuple[int, float]:
+    """Read, with one statement, the last id drawn and how full the notification queue is."""
+    ((last, usage),) = await (await conn.execute(query("look"))).fetchall()
+    return int(last), float(usage)
 
 
 async def note_settled(conn: Connection, high: int, missing: Ranges) -> None:

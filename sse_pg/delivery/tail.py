@@ -10,11 +10,11 @@ before they ring (``announce`` in sql/schema.sql). docs/guarantee.md argues why 
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import random
-from typing import Any
 
 import psycopg
 
@@ -23,6 +23,7 @@ from sse_pg.core.ranges import Ranges
 from sse_pg.core.tail_meter import TailMeter
 from sse_pg.db import tail_session
 from sse_pg.db.connection import Connection, connect_listener, deadline, is_unavailable, summary
+from sse_pg.db.demand import Demand
 from sse_pg.db.tail_session import Publishers
 from sse_pg.delivery.bell import Bell
 from sse_pg.delivery.control_listener import ControlListener
@@ -44,10 +45,27 @@ SLEEP_RETRY_S = 10.0
 GAP_POLL_S = 0.002
 #: Time between reads of a tail that has fallen asleep, while a publisher is in flight that may not ring for it.
 IN_FLIGHT_POLL_S = 0.025
+#: With no stream open, a tail that has read everything looks this many times less often than its safety reads are ...
+QUIET_FACTOR = 60
+#: ... but at least this often.
+MAX_QUIET_S = 60.0
 #: Time without a response after which the connection is considered dead.
 RESPONSE_DEADLINE_S = 10.0
 #: Longest pause before the next attempt to connect, on average.
 MAX_RECONNECT_PAUSE_S = 1.0
+
+
+class Pause(enum.Enum):
+    """Why a sleeping tail waits for the bell only for a while."""
+
+    HELD = enum.auto()
+    """Events are held back by a missing id."""
+    IN_FLIGHT = enum.auto()
+    """A publisher is in flight that may not ring."""
+    SAFETY = enum.auto()
+    """A bell may be lost."""
+    QUIET = enum.auto()
+    """The same, but nobody waits for an event."""
 
 
 class Tail:
@@ -58,26 +76,39 @@ class Tail:
         url: str | None,
         hub: Hub,
         control: ControlListener,
+        demand: Demand,
         *,
         order_wait: float,
         poll: float,
         safety_read: float,
         masked: bool,
-        on_connect: Callable[[Connection], Any],
+        on_connect: Callable[[Connection], Awaitable[None]],
+        on_rest: Callable[[Connection], Awaitable[None]],
+        rest: Callable[[], Awaitable[None]],
     ) -> None:
         """``order_wait``, ``poll`` and ``safety_read`` are in seconds.
 
         ``masked``: the tail may be awake, and publishers then need not ring. ``on_connect`` is awaited with each new
-        connection before the log is read.
+        connection before the log is read, ``on_rest`` with the connection before it is closed because nobody needs the
+        database. ``rest`` then returns when somebody does.
         """
         self._url = url
         self._hub = hub
         self._control = control
+        self._demand = demand
         self._order_wait = order_wait
         self._poll = poll
         self._safety_read = safety_read
+        self._pauses = {
+            Pause.HELD: GAP_POLL_S,
+            Pause.IN_FLIGHT: IN_FLIGHT_POLL_S,
+            Pause.SAFETY: safety_read,
+            Pause.QUIET: max(safety_read, min(MAX_QUIET_S, QUIET_FACTOR * safety_read)),
+        }
         self._masked = masked
         self._on_connect = on_connect
+        self._on_rest = on_rest
+        self._until_needed = rest
         self._frontier: Frontier | None = None
         self.gaps = GapCounts()
         self.meter = TailMeter(time.monotonic())
@@ -86,6 +117,8 @@ class Tail:
         self._fell_asleep_at: int | None = None
         """The last id drawn when the tail fell asleep, while a publisher may be in flight that does not ring for it."""
         self._noted_settled = 0
+        self._complete_to: int | None = None
+        """The last id drawn, if every id up to it was read or can no longer come; None if that is not known."""
         self._busy_bells: list[float] = []
         self.listening = asyncio.Event()
         """Set while the connection is up and the log was read on it."""
@@ -98,12 +131,16 @@ class Tail:
         """Follow the log until cancelled. A lost connection is replaced; the pauses between attempts grow."""
         attempt = 0
         while True:
+            if self._demand.is_away or self._demand.begin_rest():
+                await self._rest()
+                attempt = 0
             try:
                 # Not wait_for(), which can lose a cancellation in Python 3.11.
                 async with asyncio.timeout(RESPONSE_DEADLINE_S):
                     conn = await connect_listener(self._url)
                 try:
                     await self._start(conn)
+                    self._demand.end_rest()
                     attempt = 0
                     await self._follow(conn)
                 finally:
@@ -122,11 +159,16 @@ class Tail:
                 level = logging.ERROR
             else:
                 continue
+            self._demand.end_rest()  # requests find out for themselves whether the database is there
             self.meter.failures += 1
             pause = min(MAX_RECONNECT_PAUSE_S, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
             attempt = min(attempt + 1, 10)
             log.log(level, "%s; next attempt in %.2f s", self.last_error, pause)
             await asyncio.sleep(pause)
+
+    def attend(self) -> None:
+        """Look at once, and often from now on, because a stream has been opened while there was none."""
+        self._bell.ring()
 
     async def fresh(self) -> None:
         """Wait until everything that a read beginning after this call finds is handed on."""
@@ -162,6 +204,7 @@ class Tail:
             self._begin_anew(publishers)
         self._hub.epochs = epochs
         self._fell_asleep_at = None if self.awake else publishers.last
+        self._complete_to = None
         self._control.missed()
         await self._read_log(conn, settle=True)
         self.last_error = ""
@@ -190,14 +233,19 @@ class Tail:
         idle = 0
         awake_until = 0.0
         last_settled = time.monotonic()
-        while True:
+        while not self._demand.begin_rest():
             is_safety_read = False
             if self.awake:
                 woken = await self._bell.pause(GAP_POLL_S if self._held else self._poll)
             else:
-                pause = self._pause_s()
-                woken = await self._bell.wait(conn, pause)
-                is_safety_read = not woken and pause == self._safety_read
+                pause, due = self._pause, self._demand.rests_in_s
+                limit = self._pauses[pause]
+                woken = await self._bell.wait(conn, limit if due is None else min(limit, due))
+                if not woken and due is not None and due < limit:
+                    continue  # the time has come to let go of the database, unless somebody has needed it since
+                if not woken and pause is Pause.QUIET and await self._finds_nothing(conn):
+                    continue
+                is_safety_read = not woken and pause in (Pause.SAFETY, Pause.QUIET)
             if self._control.epoch_began:
                 # begin_epoch() was called. What this server has read belongs to this log; a client's cursor may not.
                 with deadline(conn, RESPONSE_DEADLINE_S):
@@ -219,12 +267,42 @@ class Tail:
             elif woken and found and self._busy(now):
                 await self._wake_up(conn)
                 idle = 0
+        self.listening.clear()
+        self.last_error = "the server comes back to the database"
+        await self._note_settled(conn)
+        with deadline(conn, RESPONSE_DEADLINE_S):
+            await self._on_rest(conn)
 
-    def _pause_s(self) -> float:
-        """Return how long a sleeping tail waits for the bell."""
+    @property
+    def _pause(self) -> Pause:
+        """Why a sleeping tail waits for the bell only for a while."""
         if self._held:
-            return GAP_POLL_S
-        return IN_FLIGHT_POLL_S if self._fell_asleep_at is not None else self._safety_read
+            return Pause.HELD
+        if self._fell_asleep_at is not None:
+            return Pause.IN_FLIGHT
+        assert self._frontier is not None
+        is_noted = self._noted_settled >= self._frontier.seen
+        if self._hub.streams or self._complete_to is None or self.open or not is_noted:
+            return Pause.SAFETY
+        return Pause.QUIET
+
+    async def _finds_nothing(self, conn: Connection) -> bool:
+        """Return whether no id was drawn since everything was read: a safety read for which nobody waits."""
+        with deadline(conn, RESPONSE_DEADLINE_S):
+            last, self.meter.queue_usage = await tail_session.look(conn)
+        if last != self._complete_to:
+            return False
+        self.read_at = time.monotonic()
+        self.meter.safety_reads[False] += 1
+        return True
+
+    async def _rest(self) -> None:
+        """Wait, without a connection, until somebody needs the database. Then follow the log as a new server does."""
+        self._frontier = None
+        self._noted_settled = 0
+        self.meter.enter("rest", time.monotonic())
+        await self._until_needed()
+        self.meter.enter("down", time.monotonic())
 
     @property
     def _held(self) -> bool:
@@ -299,6 +377,7 @@ class Tail:
         frontier = self._frontier
         assert frontier is not None
         in_flight = None
+        self._complete_to = None
         with deadline(conn, RESPONSE_DEADLINE_S):
             if settle or frontier.open:
                 in_flight = await self._publishers(conn)
@@ -319,6 +398,8 @@ class Tail:
             await self._skip_purged(conn, frontier, read.purged_to)
             if in_flight is not None:
                 frontier.settle(in_flight.last, in_flight.alive)
+                if not in_flight.alive.up_to(in_flight.last):
+                    self._complete_to = in_flight.last
         await self._control.apply()
         released = frontier.release(now)
         try:
