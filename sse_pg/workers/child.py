@@ -27,6 +27,7 @@ from sse_pg.config import Settings
 from sse_pg.db.connection import describe
 from sse_pg.server import serve
 from sse_pg.workers.messages import SIGNALS, Report, Request, StartMessage
+from sse_pg.workers.reports import Reports
 from sse_pg.workers.totals import TotalsClient
 
 #: Maximum length of the reason in a report.
@@ -37,7 +38,7 @@ log = logging.getLogger("sse_pg.workers.child")  # __name__ is __main__ here
 
 def main() -> None:
     """Serve according to the start message, until a signal or the end of the supervisor."""
-    reports = os.dup(1)
+    reports = Reports(os.dup(1))
     os.dup2(2, 1)  # so that nothing that is printed ends up among the reports
     line = _first_line()
     if not line:
@@ -47,24 +48,20 @@ def main() -> None:
     supervisor = _Supervisor()
     threading.Thread(target=supervisor.read_requests, name="supervisor", daemon=True).start()
 
-    def send(report: Report) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(reports, report.line())
-
     sockets = [socket.socket(fileno=number) for number in start.sockets]
     for each in sockets:
         each.set_inheritable(False)
     try:
-        asyncio.run(_serve(start.settings, sockets, send, supervisor))
+        asyncio.run(_serve(start.settings, sockets, reports, supervisor))
     except Exception as error:
         log.debug("the worker fails", exc_info=True)
-        send(Report(failed=describe(error)[:MAX_REASON_CHARS]))
+        reports.send(Report(failed=describe(error)[:MAX_REASON_CHARS]))
         sys.exit(1)
 
 
-async def _serve(
-    settings: Settings, sockets: list[socket.socket], send: Callable[[Report], None], supervisor: _Supervisor
-) -> None:
+async def _serve(settings: Settings, sockets: list[socket.socket], reports: Reports, supervisor: _Supervisor) -> None:
+    send = reports.send
+    await reports.start()
     totals = TotalsClient(lambda: send(Report(wants_totals=True)))
     app = create_app(settings)
     app[GATHER] = totals.fetch
@@ -88,6 +85,7 @@ async def _serve(
         )
     finally:
         send(Report(numbers=read(app[BUS])))
+        await reports.close()
 
 
 def _first_line() -> bytes:
