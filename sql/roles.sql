@@ -5,7 +5,7 @@
 -- roles that log in: GRANT sse_pg_publisher TO shop;
 --
 --   sse_pg_publisher   may call publish(), and nothing else
---   sse_pg_subscriber  may read every event, change subscriptions and call position()
+--   sse_pg_subscriber  may read every event, be a consumer, change subscriptions and call position()
 --   sse_pg_server      has the rights that `sse-pg serve` and `sse-pg purge` need; it owns nothing
 
 BEGIN;
@@ -36,8 +36,8 @@ GRANT USAGE ON SCHEMA sse_pg TO sse_pg_publisher, sse_pg_subscriber, sse_pg_serv
 -- raw INSERT and COPY add: GRANT INSERT (channel, event_type, payload, headers) ON sse_pg.events TO sse_pg_publisher;
 GRANT EXECUTE ON FUNCTION sse_pg.publish(text, text, jsonb, text, jsonb) TO sse_pg_publisher;
 
--- A reader in SQL uses LISTEN sse_pg and reads the events from a position on; log and epochs show which events are lost.
-GRANT SELECT ON sse_pg.events, sse_pg.epochs, sse_pg.subscriptions TO sse_pg_subscriber;
+-- A reader in SQL uses LISTEN sse_pg and calls read() or consume(), which run with their owner's rights.
+GRANT SELECT ON sse_pg.events, sse_pg.epochs, sse_pg.subscriptions, sse_pg.consumers TO sse_pg_subscriber;
 GRANT SELECT (only_row, purged_to, settled_to, open_first, open_last, identity) ON sse_pg.log TO sse_pg_subscriber;
 GRANT EXECUTE ON FUNCTION
     sse_pg.position(),
@@ -45,7 +45,11 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.publishers(),
     sse_pg.last_id(),
     sse_pg.subscribe(text, text),
-    sse_pg.unsubscribe(text, text)
+    sse_pg.unsubscribe(text, text),
+    sse_pg.read(text, text[], integer),
+    sse_pg.consume(text, text[], integer),
+    sse_pg.drop_consumer(text),
+    sse_pg.consumer_states()
 TO sse_pg_subscriber;
 
 -- The server reads the log. It makes its changes through functions, except for its own row in sse_pg.servers and its
@@ -69,6 +73,7 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.unsubscribe(text, text),
     sse_pg.authorize(text, text, text),
     sse_pg.live_servers(),
+    sse_pg.consumer_states(),
     sse_pg.partitions(),
     sse_pg.make_partitions(integer, bigint),
     sse_pg.purge(bigint, interval, interval)

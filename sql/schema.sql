@@ -442,6 +442,73 @@ END $$;
 
 -- ------------------------------------------------------------------ position
 
+-- In SQL, a cursor is the set of ids that its reader was offered. 0 belongs to every cursor.
+
+-- Fails if the text is not a printed cursor. The form is described in sse_pg/core/cursor.py.
+CREATE FUNCTION sse_pg.cursor_ids(printed text) RETURNS int8multirange
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    part  text;
+    high  numeric;
+    above numeric;
+    first numeric;
+    last  numeric;
+    gaps  int8range[] := '{}';
+BEGIN
+    IF length(printed) <= 128
+       AND printed ~ '^[0-9]{1,19}(~[0-9]{1,19}(-[0-9]{1,19})?(,[0-9]{1,19}(-[0-9]{1,19})?)*)?$' THEN
+        high := split_part(printed, '~', 1)::numeric;
+        high := CASE WHEN high <= 9223372036854775807 THEN least(high, 9223372036854775806) END;
+        above := high;
+        FOREACH part IN ARRAY string_to_array(split_part(printed, '~', 2), ',') LOOP
+            last := above - split_part(part, '-', 1)::numeric;
+            first := last + 1 - coalesce(nullif(split_part(part, '-', 2), ''), '1')::numeric;
+            IF last >= above OR first > last OR first < 1 THEN
+                high := NULL;
+                EXIT;
+            END IF;
+            gaps := gaps || int8range(first::bigint, last::bigint, '[]');
+            above := first - 1;
+        END LOOP;
+    END IF;
+    IF high IS NULL THEN
+        RAISE EXCEPTION 'not a cursor: %', coalesce(quote_literal(left(printed, 40)), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = '''0'' is the cursor before the oldest event.';
+    END IF;
+    RETURN int8multirange(int8range(0, high::bigint, '[]')) - int8multirange(VARIADIC gaps);
+END $$;
+
+-- The text of a cursor, as sse_pg/core/cursor.py prints it: high, then the gaps from the top down, each as the count of ids
+-- since the gap above and, if it is longer than one id, its length. It has at most 128 bytes: if the gaps do not fit, high
+-- is lowered below the first gap that does not fit, and a reader may see events again.
+CREATE FUNCTION sse_pg.cursor_text(offered int8multirange) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    spans   int8range[];
+    top     integer;
+    missing bigint;
+    printed text;
+BEGIN
+    IF offered = int8multirange(range_merge(offered)) THEN
+        RETURN (upper(offered) - 1)::text;
+    END IF;
+    spans := ARRAY(SELECT unnest(offered));
+    top := cardinality(spans);
+    LOOP
+        IF top <= 65 THEN       -- more gaps never fit
+            printed := (upper(spans[top]) - 1)::text;
+            FOR i IN REVERSE top .. 2 LOOP
+                missing := lower(spans[i]) - upper(spans[i - 1]);
+                printed := printed || CASE WHEN i = top THEN '~' ELSE ',' END || (upper(spans[i]) - lower(spans[i]))
+                    || CASE WHEN missing > 1 THEN '-' || missing ELSE '' END;
+            END LOOP;
+            EXIT WHEN length(printed) <= 128;
+        END IF;
+        top := top - 1;
+    END LOOP;
+    RETURN printed;
+END $$;
+
 -- Every id up to `high` is visible or dead, except for the ranges of the gaps, ascending: events may still appear in them.
 --
 -- READ COMMITTED: the windows are read before the snapshot of the second statement, so the ranges are exact.
@@ -478,41 +545,15 @@ END $$;
 
 -- The cursor from which a stream continues after what the caller's transaction sees. In REPEATABLE READ that is the
 -- snapshot of the whole transaction; in READ COMMITTED it is the moment of this call, so call it before you read.
--- The text is the same as sse_pg/core/cursor.py prints: high, then the gaps from the top down, each as the count of ids
--- skipped since the gap above and, if it is longer than one id, its length. It has at most 128 bytes: if the gaps do not
--- fit, high is lowered below the first gap that does not fit, and a reader may see events again.
 CREATE FUNCTION sse_pg.position() RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    here   record;
-    top    bigint;
-    above  bigint;
-    printed text;
-    kept   integer;
+    here record;
 BEGIN
     SELECT * INTO here FROM sse_pg.visible_position();
-    kept := cardinality(here.gap_first);
-    top := here.high;
-    IF kept > 0 AND here.gap_last[kept] = top THEN      -- a cursor's high is never in a gap
-        top := here.gap_first[kept] - 1;
-        kept := kept - 1;
-    END IF;
-    LOOP
-        IF kept <= 64 THEN       -- more never fit
-            above := top;
-            printed := top::text;
-            FOR i IN REVERSE kept .. 1 LOOP
-                printed := printed || CASE WHEN i = kept THEN '~' ELSE ',' END || (above - here.gap_last[i])
-                    || CASE WHEN here.gap_last[i] > here.gap_first[i]
-                            THEN '-' || (here.gap_last[i] - here.gap_first[i] + 1) ELSE '' END;
-                above := here.gap_first[i] - 1;
-            END LOOP;
-            EXIT WHEN length(printed) <= 128;
-        END IF;
-        top := here.gap_first[kept] - 1;
-        kept := kept - 1;
-    END LOOP;
-    RETURN printed;
+    RETURN sse_pg.cursor_text(int8multirange(int8range(0, here.high, '[]')) - (
+        SELECT coalesce(range_agg(int8range(g.first, g.last, '[]')), '{}')
+          FROM unnest(here.gap_first, here.gap_last) g(first, last)));
 END $$;
 
 -- ------------------------------------------------------------------ epochs
@@ -623,6 +664,369 @@ BEGIN
      WHERE greatest(l.settled_to, l.purged_to) > p.last;
     RETURN false;
 END $$;
+
+-- ------------------------------------------------------------------ readers in SQL
+
+-- The cursors of the named consumers. The set is stored, not its text, so it never has to be lowered.
+CREATE TABLE sse_pg.consumer_cursors (
+    name       text COLLATE "C" PRIMARY KEY
+        CHECK (char_length(name) BETWEEN 1 AND 255 AND name !~ E'[\\u0001-\\u001f\\u007f]'),
+    channels   text[] COLLATE "C" NOT NULL,            -- ascending
+    offered    int8multirange,                         -- NULL: nothing yet
+    epoch      bigint NOT NULL,                        -- the newest one of the log when the cursor was written
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Checks what a reader asks for. Returns the channels in ascending order.
+CREATE FUNCTION sse_pg.wanted_channels(channels text[], most integer) RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    wrong text;
+BEGIN
+    IF coalesce(cardinality(channels), 0) = 0 OR most < 1 OR most IS NULL THEN
+        RAISE EXCEPTION 'a reader needs at least one channel, and may ask for 1 event or more'
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT coalesce(quote_literal(c.name), 'NULL') INTO wrong
+      FROM unnest(channels) c(name) WHERE sse_pg.is_channel(c.name) IS NOT TRUE LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'not the name of a channel: %', wrong USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN ARRAY(SELECT DISTINCT c.name COLLATE "C" FROM unnest(channels) c(name) ORDER BY 1);
+END $$;
+
+-- In REPEATABLE READ, a partition that was dropped or truncated after the snapshot looks empty, although `purged_to` is
+-- still that of the snapshot. Call this after reading: it fails if the file of a partition is not the one of the snapshot.
+CREATE FUNCTION sse_pg.refuse_purged_snapshot() RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') AND EXISTS (
+        SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+         WHERE i.inhparent = 'sse_pg.events'::regclass
+           AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)) THEN
+        RAISE EXCEPTION 'events were purged after this transaction took its snapshot'
+            USING ERRCODE = 'serialization_failure', HINT = 'Run the transaction again.';
+    END IF;
+END $$;
+
+-- Two functions read in a block that ends with an error of their own, SPEND. So the locks on the partitions end with the
+-- block, and a reader whose transaction is long does not keep purge() from dropping them. What was read stays.
+
+-- Whether there is something for a reader: an event that it lacks, or a purge of ids that it lacks.
+CREATE FUNCTION sse_pg.is_behind(offered int8multirange, channels text[]) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET jit = off AS $$
+DECLARE
+    missing int8range[] := ARRAY(SELECT unnest(int8multirange(int8range(1, NULL)) - offered));
+    found   boolean;
+BEGIN
+    found := (SELECT lower(missing[1]) <= l.purged_to FROM sse_pg.log l)
+        OR EXISTS (SELECT FROM unnest(channels) c(channel) CROSS JOIN unnest(missing) m(ids)
+                    CROSS JOIN LATERAL (
+                        SELECT FROM sse_pg.events e
+                         WHERE (e.channel, e.id) >= (c.channel, lower(m.ids))
+                           AND (e.channel, e.id) < (c.channel, coalesce(upper(m.ids), 9223372036854775807))
+                           AND e.id >= lower(missing[1])
+                         ORDER BY e.channel, e.id LIMIT 1) f);
+    PERFORM sse_pg.refuse_purged_snapshot();
+    RAISE EXCEPTION USING ERRCODE = 'SPEND';
+EXCEPTION WHEN SQLSTATE 'SPEND' THEN
+    RETURN found;
+END $$;
+
+-- The ids of a set that belong to visible events of other channels. An event of the channels that becomes visible meanwhile
+-- does not count, so it does not matter that its reader has read before this call.
+CREATE FUNCTION sse_pg.visible_elsewhere(ids int8multirange, channels text[], most integer DEFAULT NULL)
+RETURNS int8multirange
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET jit = off AS $$
+BEGIN
+    RETURN (SELECT coalesce(range_agg(int8range(f.id, f.id, '[]')), '{}')
+              FROM (SELECT e.id
+                      FROM unnest(ids) m(part)
+                     CROSS JOIN LATERAL (
+                         SELECT i.id FROM sse_pg.events i
+                          WHERE i.id >= lower(m.part) AND i.id < coalesce(upper(m.part), 9223372036854775807)
+                            AND i.channel <> ALL (channels)
+                          ORDER BY i.id LIMIT most) e
+                     LIMIT most) f);
+END $$;
+
+-- The ids that may still come, in the eyes of this transaction; all above the last id drawn are among them. The order is
+-- that of the tail: the last id and the windows of the publishers in flight first, and after this call the rows. In READ
+-- COMMITTED each statement of a VOLATILE function sees what was committed before it, so an id that is not in this set and
+-- not among the rows is dead (docs/guarantee.md). In REPEATABLE READ all statements see the same; there, the place of the
+-- windows is taken by what a tail had noted before the snapshot.
+CREATE FUNCTION sse_pg.unsettled_ids() RETURNS int8multirange
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    firsts bigint[];
+    lasts  bigint[];
+BEGIN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') AND NOT pg_is_in_recovery() THEN
+        SELECT l.open_first || (l.settled_to + 1), l.open_last || 9223372036854775807
+          INTO firsts, lasts FROM sse_pg.log l;
+    ELSE
+        SELECT p.window_first || (p.last + 1), p.window_last || 9223372036854775807
+          INTO firsts, lasts FROM sse_pg.publishers() p;
+    END IF;
+    RETURN (SELECT range_agg(int8range(w.first, nullif(w.last, 9223372036854775807), '[]'))
+              FROM unnest(firsts, lasts) w(first, last));
+END $$;
+
+-- The events of these channels that a cursor lacks, ascending, each with the cursor after it: at most `most`, and at most
+-- 8 MiB or one larger event. A row without event_type comes last if nothing is left; its cursor covers everything that is
+-- settled. NULL is the cursor of a reader that begins at the oldest event. If ids that the cursor lacks were purged, the
+-- first row has the type sse-pg.gap.
+--
+-- `#> '{}'` fetches a payload that is stored outside of its row, so that the row can outlive the locks.
+CREATE FUNCTION sse_pg.lacked(offered int8multirange, channels text[], most integer)
+RETURNS TABLE (id bigint, channel text, event_type text, payload jsonb, headers jsonb, created_at timestamptz,
+               reached int8multirange)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET enable_incremental_sort = off SET jit = off AS $$
+DECLARE
+    unsettled    int8multirange := sse_pg.unsettled_ids();      -- before the rows
+    missing      int8range[];
+    part         int8multirange;
+    e            record;
+    previous     bigint := 0;
+    given        integer := 0;
+    bytes        bigint := 0;
+    is_cut_off   boolean := false;
+    is_checked   boolean := false;
+BEGIN
+    reached := coalesce(offered, '{[0,0]}');
+    missing := ARRAY(SELECT unnest(int8multirange(int8range(1, NULL)) - reached));
+    BEGIN
+        FOR e IN
+            SELECT l.purged_to, r.id, r.channel, r.event_type, r.payload #> '{}' AS payload, r.headers #> '{}' AS headers,
+                   r.created_at, 100 + pg_column_size(r.payload) + coalesce(pg_column_size(r.headers), 0) AS bytes
+              FROM sse_pg.log l
+              LEFT JOIN LATERAL (
+                  SELECT f.*
+                    FROM unnest(channels) c(channel) CROSS JOIN unnest(missing) m(ids)
+                   CROSS JOIN LATERAL (
+                       SELECT * FROM sse_pg.events s
+                        WHERE (s.channel, s.id) >= (c.channel, lower(m.ids))
+                          AND (s.channel, s.id) < (c.channel, coalesce(upper(m.ids), 9223372036854775807))
+                          AND s.id >= lower(missing[1])
+                        ORDER BY s.channel, s.id LIMIT most) f
+                   ORDER BY f.id LIMIT most) r ON true
+             ORDER BY r.id
+        LOOP
+            IF NOT is_checked THEN
+                is_checked := true;
+                part := int8multirange(int8range(0, e.purged_to, '[]'));
+                IF NOT reached @> part THEN
+                    reached := reached + part;
+                    IF offered IS NOT NULL THEN
+                        event_type := 'sse-pg.gap';
+                        payload := jsonb_build_object('reason', 'expired', 'after', sse_pg.cursor_text(offered),
+                                                      'before', sse_pg.cursor_text(reached));
+                        created_at := clock_timestamp();
+                        RETURN NEXT;
+                    END IF;
+                END IF;
+            END IF;
+            CONTINUE WHEN e.id IS NULL OR reached @> e.id;
+            bytes := bytes + CASE WHEN e.bytes < 2000 THEN e.bytes      -- it may be compressed
+                                  ELSE octet_length(e.payload::text) + coalesce(octet_length(e.headers::text), 0) END;
+            is_cut_off := given > 0 AND bytes > 8388608;
+            EXIT WHEN is_cut_off;
+            -- Ids of other channels that are visible among the unsettled ones leave no gaps.
+            part := int8multirange(int8range(previous + 1, e.id)) * unsettled - reached;
+            reached := reached + (int8multirange(int8range(0, e.id, '[]')) - unsettled)
+                     + int8multirange(int8range(e.id, e.id, '[]'));
+            IF NOT isempty(part) THEN
+                reached := reached + sse_pg.visible_elsewhere(part, channels);
+            END IF;
+            id := e.id; channel := e.channel; event_type := e.event_type; payload := e.payload; headers := e.headers;
+            created_at := e.created_at;
+            RETURN NEXT;
+            previous := e.id;
+            given := given + 1;
+            is_cut_off := given = most;
+        END LOOP;
+        PERFORM sse_pg.refuse_purged_snapshot();
+        IF NOT is_checked THEN
+            RAISE EXCEPTION 'sse_pg.log is empty; a server that starts makes its row anew' USING ERRCODE = 'SP503';
+        END IF;
+        IF NOT is_cut_off THEN
+            id := NULL; channel := NULL; event_type := NULL; payload := NULL; headers := NULL; created_at := NULL;
+            reached := reached + (int8multirange(int8range(0, NULL)) - unsettled);
+            part := int8multirange(int8range(previous + 1, NULL)) * unsettled - reached;
+            reached := reached + sse_pg.visible_elsewhere(part, channels, 100000);      -- the rest at the next call
+            RETURN NEXT;
+        END IF;
+        RAISE EXCEPTION USING ERRCODE = 'SPEND';
+    EXCEPTION WHEN SQLSTATE 'SPEND' THEN
+        NULL;
+    END;
+END $$;
+
+-- The events of these channels that a cursor lacks, in the caller's transaction, ascending, each with the cursor after it:
+-- at most `most`, and at most 8 MiB or one larger event. '0' is the cursor before the oldest event. Nothing to read is no
+-- row. A first row of the type sse-pg.gap says that events cannot be given any more (its payload is that of the same
+-- event in a stream): they were purged, or the cursor belongs to another log.
+--
+-- The cursors are those of streams and of position(). As in a stream, a plain integer may claim ids that are in flight;
+-- this part of the claim is dropped.
+CREATE FUNCTION sse_pg.read(after text, channels text[], most integer DEFAULT 100)
+RETURNS TABLE (id bigint, channel text, event_type text, payload jsonb, headers jsonb, created_at timestamptz,
+               cursor text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    wanted    text[] := sse_pg.wanted_channels(channels, most);
+    offered   int8multirange := sse_pg.cursor_ids(after);
+    unsettled int8multirange;
+    certain   bigint;
+    e         record;
+BEGIN
+    SELECT min(h.settled_to) INTO certain
+      FROM sse_pg.epochs h WHERE h.settled_to < upper(offered) - 1 AND upper(offered) - 1 < h.starts_at;
+    IF certain IS NOT NULL THEN
+        offered := offered * int8multirange(int8range(0, certain, '[]'));
+    ELSIF upper(offered) - 1 > sse_pg.last_id() THEN
+        offered := sse_pg.cursor_ids(sse_pg.position());
+        certain := 0;
+    ELSE
+        IF NOT sse_pg.is_behind(offered, wanted) THEN
+            RETURN;
+        END IF;
+        unsettled := offered * sse_pg.unsettled_ids();
+        IF NOT isempty(unsettled) THEN
+            offered := offered - unsettled + sse_pg.visible_elsewhere(unsettled, '{}');
+        END IF;
+    END IF;
+    IF certain IS NOT NULL THEN
+        event_type := 'sse-pg.gap';
+        cursor := sse_pg.cursor_text(offered);
+        payload := jsonb_build_object('reason', 'unknown', 'after', after, 'before', cursor);
+        created_at := clock_timestamp();
+        RETURN NEXT;
+    END IF;
+    FOR e IN SELECT * FROM sse_pg.lacked(offered, wanted, most) l WHERE l.event_type IS NOT NULL LOOP
+        id := e.id; channel := e.channel; event_type := e.event_type; payload := e.payload; headers := e.headers;
+        created_at := e.created_at; cursor := sse_pg.cursor_text(e.reached);
+        RETURN NEXT;
+    END LOOP;
+END $$;
+
+-- What read() returns, for a consumer with a name, whose cursor moves with the caller's transaction: after a rollback, the
+-- same events come again. A new name begins at the oldest event. Two takers of one name never get the same events: the
+-- second waits until the transaction of the first ends (in REPEATABLE READ it then fails with 40001). The channels of a
+-- name cannot change.
+--
+-- A cursor in this table can never belong to another log: whatever restored or replaced the log did the same with the
+-- table. So after an epoch began, a gap with the reason `unknown` says so once, and no event comes again.
+--
+-- If there is no event to give, the cursor moves over the events of other channels, but not more often than every ten
+-- seconds: a consumer that polls writes nothing.
+CREATE FUNCTION sse_pg.consume(consumer text, channels text[], most integer DEFAULT 100)
+RETURNS TABLE (id bigint, channel text, event_type text, payload jsonb, headers jsonb, created_at timestamptz,
+               cursor text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    wanted text[] := sse_pg.wanted_channels(channels, most);
+    known  sse_pg.consumer_cursors;
+    newest bigint;
+    e      record;
+BEGIN
+    SELECT coalesce(max(h.starts_at), 0) INTO newest FROM sse_pg.epochs h;
+    SELECT * INTO known FROM sse_pg.consumer_cursors c WHERE c.name = consumer;
+    IF known.channels = wanted AND known.epoch = newest AND upper(known.offered) - 1 <= sse_pg.last_id()
+       AND (known.updated_at > clock_timestamp() - interval '10 seconds' OR upper(known.offered) > sse_pg.last_id())
+       AND NOT sse_pg.is_behind(known.offered, wanted) THEN
+        RETURN;
+    END IF;
+    LOOP
+        INSERT INTO sse_pg.consumer_cursors (name, channels, epoch) VALUES (consumer, wanted, newest)
+        ON CONFLICT DO NOTHING;
+        SELECT * INTO known FROM sse_pg.consumer_cursors c WHERE c.name = consumer FOR UPDATE;
+        EXIT WHEN FOUND;
+    END LOOP;
+    IF known.channels <> wanted THEN
+        RAISE EXCEPTION 'the consumer % has the channels %', quote_literal(consumer), known.channels
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Take another name, which begins at the oldest event, or drop_consumer() first.';
+    END IF;
+    SELECT coalesce(max(h.starts_at), 0) INTO newest FROM sse_pg.epochs h;
+    IF known.epoch < newest OR upper(known.offered) - 1 > sse_pg.last_id() THEN
+        event_type := 'sse-pg.gap';
+        cursor := sse_pg.cursor_text(known.offered);
+        payload := jsonb_build_object('reason', 'unknown', 'after', cursor, 'before', cursor);
+        created_at := clock_timestamp();
+        IF upper(known.offered) - 1 > sse_pg.last_id() THEN      -- TRUNCATE ... RESTART IDENTITY: all of the log is new
+            cursor := '0';
+            payload := jsonb_set(payload, '{before}', '"0"');
+            known.offered := NULL;
+        END IF;
+        RETURN NEXT;
+    END IF;
+    FOR e IN SELECT * FROM sse_pg.lacked(known.offered, wanted, most) LOOP
+        known.offered := e.reached;
+        IF e.event_type IS NOT NULL THEN
+            id := e.id; channel := e.channel; event_type := e.event_type; payload := e.payload; headers := e.headers;
+            created_at := e.created_at; cursor := sse_pg.cursor_text(e.reached);
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    IF (SELECT count(*) FROM unnest(known.offered)) > 10000 THEN
+        RAISE EXCEPTION 'the cursor of the consumer % has more than 10000 gaps', quote_literal(consumer)
+            USING ERRCODE = 'SP503', HINT = 'A transaction that publishes has been open for long; see sse-pg doctor. In '
+                'REPEATABLE READ, a server must be running too.';
+    END IF;
+    UPDATE sse_pg.consumer_cursors c SET offered = known.offered, epoch = newest, updated_at = clock_timestamp()
+     WHERE c.name = consumer;
+END $$;
+
+-- Forgets a consumer; returns whether there was one. It waits for a transaction that has taken events for the name.
+CREATE FUNCTION sse_pg.drop_consumer(name text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM sse_pg.consumer_cursors c WHERE c.name = drop_consumer.name;
+    RETURN FOUND;
+END $$;
+
+-- The consumers, and how far each is behind. `lag` is the number of events that it lacks; counting ends at 100,000 in a
+-- channel. `oldest_id` and `oldest_at` belong to the oldest event that it lacks, `ids_behind` is the number of ids from
+-- there to the last one, without the jumps where epochs begin: a purge that keeps fewer takes events from the consumer.
+CREATE FUNCTION sse_pg.consumer_states()
+RETURNS TABLE (name text, channels text[], cursor text, lag bigint, updated_at timestamptz, oldest_id bigint,
+               oldest_at timestamptz, ids_behind bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET jit = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT c.name, c.channels, sse_pg.cursor_text(coalesce(c.offered, '{[0,0]}')), coalesce(b.lag, 0)::bigint,
+           c.updated_at, b.oldest_id, (SELECT e.created_at FROM sse_pg.events e WHERE e.id = b.oldest_id),
+           greatest(sse_pg.last_id() - b.oldest_id + 1 - (
+               SELECT coalesce(sum(p.starts_at - greatest(p.settled_to, b.oldest_id)), 0)
+                 FROM sse_pg.epochs p WHERE p.starts_at > b.oldest_id), 0)::bigint
+      FROM sse_pg.consumer_cursors c
+     CROSS JOIN LATERAL (
+         SELECT sum(n.lag) AS lag, min(n.oldest_id) AS oldest_id
+           FROM unnest(c.channels) k(channel)
+          CROSS JOIN unnest(int8multirange(int8range(1, NULL)) - coalesce(c.offered, '{}')) m(ids)
+          CROSS JOIN LATERAL (
+              SELECT count(*) AS lag, min(i.id) AS oldest_id
+                FROM (SELECT e.id FROM sse_pg.events e
+                       WHERE (e.channel, e.id) >= (k.channel, lower(m.ids))
+                         AND (e.channel, e.id) < (k.channel, coalesce(upper(m.ids), 9223372036854775807))
+                       ORDER BY e.channel, e.id LIMIT 100000) i) n) b
+     ORDER BY c.name;
+END $$;
+
+CREATE VIEW sse_pg.consumers AS
+SELECT s.name, s.channels, s.cursor, s.lag, s.updated_at FROM sse_pg.consumer_states() s;
 
 -- ------------------------------------------------------------------ subscriptions
 

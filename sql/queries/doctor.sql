@@ -60,6 +60,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('function', 'unsubscribe', '{}', 'EXECUTE'),
     ('function', 'authorize', '{}', 'EXECUTE'),
     ('function', 'live_servers', '{}', 'EXECUTE'),
+    ('function', 'consumer_states', '{}', 'EXECUTE'),
     ('function', 'partitions', '{}', 'EXECUTE'),
     ('function', 'make_partitions', '{}', 'EXECUTE'),
     ('function', 'purge', '{}', 'EXECUTE')),

@@ -82,6 +82,8 @@ def test_usage_without_execute_is_not_enough(db: psycopg.Connection, role: str, 
 
 #: What a CHECK calls runs with the rights of whoever inserts; whoever looks at pg_locks needs the lock classes.
 FOR_EVERYBODY = {
+    "sse_pg.cursor_ids(text)",
+    "sse_pg.cursor_text(int8multirange)",
     "sse_pg.id_limit(text,bigint)",
     "sse_pg.is_channel(text)",
     "sse_pg.is_event_type(text)",
