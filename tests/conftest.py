@@ -14,6 +14,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from support import cluster
 from support.client import Client
+from support.pgbouncer import Pooler, poolers
 from support.server import Launcher
 
 from sse_pg.db.migrate import migrate
@@ -102,6 +103,13 @@ def db(database_url: str) -> Iterator[psycopg.Connection]:
     """A plain autocommit connection, as psql would have it."""
     with psycopg.connect(database_url, autocommit=True) as conn:
         yield conn
+
+
+@pytest.fixture
+def pooler(database_url: str) -> Iterator[Pooler]:
+    """Start PgBouncers in front of this test's database. Ask for it before servers, so that it outlives them."""
+    with poolers(database_url) as start:
+        yield start
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ BENCHMARKS = {
     "growth": "growth",
     "connects": "connects",
     "silent": "silent",
+    "quiet": "quiet",
 }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import psycopg
 import pytest
 from support.client import Client
 from support.doctor import report
-from support.pgbouncer import Pooler, needs_pgbouncer, poolers
+from support.pgbouncer import Pooler, needs_pgbouncer
 from support.server import Launcher, Server
 from support.waiting import eventually
 
@@ -99,13 +99,6 @@ def test_partitions_are_found_by_a_session_without_standard_strings(db: psycopg.
     db.execute("SELECT sse_pg.make_partitions(1, 1000)")
     db.execute("SET standard_conforming_strings = off")
     assert db.execute("SELECT count(*) > 0 FROM sse_pg.partitions()").fetchone() == (True,)
-
-
-@pytest.fixture
-def pooler(database_url: str) -> Iterator[Pooler]:
-    """Set up before the servers, so that it outlives them."""
-    with poolers(database_url) as start:
-        yield start
 
 
 @needs_pgbouncer

@@ -127,7 +127,17 @@ def test_promtool_takes_the_expressions_of_the_dashboard(promtool: str, tmp_path
 CAUSES = {
     "SsePgDown": {'up{job="sse-pg",instance="a"}': "0x10"},
     "SsePgNotReady": {'sse_pg_ready{instance="a"}': "1x10", 'sse_pg_workers{instance="a"}': "2x10"},
-    "SsePgListenDown": {'sse_pg_listening{instance="a"}': "1x10", 'sse_pg_workers{instance="a"}': "2x10"},
+    "SsePgListenDown": {
+        'sse_pg_listening{instance="a"}': "1x10",
+        'sse_pg_at_rest{instance="a"}': "0x10",
+        'sse_pg_workers{instance="a"}': "2x10",
+    },
+    "SsePgPurgeNotRunning": {
+        "sse_pg_maintenance_success_timestamp_seconds": "-900x10",
+        'sse_pg_at_rest{instance="a"}': "1x10",
+        'sse_pg_workers{instance="a"}': "2x10",
+    },
+    "SsePgTaskFailed": {'sse_pg_task_failures_total{instance="a",task="tail"}': "0 0 0 0 1x6"},
     "SsePgGapOpenLong": {'sse_pg_gap_oldest_seconds{instance="a"}': "0+300x10"},
     "SsePgNotificationQueue": {'sse_pg_notification_queue_usage_ratio{instance="a"}': "0.6x10"},
     "SsePgTailLag": {'sse_pg_tail_lag_ids{instance="a"}': "20000x10"},
@@ -135,9 +145,34 @@ CAUSES = {
 }
 
 
+#: The same for a server at rest, to which nothing has happened.
+AT_REST = {
+    "SsePgListenDown": {
+        'sse_pg_listening{instance="a"}': "1x10",
+        'sse_pg_at_rest{instance="a"}': "1x10",
+        'sse_pg_workers{instance="a"}': "2x10",
+    },
+    "SsePgPurgeNotRunning": {
+        "sse_pg_maintenance_success_timestamp_seconds": "-900x10",
+        'sse_pg_at_rest{instance="a"}': "2x10",
+        'sse_pg_workers{instance="a"}': "2x10",
+    },
+}
+
+
 @pytest.mark.parametrize("alert", CAUSES)
 def test_an_alert_fires(promtool: str, tmp_path: Path, alert: str) -> None:
-    series = [{"series": name, "values": values} for name, values in CAUSES[alert].items()]
+    expect(promtool, tmp_path, alert, CAUSES[alert], [{"labels": "{}", "value": 1}])
+
+
+@pytest.mark.parametrize("alert", AT_REST)
+def test_an_alert_does_not_fire_at_rest(promtool: str, tmp_path: Path, alert: str) -> None:
+    expect(promtool, tmp_path, alert, AT_REST[alert], [])
+
+
+def expect(promtool: str, tmp_path: Path, alert: str, causes: dict[str, str], firing: list[dict[str, Any]]) -> None:
+    """Check how often an alert fires after nine minutes of these series."""
+    series = [{"series": name, "values": values} for name, values in causes.items()]
     asked = {"expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})', "eval_time": "9m"}
     test = {
         "rule_files": [str(RULES)],
@@ -146,7 +181,7 @@ def test_an_alert_fires(promtool: str, tmp_path: Path, alert: str) -> None:
             {
                 "interval": "1m",
                 "input_series": series,
-                "promql_expr_test": [{**asked, "exp_samples": [{"labels": "{}", "value": 1}]}],
+                "promql_expr_test": [{**asked, "exp_samples": firing}],
             }
         ],
     }

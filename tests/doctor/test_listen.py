@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from support.doctor import found, one, report
-from support.pgbouncer import Pooler, needs_pgbouncer, poolers
-
-
-@pytest.fixture
-def pooler(database_url: str) -> Iterator[Pooler]:
-    """Start PgBouncers in front of this test's database."""
-    with poolers(database_url) as start:
-        yield start
+from support.pgbouncer import Pooler, needs_pgbouncer
 
 
 @needs_pgbouncer

@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database_proxy import Proxy
 from support.streams import Block, parse_block
 from support.waiting import TIMEOUT_S
-from torture.proxy import Proxy
 
 INSERT = "INSERT INTO sse_pg.events (channel, payload) VALUES (%s, to_jsonb(%s::bigint)) RETURNING id"
 

@@ -10,13 +10,28 @@ from typing import NamedTuple
 
 import psycopg
 
+from sse_pg.core.cursor import Cursor
 from torture.readers import Reader
 from torture.writers import Answers
 
+#: Keeps a copy of every event, in its own transaction, so that what is purged is known to the checker.
+KEEP_COPIES = """
+    CREATE TABLE copies (id bigint, channel text, payload text);
+    CREATE FUNCTION keep_copy() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO public.copies VALUES (NEW.id, NEW.channel, NEW.payload::text);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER keep_copy AFTER INSERT ON sse_pg.events FOR EACH ROW EXECUTE FUNCTION keep_copy();
+"""
+EVENTS = "SELECT id, channel, payload::text FROM sse_pg.events ORDER BY id"
+COPIES = "SELECT id, channel, payload FROM copies ORDER BY id"
+
 
 class Row(NamedTuple):
-    """A marked event, as it is in the table."""
+    """A marked event, as it is in the table, or was until it was purged."""
 
+    id: int
     channel: str
     checksum: int
     writer: int
@@ -43,6 +58,12 @@ class Report:
     http_unknown: int = 0
     ids_with_gaps: int = 0
     gaps_told: int = 0
+    """Gap events without a reason: nothing between their cursors was purged, or something else was."""
+    gaps_expired: int = 0
+    """Gap events about events that were purged."""
+    announced: int = 0
+    """Events that readers lack because they were purged, as such a gap event has said."""
+    purged_to: int = 0
     faults_injected: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
@@ -61,17 +82,26 @@ class Report:
         )
 
 
-def table(conninfo: str) -> dict[int, Row]:
-    """Read every marked event."""
+def table(conninfo: str, *, purged: bool = False) -> dict[int, Row]:
+    """Read every marked event; ``purged``: also those that are only among the copies."""
     rows: dict[int, Row] = {}
     with psycopg.connect(conninfo) as conn, conn.cursor("all") as cursor:
         cursor.itersize = 20000
-        for channel, payload in cursor.execute("SELECT channel, payload::text FROM sse_pg.events ORDER BY id"):
+        for number, channel, payload in cursor.execute(COPIES if purged else EVENTS):
             event = json.loads(payload)
             if event["m"] in rows:
                 raise AssertionError(f"the table holds mark {event['m']} twice")
-            rows[event["m"]] = Row(channel, zlib.crc32(payload.encode()), event["m"] >> 32, event["t"], event["n"])
+            rows[event["m"]] = Row(
+                number, channel, zlib.crc32(payload.encode()), event["m"] >> 32, event["t"], event["n"]
+            )
     return rows
+
+
+def purged_to(conninfo: str) -> int:
+    """Return up to which id the log was purged."""
+    with psycopg.connect(conninfo) as conn:
+        ((number,),) = conn.execute("SELECT purged_to FROM sse_pg.log").fetchall()
+        return int(number)
 
 
 def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: Answers) -> Report:
@@ -82,6 +112,9 @@ def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: 
         expected = {mark for mark, row in rows.items() if row.channel in channels}
         counts = Counter(reader.marks)
         missing = expected - counts.keys()
+        announced = _announced(report, reader, number, [(mark, rows[mark].id) for mark in missing])
+        report.announced += len(announced)
+        missing -= announced
         report.lost += len(missing)
         if missing:
             report.examples.append(f"reader {number} lacks {sorted(missing)[:3]}; its cursor is {reader.cursor}")
@@ -96,12 +129,29 @@ def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: 
         report.delivered += len(reader.marks)
         report.connects += reader.connects
         report.ids_with_gaps += reader.ids_with_gaps
-        report.gaps_told += len(reader.gaps_told)
-        report.examples += [f"reader {number} was told {told}" for told in reader.gaps_told]
     report.http_lost = len(answers.accepted - rows.keys())
     report.http_unasked = len(answers.refused & rows.keys())
     report.http_unknown = answers.unknown
     return report
+
+
+def _announced(report: Report, reader: Reader, number: int, missing: list[tuple[int, int]]) -> set[int]:
+    """Return which of the missing marks, each with its id, a reader was told about; count what it was told."""
+    announced: set[int] = set()
+    for told in reader.gaps_told:
+        gap = json.loads(told)
+        after, before = Cursor.parse(gap["after"]), Cursor.parse(gap["before"])
+        if gap["reason"] != "expired" or after.high > report.purged_to:
+            report.gaps_told += 1
+            report.examples.append(f"reader {number} was told {told}; the log is purged up to {report.purged_to}")
+            continue
+        report.gaps_expired += 1
+        announced.update(
+            mark
+            for mark, event_id in missing
+            if event_id <= report.purged_to and before.offered(event_id) and not after.offered(event_id)
+        )
+    return announced
 
 
 def _check_content(report: Report, rows: dict[int, Row], reader: Reader, number: int) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from random import Random
 
 import psycopg
+from support.database_proxy import Proxy
 
 from sse_pg.embedded import EmbeddedPostgres
-from torture.proxy import Proxy
 
 TESTS = Path(__file__).parents[1]
 SETTINGS = {

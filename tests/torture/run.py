@@ -14,14 +14,17 @@ from random import Random
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database_proxy import Proxy
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from torture.checker import Report, check, table
+from torture.checker import KEEP_COPIES, Report, Row, check, purged_to, table
 from torture.faults import Faults, ServerProcess, free_ports
-from torture.proxy import Proxy
 from torture.readers import Reader
 from torture.writers import CHANNELS, Answers, Writer
+
+#: Small partitions and frequent maintenance, so that much is purged in a short run.
+PURGING = {"SSE_PG_PARTITION_SIZE": "500", "SSE_PG_MAINTENANCE_SECONDS": "0.3"}
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Plan:
     catch_up: float = 60.0
     sabotage: str | None = None
     """SQL that breaks the mechanism, to show that the checker notices."""
+    keep_events: int = 0
+    """Newest events to keep: what is older is purged while readers resume. 0: nothing is purged."""
     ignore_gaps: bool = False
     """Let the readers ignore gaps, as if ids were committed in order, to show the same."""
     server_env: dict[str, str] = field(default_factory=dict)
@@ -68,6 +73,11 @@ async def torture(plan: Plan) -> Report:
 
 async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Report:
     migrate(postgres.url)
+    env = plan.server_env
+    if plan.keep_events:
+        with psycopg.connect(postgres.url, autocommit=True) as conn:
+            conn.execute(KEEP_COPIES)
+        env = {**env, "SSE_PG_KEEP_EVENTS": str(plan.keep_events), **PURGING}
     if plan.sabotage:
         with psycopg.connect(postgres.url, autocommit=True) as conn:
             conn.execute(plan.sabotage)
@@ -79,7 +89,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         proxies.append(proxy)
         url = make_conninfo(postgres.url, host="127.0.0.1", port=await proxy.start())
         program = "torture.server" if number % 2 else "sse_pg"
-        servers.append(ServerProcess(port, url, str(directory / f"server{number}.log"), plan.server_env, program))
+        servers.append(ServerProcess(port, url, str(directory / f"server{number}.log"), env, program))
     for server in servers:
         server.start()
     urls = [server.url for server in servers]
@@ -110,10 +120,11 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
             readers.append(reader)
             tasks.append(asyncio.create_task(reader.run()))
         await _calm_down(writers, writing, breaking, proxies, servers, postgres)
-        rows = table(postgres.url)
+        rows = table(postgres.url, purged=bool(plan.keep_events))
         for reader in readers:
             reader.dropping = False
-        await _caught_up(readers, rows, plan.catch_up)
+        await _caught_up(readers, rows, plan.catch_up, postgres.url)
+        purged = purged_to(postgres.url)
     finally:
         for task in tasks:
             task.cancel()
@@ -122,7 +133,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
             server.kill()
         for proxy in proxies:
             await proxy.close()
-    report = Report(plan.seed, faults_injected=dict(Counter(faults.done)))
+    report = Report(plan.seed, purged_to=purged, faults_injected=dict(Counter(faults.done)))
     return check(report, rows, readers, answers)
 
 
@@ -154,18 +165,18 @@ async def _calm_down(
             conn.execute(f"COMMIT PREPARED '{name}'")
 
 
-async def _caught_up(readers: list[Reader], rows: dict[int, object], catch_up_s: float) -> None:
-    """Wait until every reader has as many events as the table has for it, or none gets any for ``catch_up_s``."""
+async def _caught_up(readers: list[Reader], rows: dict[int, Row], catch_up_s: float, conninfo: str) -> None:
+    """Wait until every reader has all that is left in the table for it, or none gets any for ``catch_up_s``."""
+    left = purged_to(conninfo)
     wanted = [
-        sum(1 for row in rows.values() if row.channel in reader.channels)  # type: ignore[attr-defined]
-        for reader in readers
+        {mark for mark, row in rows.items() if row.channel in reader.channels and row.id > left} for reader in readers
     ]
     deadline, before = time.monotonic() + catch_up_s, -1
     while time.monotonic() < deadline:
         due = list(zip(readers, wanted, strict=True))
         # Making sets of hundreds of thousands of marks delays the proxies and the readers: only when it may be over.
-        if all(len(reader.marks) >= count for reader, count in due) and all(
-            len(set(reader.marks)) >= count for reader, count in due
+        if all(len(reader.marks) >= len(marks) for reader, marks in due) and all(
+            marks <= set(reader.marks) for reader, marks in due
         ):
             break
         received = sum(len(reader.marks) for reader in readers)

@@ -52,3 +52,38 @@ def test_the_checker_sees_readers_that_ignore_gaps() -> None:
         keep=False,
     )
     assert asyncio.run(torture(plan)).lost > 0
+
+
+def test_what_is_purged_while_clients_resume_is_announced() -> None:
+    seed = random.randrange(10**6)
+    report = asyncio.run(torture(Plan(seed, seconds=15, fault_pause=1.0, keep_events=1000, postgres_bin=PROGRAMS)))
+    assert report.faults == 0, report
+    assert report.purged_to > 0
+    assert report.gaps_expired > 0
+    assert report.announced > 0
+
+
+#: Hides from the servers what is purged.
+HIDDEN_PURGE = """
+    CREATE FUNCTION hide() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        NEW.purged_to := OLD.purged_to;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER hide BEFORE UPDATE ON sse_pg.log FOR EACH ROW EXECUTE FUNCTION hide();
+"""
+
+
+def test_the_checker_sees_a_purge_that_is_not_announced() -> None:
+    plan = Plan(
+        1,
+        seconds=8,
+        fault_pause=1000,
+        database_faults=False,
+        catch_up=3,
+        keep_events=500,
+        sabotage=HIDDEN_PURGE,
+        postgres_bin=PROGRAMS,
+        keep=False,
+    )
+    assert asyncio.run(torture(plan)).lost > 0
