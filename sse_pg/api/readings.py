@@ -76,7 +76,7 @@ def _delivery(meter: Meter) -> Numbers:
 
 def _streams(bus: Bus) -> Numbers:
     hub = bus.hub
-    sizes = hub.group_sizes
+    sizes = hub.fan_out.group_sizes
     live = sum(sizes)
     names = BY_NAME["sse_pg_groups"].known
     groups = dict.fromkeys(names, 0)
@@ -87,7 +87,7 @@ def _streams(bus: Bus) -> Numbers:
         "sse_pg_streams_limit": {"": bus.settings.max_streams},
         "sse_pg_streams_opened_total": {"": hub.opened},
         "sse_pg_streams_closed_total": {reason.value: count for reason, count in hub.closed.items()},
-        "sse_pg_sent_bytes_total": {"": hub.sent_bytes},
+        "sse_pg_sent_bytes_total": {"": hub.ledger.sent_bytes},
         "sse_pg_groups": dict(groups),
         "sse_pg_group_streams_max": {"": max(sizes, default=0)},
         "sse_pg_ring_events": {"": len(hub.ring)},

@@ -86,7 +86,7 @@ class StreamApi:
         except BaseException:
             self._release(stream)
             raise
-        stream.open(bus.hub.add(stream))
+        bus.hub.add(stream)
         if len(bus.hub.streams) == 1:
             bus.tail.attend()
         if identity.expires is not None:
@@ -242,7 +242,7 @@ class StreamApi:
         Both go out in one write: a client that disconnected between the two would resume from the hello's position.
         """
         retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
-        stream.cursor = cursor
+        stream.cursor, stream.log = cursor, self._bus.hub.log
         stream.greeted = True
         greeting = wire.hello(cursor, retry_ms)
         if lost is not None:

@@ -1,74 +1,37 @@
-"""The live streams that get the same bytes, and the batches that a sweep has still to write to some of them."""
+"""The live streams that get the same bytes, and the batches that some of them have still to be sent."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from sse_pg.core import wire
-from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
-from sse_pg.core.event import Event
+from sse_pg.delivery.batch import Batch, Missing
 from sse_pg.delivery.stream import Stream
 
 Key = tuple[frozenset[str], Envelope | None, bool]
 """The channels, the envelope, and whether the connection has chunks around its data."""
 
 
-class Delivery:
-    """Events that the hub was handed, until they are written to every stream that was live then."""
-
-    __slots__ = ("deliveries", "groups", "released")
-
-    def __init__(self, released: Sequence[tuple[Event, Cursor]]) -> None:
-        self.released = released
-        self.deliveries = 0
-        """Writes of events to streams so far."""
-        self.groups = 0
-        """Groups that a sweep has not been through."""
-
-
-class Batch(NamedTuple):
-    """Events that a sweep brings to a group."""
-
-    data: bytes
-    events: int
-    before: Cursor
-    """The position of the streams that were not sent it yet."""
-    position: Cursor
-    """The position of the streams that were sent it."""
-    source: Delivery
-
-
-class Missing(NamedTuple):
-    """What a stream of the group was not sent yet."""
-
-    data: bytes
-    events: int
-    before: Cursor
-    position: Cursor
-
-
 class Group:
     """Live streams with the same channels and the same wire form.
 
-    Batches are numbered. A stream carries the number of the last one that it was sent, or that was handed on before it
-    entered; ``number`` is that of the newest. Batches up to the lowest number of all streams are dropped by the sweep.
+    Each delivery of the process has a number. The mark of a stream says up to which number the stream was sent what
+    there was for its group; ``seen`` says up to which number the group has its batches.
     """
 
-    __slots__ = ("_missing", "batches", "channels", "chunked", "collected", "envelope", "events", "number", "streams")
+    __slots__ = ("_missing", "batches", "channels", "chunked", "envelope", "events", "number", "seen", "streams")
 
-    def __init__(self, channels: frozenset[str], envelope: Envelope | None, chunked: bool) -> None:
+    def __init__(self, channels: frozenset[str], envelope: Envelope | None, chunked: bool, number: int) -> None:
         self.channels = channels
         self.envelope = envelope
         self.chunked = chunked
         self.streams: set[Stream] = set()
-        self.collected: list[bytes] = []
-        """Blocks of the batch that is being made."""
         self.events = 0
         """Events in all batches so far. Streams compare it when they enter and when they leave."""
-        self.number = 0
+        self.seen = number
+        self.number = number
+        """The number of the last batch."""
         self.batches: deque[Batch] = deque()
         self._missing: dict[int, Missing] = {}
 
@@ -77,38 +40,30 @@ class Group:
         """What the streams of the group have in common."""
         return self.channels, self.envelope, self.chunked
 
-    def take(self) -> tuple[bytes, int]:
-        """Return the blocks that were collected, joined, and how many events they are."""
-        data, events = b"".join(self.collected), len(self.collected)
-        self.collected = []
-        self.events += events
-        return data, events
+    def has(self, number: int) -> bool:
+        """Return whether all streams of the group were sent everything up to a number."""
+        return self.seen >= number and not (self.batches and self.batches[0].number <= number)
 
-    def append(self, batch: Batch) -> None:
-        """Add a batch for a sweep to write."""
-        self.number += 1
-        self.batches.append(batch)
+    def append(self, batches: Sequence[Batch]) -> None:
+        """Add batches to be written."""
+        self.batches.extend(batches)
+        self.number = batches[-1].number
+        self.events += sum(batch.events for batch in batches)
         self._missing.clear()
 
-    def missing(self, stream: Stream) -> Missing | None:
-        """Return what a stream of the group was not sent yet, joined once for all that lack the same."""
-        lacks = self.number - stream.batch
-        if not lacks:
+    def missing(self, number: int, now: float) -> Missing | None:
+        """Return what a stream of the group lacks that was sent everything up to a number."""
+        if number >= self.number:
             return None
-        found = self._missing.get(lacks)
+        found = self._missing.get(number)
         if found is None:
-            batches = list(self.batches)[-lacks:]
-            data = b"".join([batch.data for batch in batches])
-            found = self._missing[lacks] = Missing(
-                wire.chunk(data) if self.chunked else data,
-                sum(batch.events for batch in batches),
-                batches[0].before,
-                batches[-1].position,
-            )
+            batches = [batch for batch in self.batches if batch.number > number]
+            found = batches[0].alone(self.chunked, now) if len(batches) == 1 else Missing(batches, self.chunked, now)
+            self._missing[number] = found
         return found
 
-    def drop(self, number: int) -> list[Batch]:
-        """Forget the batches up to a number, which every stream has, and return them."""
-        dropped = [self.batches.popleft() for _ in range(len(self.batches) - (self.number - number))]
+    def drop(self, number: int) -> None:
+        """Forget the batches up to a number, which every stream has."""
+        while self.batches and self.batches[0].number <= number:
+            self.batches.popleft()
         self._missing.clear()
-        return dropped

@@ -8,9 +8,7 @@ import time
 from sse_pg.core import wire
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
-
-#: Streams that are checked before other tasks get a turn of the event loop.
-STREAMS_PER_STEP = 500
+from sse_pg.delivery.turns import Turns
 
 
 class Heartbeat:
@@ -27,15 +25,16 @@ class Heartbeat:
         pause = min(1.0, self._heartbeat / 4, self._refresh / 4)
         while True:
             await asyncio.sleep(pause)
-            for count, stream in enumerate(list(self._hub.streams), 1):
+            turns = Turns()
+            for stream in list(self._hub.streams):
                 self._check(stream, time.monotonic())
-                if count % STREAMS_PER_STEP == 0:
-                    await asyncio.sleep(0)
+                await turns.pause()
 
     def _check(self, stream: Stream, now: float) -> None:
         position = self._hub.position
-        quiet = stream.live and now - stream.sent_position_at >= self._refresh and stream.sent_position != position
+        mark = stream.mark
+        quiet = stream.live and now - mark.at >= self._refresh and mark.position != position
         if quiet and not self._hub.lacks(stream):
             stream.write_position(wire.position(position), position, now)
-        elif now - stream.written_at >= self._heartbeat:
+        elif now - stream.last_write_at >= self._heartbeat:
             stream.write(wire.HEARTBEAT, now)

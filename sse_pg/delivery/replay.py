@@ -123,7 +123,7 @@ class Replay:
         cursor, channels = stream.cursor, stream.channels
         page = await self._framed_page((channels, stream.envelope, stream.chunked, cursor, limit))
         for number, part in enumerate(page.parts):
-            if stream.cursor is not cursor or stream.channels != channels or stream.held is not None:
+            if stream.log != self._hub.log or stream.channels != channels or stream.held is not None:
                 return limit  # the log was replaced in the meantime, or a channel was revoked, or may be
             stream.cursor = cursor = part.cursor
             if part.framed:
@@ -133,7 +133,7 @@ class Replay:
                 self.events += part.events
                 if page.expired and number == 0:
                     self._hub.gap_notices["expired"] += 1
-                stream.sent_position, stream.sent_position_at = cursor, now
+                stream.note_position(cursor, now)
                 await stream.drained()
         return max(1, limit // 4) if page.size > TARGET_PAGE_BYTES else min(self._page, limit * 2)
 
@@ -181,7 +181,7 @@ class Replay:
             if not cursor.offered(event.id):
                 after = cursor | position.clip(event.id)
                 blocks.append((wire.frame(event, after, envelope=envelope), after, 1))
-        return FramedPage(_parts(blocks, cursor | step.cursor, self._hub.max_write, chunked=chunked), expired)
+        return FramedPage(_parts(blocks, cursor | step.cursor, self._hub.fan_out.max_write, chunked=chunked), expired)
 
 
 def _parts(blocks: list[tuple[bytes, Cursor, int]], reached: Cursor, max_write: int, *, chunked: bool) -> list[Part]:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
 from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.ledger import Ledger
+
+if TYPE_CHECKING:
+    from sse_pg.delivery.group import Group
 
 #: Time that a client has to read the rest of what was sent when the server ends its stream.
 END_TIMEOUT_S = 5.0
 #: A client that catches up and reads nothing of what was sent for this long is cut off.
 STALL_TIMEOUT_S = 60.0
+
+
+class Mark:
+    """Up to where a stream was sent. Streams that were sent the same share one."""
+
+    __slots__ = ("at", "number", "position")
+
+    def __init__(self, number: int, position: Cursor, at: float) -> None:
+        self.number = number
+        """The number of the last delivery of which it has what its group got."""
+        self.position = position
+        """The last position that the client was sent."""
+        self.at = at
+        """When, by time.monotonic()."""
 
 
 class Stream(asyncio.Protocol):
@@ -26,8 +45,6 @@ class Stream(asyncio.Protocol):
     __slots__ = (
         "_drained",
         "_on_end",
-        "_paused",
-        "batch",
         "buffer_limit",
         "channels",
         "chunked",
@@ -39,15 +56,17 @@ class Stream(asyncio.Protocol):
         "greeted",
         "group",
         "held",
+        "ledger",
         "live",
+        "log",
+        "mark",
         "number",
         "opened_at",
+        "paused",
         "reason",
         "remote",
         "replayed",
         "sent_bytes",
-        "sent_position",
-        "sent_position_at",
         "task",
         "transport",
         "user",
@@ -79,6 +98,8 @@ class Stream(asyncio.Protocol):
         self.transport = transport
         self.channels = channels
         self.cursor = cursor
+        self.log = 0
+        """The number of the log that the cursor belongs to, among those that this server has read."""
         self.envelope = envelope
         self.chunked = chunked
         self.buffer_limit = buffer_limit
@@ -87,10 +108,10 @@ class Stream(asyncio.Protocol):
         self.held: asyncio.Future[None] | None = None
         """Done when the stream may receive events again; None if it may. While it is held, it is not live."""
         self.live = False
-        self.group: object = None
-        """The group that it is in while it is live; the hub's."""
-        self.batch = 0
-        """The number of the last batch of the group that it was sent."""
+        self.group: Group | None = None
+        """The group that it is in while it is live."""
+        self.ledger: Ledger | None = None
+        """That of the hub, once it is open."""
         self.reason: EndReason | None = None
         """Why it has ended; None while it has not."""
         self.task: asyncio.Task[None] | None = None
@@ -100,16 +121,16 @@ class Stream(asyncio.Protocol):
         """Its number among the streams of this process; 0 before it is open."""
         self.opened_at = now
         self.written_at = now
-        self.sent_position = cursor
-        """The last position that the client was sent. ``sent_position_at`` is when, by time.monotonic()."""
-        self.sent_position_at = now
+        """When it was last written to. Events that it gets as a member of its group are not noted here."""
+        self.mark = Mark(0, cursor, now)
+        self.paused = False
+        """Whether its client has more to read than it should."""
         self.sent_bytes = 0
         self.events = 0
         """Live events sent to it. While it is in a group, minus those that the group was sent before it entered."""
         self.replayed = 0
         """Events sent to it while it caught up."""
         self._on_end = on_end
-        self._paused = False
         self._drained: asyncio.Future[None] | None = None
 
     def write(self, data: bytes, now: float) -> None:
@@ -118,26 +139,41 @@ class Stream(asyncio.Protocol):
 
     def push(self, framed: bytes, now: float) -> None:
         """Send bytes that are framed for this connection already; end the stream if the client does not read."""
-        if self.reason is not None:
-            return
-        if self._paused and self.transport.get_write_buffer_size() > self.buffer_limit:
-            self.end(EndReason.SLOW)
+        if self.reason is not None or (self.paused and self.too_slow()):
             return
         self.transport.write(framed)
         self.sent_bytes += len(framed)
+        if self.ledger is not None:
+            self.ledger.sent_bytes += len(framed)
         self.written_at = now
+
+    def too_slow(self) -> bool:
+        """Return whether the client has more to read than its limit; if so, end the stream."""
+        if self.transport.get_write_buffer_size() <= self.buffer_limit:
+            return False
+        self.end(EndReason.SLOW)
+        return True
+
+    @property
+    def last_write_at(self) -> float:
+        """When it was last written to. For a live event this may be earlier, by what a sweep takes."""
+        return max(self.written_at, self.mark.at)
+
+    def note_position(self, position: Cursor, now: float) -> None:
+        """Note that the client was sent a position."""
+        self.mark = Mark(self.mark.number, position, now)
 
     def write_position(self, data: bytes, position: Cursor, now: float) -> None:
         """Send blocks from which the client learns ``position``."""
         self.write(data, now)
-        self.sent_position = position
-        self.sent_position_at = now
+        self.note_position(position, now)
 
-    def open(self, number: int) -> None:
+    def open(self, number: int, ledger: Ledger) -> None:
         """Mark the stream as open: it has its own connection now. ``number`` is its number in this process."""
         self.number = number
+        self.ledger = ledger
         if self.reason is not None:
-            asyncio.get_running_loop().call_soon(self._finish)
+            ledger.finish_soon(self._finish)
 
     def end(self, reason: EndReason) -> None:
         """End the stream; the first reason counts.
@@ -147,12 +183,12 @@ class Stream(asyncio.Protocol):
         """
         if self.reason is None:
             self.reason = reason
-            if self.number:
-                asyncio.get_running_loop().call_soon(self._finish)
+            if self.ledger is not None:
+                self.ledger.finish_soon(self._finish)
 
     async def drained(self) -> None:
         """Wait until the client has read most of what was sent; end the stream if it reads nothing for a while."""
-        while self._paused and self.reason is None:
+        while self.paused and self.reason is None:
             unread = self.transport.get_write_buffer_size()
             self._drained = asyncio.get_running_loop().create_future()
             try:
@@ -190,10 +226,10 @@ class Stream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Note that the client has not read enough of what was sent."""
-        self._paused = True
+        self.paused = True
 
     def resume_writing(self) -> None:
         """Note that the client has read most of what was sent."""
-        self._paused = False
+        self.paused = False
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

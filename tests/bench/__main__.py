@@ -21,6 +21,7 @@ BENCHMARKS = {
     "memory": "stream_memory",
     "http": "http_publish",
     "fanout": "fan_out",
+    "crowd": "crowd_latency",
     "storm": "reconnect_storm",
     "workers": "workers",
     "growth": "growth",

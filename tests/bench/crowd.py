@@ -62,9 +62,9 @@ class Crowd:
         self.send(do, **arguments)
         return self.answer()
 
-    def open(self, server: Server, count: int, *, ids: bool = False) -> None:
-        """Open streams; all of them must come up."""
-        answer = self.ask("open", port=server.port, path=server.stream, count=count, ids=ids)
+    def open(self, server: Server, count: int, **options: Any) -> None:
+        """Open streams; all of them must come up. ``options`` are those of the command."""
+        answer = self.ask("open", **{"port": server.port, "path": server.stream, "count": count, **options})
         if answer["opened"] < count or answer["ended"]:
             raise RuntimeError(f"{server.name} opened {answer} of {count} streams")
 

@@ -16,7 +16,7 @@ import time
 from array import array
 
 IDS = re.compile(rb"(?:^|\n)id: ?([^\r\n]+)\n")
-#: Connections under way at once while opening.
+#: Connections under way at once while opening, unless the command says otherwise.
 MAX_OPENING = 200
 
 
@@ -96,8 +96,10 @@ class Crowd:
                 self.waiting.discard(fd)
         return commands
 
-    def do_open(self, port: int, path: str, count: int, ids: bool = False, seconds: float = 120.0) -> dict:
-        """Open streams and wait for the first block of each; where ``ids``, from the cursors noted by cut.
+    def do_open(
+        self, port: int, path: str, count: int, ids: bool = False, at_once: int = MAX_OPENING, seconds: float = 120.0
+    ) -> dict:
+        """Open streams and wait for the first block of each; with ``ids``, from the cursors noted by cut.
 
         A ``{n}`` in the path stands for the number of the stream.
         """
@@ -107,7 +109,7 @@ class Crowd:
         resume = self.last_ids if ids else []
         self.wanted = 1
         while (pending or self.waiting) and time.monotonic() - started < seconds:
-            while pending and len(self.waiting) < MAX_OPENING:
+            while pending and len(self.waiting) < at_once:
                 pending -= 1
                 header = f"Last-Event-ID: {resume[pending]}\r\n" if pending < len(resume) else ""
                 target = path.replace("{n}", str(pending))

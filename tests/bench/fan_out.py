@@ -143,13 +143,14 @@ def _paced(
     stack: Stack, server: Server, crowd: Crowd, found: Rounds, delays: dict[str, list[float]], seconds: float
 ) -> None:
     """Publish 10 events/s; take the delay of each event on each stream from before its request."""
-    values = _delays(stack, server, crowd, seconds)
+    values = delays(stack, server, crowd, seconds)
     delays.setdefault(server.name, []).extend(values)
     for share in (50, 99):
         found.add(f"{server.name} p{share}", percentile(values, share / 100))
 
 
-def _delays(stack: Stack, server: Server, crowd: Crowd, seconds: float) -> list[float]:
+def delays(stack: Stack, server: Server, crowd: Crowd, seconds: float) -> list[float]:
+    """Publish 10 events/s; return the delay of each event on each stream, sorted."""
     poster = Poster(server)
     count = WARM_UP_EVENTS + int(seconds * 10)
     crowd.ask("begin", events=count, stamping=True)
@@ -197,7 +198,7 @@ def _unread(stack: Stack, found: Rounds, rounds: int, seconds: float) -> None:
                 over = threading.Event()
                 heavy = threading.Thread(target=_publish_heavy, args=(server, over))
                 heavy.start()
-                values = _delays(stack, server, crowd, seconds)
+                values = delays(stack, server, crowd, seconds)
                 over.set()
                 heavy.join()
                 found.add(f"{name} cut", open_files - len(os.listdir(f"/proc/{server.process.pid}/fd")))

@@ -231,6 +231,9 @@ class Stack:
 class Server:
     """Something that publishes and streams."""
 
+    #: The database, if it is not that of the stack.
+    database: str | None = None
+
     def __init__(self, name: str, port: int, process: Process, stream: str, publish: str) -> None:
         self.name = name
         self.port = port

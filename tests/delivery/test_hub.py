@@ -84,7 +84,8 @@ def opened(
         buffer_limit=LIMIT,
         now=0.0,
     )
-    stream.open(hub.add(stream))
+    stream.log = hub.log
+    hub.add(stream)
     return stream, transport
 
 
@@ -150,9 +151,9 @@ async def test_a_quiet_batch_moves_the_position_and_writes_nothing(hub: Hub) -> 
     hub.deliver([], Cursor(20))
     assert hub.position == Cursor(20)
     assert transport.writes == []
-    assert stream.sent_position == Cursor(10)
+    assert stream.mark.position == Cursor(10)
     deliver(hub, event(21))
-    assert stream.sent_position == Cursor(21)
+    assert stream.mark.position == Cursor(21)
 
 
 async def test_a_slow_client_is_cut_off_and_the_others_are_not(hub: Hub) -> None:
@@ -220,8 +221,8 @@ async def test_nothing_is_kept_of_streams_that_left(hub: Hub) -> None:
     for stream in [*streams, waiting]:
         hub.leave(stream)
     assert not hub.streams
-    assert not hub._groups
-    assert not hub._by_channel
+    assert not hub.fan_out._groups
+    assert not hub.fan_out._by_channel
 
 
 async def test_changed_channels(hub: Hub) -> None:
@@ -256,7 +257,7 @@ async def test_joined_from_the_ring(hub: Hub) -> None:
     stream, transport = opened(hub, "a", at=Cursor(11))
     assert hub.join(stream) == "joined"
     assert stream.live
-    assert stream.sent_position == hub.position
+    assert stream.mark.position == hub.position
     assert transport.writes == [wire.frame(event(13), Cursor(13))]
     deliver(hub, event(14))
     assert transport.ids() == ["13", "14"]
@@ -320,7 +321,7 @@ async def test_ahead_in_a_gap(hub: Hub) -> None:
 
 
 async def test_a_batch_that_is_too_large_for_one_write_is_read_from_the_ring(hub: Hub) -> None:
-    hub.max_write = 300
+    hub.fan_out.max_write = 300
     behind: list[Stream] = []
     hub.bring_up = behind.append
     stream, transport = live(hub, "a")
@@ -344,7 +345,7 @@ async def test_a_batch_that_is_too_large_for_one_write_is_read_from_the_ring(hub
 
 
 async def test_an_event_larger_than_a_write_goes_out_live(hub: Hub) -> None:
-    hub.max_write = 100
+    hub.fan_out.max_write = 100
     hub.bring_up = pytest.fail  # type: ignore[assignment]
     stream, transport = live(hub, "a")
     deliver(hub, event(11, payload='"' + "x" * 500 + '"'))
@@ -358,9 +359,9 @@ async def test_an_event_larger_than_a_write_goes_out_live(hub: Hub) -> None:
 @pytest.fixture
 def slices(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A sweep of this hub that pauses before each stream but the first."""
-    monkeypatch.setattr("sse_pg.delivery.sweeper.SLICE_S", 0.0)
-    monkeypatch.setattr("sse_pg.delivery.sweeper.STREAMS_PER_CLOCK_READ", 1)
-    hub.max_direct = 0
+    monkeypatch.setattr("sse_pg.delivery.fan_out.SLICE_S", 0.0)
+    monkeypatch.setattr("sse_pg.delivery.fan_out.STREAMS_PER_CLOCK_READ", 1)
+    hub.fan_out.max_direct = 0
     return hub.sweeper.slices()
 
 
@@ -378,7 +379,7 @@ async def test_a_sweep_joins_the_batches_that_come_meanwhile(hub: Hub, slices: I
     writes = sorted([block.id for block in wire.blocks()] for _, wire in crowd)
     assert writes == [["11", "12", "13"]] * 4
     assert sorted(len(wire.writes) for _, wire in crowd) == [1, 1, 1, 2], "one write for all that a stream lacks"
-    (group,) = hub._groups.values()
+    (group,) = hub.fan_out._groups.values()
     assert not group.batches, "no stream needs them any more"
     assert hub.meter.events == 3
     assert hub.meter.deliveries == 12
@@ -416,7 +417,7 @@ async def test_a_stream_that_a_sweep_has_not_reached_is_given_no_later_position(
     assert transport.writes == []
     for _ in slices:
         pass
-    assert stream.sent_position == Cursor(11)
+    assert stream.mark.position == Cursor(11)
     heartbeat._check(stream, time.monotonic() + 1.0)
     assert transport.ids() == ["11", "20"]
 
@@ -437,15 +438,95 @@ async def test_a_new_log_begins_after_what_a_sweep_still_owes(hub: Hub, slices: 
     stream.greeted = True
     deliver(hub, event(11))
     hub.restart(Cursor(5))
-    assert transport.ids() == ["11", "5"]
-    assert transport.blocks()[1].json()["after"] == "11"
+    deliver(hub, event(6))
+    held, other = live(hub, "a")
+    Heartbeat(hub, 10**6, 0.0)._check(stream, time.monotonic() + 1.0)
     for _ in slices:
         pass
-    assert transport.ids() == ["11", "5"]
+    assert transport.ids() == ["11", "5", "6"]
+    assert transport.blocks()[1].json() == {"reason": "unknown", "after": "11", "before": "5"}
+    assert other.writes == [], "it began in the new log"
+    assert hub.gap_notices["unknown"] == 1
+    hub.restart(Cursor(3))
+    hub.restart(Cursor(2))
+    hub.suspend(held)
+    assert hub.join(held) == "joined"
+    sweep(hub)
+    assert [block.json()["after"] for block in other.blocks()] == ["6"], "one gap event for two logs"
+    assert (other.ids(), transport.ids()) == (["2"], ["11", "5", "6", "3", "2"])
+
+
+async def test_what_was_purged_comes_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[None]) -> None:
+    _, transport = live(hub, "a")
+    held, silent = live(hub, "a")
+    deliver(hub, event(11))
+    hub.expire(Cursor(20))
+    hub.suspend(held)
+    assert (held.cursor, hub.join(held)) == (Cursor(10), "behind"), "the table says what was purged"
+    for _ in slices:
+        pass
+    assert transport.ids() == ["11", "20"]
+    assert transport.blocks()[1].json() == {"reason": "expired", "after": "11", "before": "20"}
+    assert silent.writes == []
+    assert hub.gap_notices["expired"] == 1
+
+
+async def test_many_groups_are_swept_and_each_gets_its_own(hub: Hub, slices: Iterator[None]) -> None:
+    crowd = [live(hub, "a", f"own{number}", envelope=WHOLE if number == 3 else None) for number in range(4)]
+    deliver(hub, event(11))
+    deliver(hub, event(12, "own2"), event(13), event(14, "own2"))
+    late, new = live(hub, "own2")
+    next(slices)
+    next(slices)
+    hub.change_channels(crowd[0][0], frozenset(["own2"]))
+    for stream, _ in crowd[1:]:
+        assert hub.lacks(stream) == (not stream.transport.writes)  # type: ignore[attr-defined]
+    deliver(hub, event(15, "own2"))
+    for _ in slices:
+        pass
+    got = [wire.ids() for _, wire in crowd]
+    assert got == [["11", "13", "15"], ["11", "13"], ["11", "12", "13", "14", "15"], ["11", "13"]]
+    assert new.ids() == ["15"]
+    assert not hub.fan_out._pending
+    assert [stream.mark.position for stream, _ in crowd] == [Cursor(15), Cursor(14), Cursor(15), Cursor(14)]
+    assert hub.meter.deliveries == 13
+    for stream, _ in [*crowd, (late, new)]:
+        hub.leave(stream)
+    assert [stream.events for stream, _ in crowd] == [3, 2, 5, 2]
+    assert late.events == 1
+
+
+async def test_the_bytes_of_all_streams_are_counted_as_they_are_sent(hub: Hub, slices: Iterator[None]) -> None:
+    crowd = [live(hub, "a", chunked=number == 1) for number in range(3)]
+    deliver(hub, event(11))
+    for _ in slices:
+        pass
+    gone, _ = crowd[0]
+    gone.write(b":\n", 0.0)
+    hub.leave(gone)
+    hub.fan_out.max_direct = 10
+    deliver(hub, event(12))
+    sent = [sum(map(len, wire.writes)) for _, wire in crowd]
+    assert [stream.sent_bytes for stream, _ in crowd] == sent
+    assert hub.ledger.sent_bytes == sum(sent)
+
+
+async def test_many_streams_end_in_slices(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse_pg.delivery.ledger.SLICE_S", 0.0)
+    crowd = [live(hub, "a") for _ in range(5)]
+    for stream, _ in crowd:
+        stream.end(EndReason.DRAIN)
+    for ended in range(1, 6):
+        await asyncio.sleep(0)
+        assert len(hub.streams) == 5 - ended
+    late, _ = live(hub, "a")
+    late.end(EndReason.DRAIN)
+    await asyncio.sleep(0)
+    assert not hub.streams
 
 
 async def test_more_than_should_be_buffered_at_once(hub: Hub) -> None:
-    hub.max_write = 100
+    hub.fan_out.max_write = 100
     deliver(hub, *[event(number, payload='"' + "x" * 90 + '"') for number in range(11, 15)])
     stream, transport = opened(hub, "a", at=Cursor(10))
     steps = []
@@ -480,13 +561,14 @@ async def test_restart_tells_every_stream(hub: Hub) -> None:
     stream.greeted = waiting.greeted = True
     assert hub.join(waiting) == "ahead"
     hub.restart(Cursor(5))
+    assert second.writes == []
+    assert hub.join(waiting) == "joined"
     assert silent.writes == []  # its hello will follow, and say where it begins
     for written in (transport, second):
         (block,) = written.blocks()
         assert (block.event, block.id) == ("sse-pg.gap", "5")
         assert block.json() == {"reason": "unknown", "after": "11", "before": "5"}
-    assert stream.sent_position == Cursor(5)
-    assert hub.join(waiting) == "joined"
+    assert stream.mark.position == Cursor(5)
     deliver(hub, event(6))
     assert transport.ids() == second.ids() == ["5", "6"]
 
@@ -585,7 +667,7 @@ class Reader:
         self.hub.begin(start)
         self.behind: list[Stream] = []
         self.hub.bring_up = self.behind.append
-        self.hub.max_direct = 1
+        self.hub.fan_out.max_direct = 1
         self.sweep = iter(())
         self.replay = Replay(self.hub, cast("Any", Table(log)), cast("Any", self), 3)
 
@@ -696,6 +778,23 @@ class TwoServers(RuleBasedStateMachine):
         self.servers[which].read(limit)
         self.now += seconds
 
+    @rule(who=st.integers(0, 3))
+    def is_held(self, who: int) -> None:
+        """A stream receives nothing until its server reads again: a right may have been withdrawn."""
+        if self.clients:
+            client = self.clients[who % len(self.clients)]
+            if client.stream is not None and client.server is not None and client.stream.live:
+                client.server.hub.suspend(client.stream)
+                client.server.behind.append(client.stream)
+
+    @rule(who=st.integers(0, 3))
+    def hears_a_heartbeat(self, who: int) -> None:
+        """A stream is given a newer position, unless it lacks something."""
+        if self.clients:
+            client = self.clients[who % len(self.clients)]
+            if client.stream is not None and client.server is not None:
+                Heartbeat(client.server.hub, 10**9, 0.0)._check(client.stream, time.monotonic() + 1.0)
+
     @rule(which=st.integers(0, 1), slices=st.integers(1, 5))
     def sweeps(self, which: int, slices: int) -> None:
         self.servers[which].advance(slices)
@@ -737,9 +836,11 @@ class TwoServers(RuleBasedStateMachine):
             return
         self.sound = False
         for block in client.transport.blocks()[:keep]:
-            assert not block.event.startswith("sse-pg."), block
             assert block.id is not None
             client.last_id = block.id
+            if block.event == "sse-pg.position":
+                continue
+            assert not block.event.startswith("sse-pg."), block
             client.longest_id = max(client.longest_id, len(block.id))
             data = block.json()
             client.got.append(int(data["id"]) if client.envelope else data)
@@ -785,8 +886,8 @@ def schedules(ring: int, options: settings) -> None:
 @pytest.mark.parametrize("ring", [0, 3, 1000])
 def test_no_event_is_lost_or_doubled_between_two_servers(ring: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sweep pauses after each stream."""
-    monkeypatch.setattr("sse_pg.delivery.sweeper.SLICE_S", 0.0)
-    monkeypatch.setattr("sse_pg.delivery.sweeper.STREAMS_PER_CLOCK_READ", 1)
+    monkeypatch.setattr("sse_pg.delivery.fan_out.SLICE_S", 0.0)
+    monkeypatch.setattr("sse_pg.delivery.fan_out.STREAMS_PER_CLOCK_READ", 1)
     schedules(ring, SCHEDULES)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sse_pg.cli.main import main
-from sse_pg.delivery import hub, sweeper
+from sse_pg.delivery import fan_out
 
 if __name__ == "__main__":
-    hub.MAX_DIRECT_WRITES = 0
-    sweeper.SLICE_S = 0.0
-    sweeper.STREAMS_PER_CLOCK_READ = 1
+    fan_out.MAX_DIRECT_WRITES = 0
+    fan_out.SLICE_S = 0.0
+    fan_out.STREAMS_PER_CLOCK_READ = 1
     main()

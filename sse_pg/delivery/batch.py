@@ -1,0 +1,134 @@
+"""What the hub was handed, cut to what each group gets of it. Each form of the bytes is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from sse_pg.core import wire
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.envelope import Envelope
+from sse_pg.core.event import Event
+from sse_pg.core.ring import Entry
+from sse_pg.delivery.stream import Mark
+
+
+class Delivery:
+    """Events, or a gap event for all live streams, from when the hub has them until every stream has them."""
+
+    __slots__ = (
+        "_batches",
+        "_entries",
+        "before",
+        "deliveries",
+        "gap",
+        "log",
+        "number",
+        "position",
+        "reason",
+        "released",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        log: int,
+        before: Cursor,
+        position: Cursor,
+        released: Sequence[tuple[Event, Cursor]] = (),
+        entries: Mapping[str, list[Entry]] | None = None,
+        gap: tuple[str, bytes] | None = None,
+    ) -> None:
+        """``entries`` are those of the released events, by channel. ``gap`` is the reason of a gap event and its block.
+
+        ``before`` and ``log`` are the position of a stream that was not sent it, and the log of that position;
+        ``position`` is that of a stream that was.
+        """
+        self.number = number
+        self.log = log
+        self.before = before
+        self.position = position
+        self.released = released
+        self.reason: str | None
+        self.reason, self.gap = gap or (None, b"")
+        self.deliveries = 0
+        """Writes of events to streams so far."""
+        self._entries = entries or {}
+        self._batches: dict[tuple[str | None, Envelope | None], Batch] = {}
+
+    @property
+    def channels(self) -> Collection[str] | None:
+        """The channels of the events; None for a gap event, which all streams get."""
+        return None if self.reason is not None else self._entries.keys()
+
+    def batch(self, channels: frozenset[str], envelope: Envelope | None) -> Batch | None:
+        """Return what streams with these channels get of it, or None if that is nothing.
+
+        Groups that get the same share one batch: nearly always they get the events of one channel, or all.
+        """
+        name: str | None = None
+        if self.reason is None:
+            if len(channels) < len(self._entries):
+                wanted = [channel for channel in channels if channel in self._entries]
+            else:
+                wanted = [channel for channel in self._entries if channel in channels]
+            if not wanted:
+                return None
+            if len(wanted) == 1:
+                name = wanted[0]
+            elif len(wanted) < len(self._entries):
+                return self._batch([entry for channel in wanted for entry in self._entries[channel]], envelope)
+        found = self._batches.get((name, envelope))
+        if found is None:
+            names = self._entries if name is None else (name,)
+            found = self._batch([entry for each in names for entry in self._entries[each]], envelope)
+            self._batches[name, envelope] = found
+        return found
+
+    def _batch(self, entries: list[Entry], envelope: Envelope | None) -> Batch:
+        entries.sort(key=_turn)
+        data = b"".join([entry.frame(envelope) for entry in entries]) if self.reason is None else self.gap
+        return Batch(self, data, len(entries))
+
+
+class Batch:
+    """What the streams of a group get of a delivery."""
+
+    __slots__ = ("_alone", "data", "delivery", "events", "number")
+
+    def __init__(self, delivery: Delivery, data: bytes, events: int) -> None:
+        self.delivery = delivery
+        self.number = delivery.number
+        self.data = data
+        self.events = events
+        self._alone: dict[bool, Missing] = {}
+
+    def alone(self, chunked: bool, now: float) -> Missing:
+        """Return what a stream is written that lacks this batch and no other."""
+        found = self._alone.get(chunked)
+        if found is None:
+            found = self._alone[chunked] = Missing((self,), chunked, now)
+        return found
+
+
+class Missing:
+    """What some streams of a group were not sent yet, joined once for all that lack the same."""
+
+    __slots__ = ("before", "data", "delivery", "events", "log", "mark", "reasons", "size")
+
+    def __init__(self, batches: Sequence[Batch], chunked: bool, now: float) -> None:
+        data = b"".join([batch.data for batch in batches])
+        self.data = wire.chunk(data) if chunked else data
+        self.size = len(self.data)
+        self.events = sum(batch.events for batch in batches)
+        first, last = batches[0].delivery, batches[-1].delivery
+        self.before = first.before
+        self.log = first.log
+        self.delivery = last
+        """The delivery that counts the writes."""
+        self.mark = Mark(last.number, last.position, now)
+        self.reasons = [batch.delivery.reason for batch in batches if batch.delivery.reason is not None]
+        """Those of the gap events in it."""
+
+
+def _turn(entry: Entry) -> int:
+    return entry.turn
