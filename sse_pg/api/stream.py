@@ -192,8 +192,15 @@ class StreamApi:
             )
 
     def _bring_up_again(self, stream: Stream) -> None:
-        """Let a stream catch up that was live."""
-        stream.task = asyncio.create_task(self._bring_up(stream, None))
+        """Let a stream catch up that was live. A crowd of them nearly always can at once, which needs no tasks."""
+        try:
+            if self._bus.replay.catch_up_at_once(stream):
+                return
+        except Exception:
+            log.exception("stream failed: %s", _whom(stream))
+            stream.end(EndReason.ERROR)
+        else:
+            stream.task = asyncio.create_task(self._bring_up(stream, None))
 
     async def _bring_up(self, stream: Stream, asked: str | None) -> None:
         """Send the first block, unless it was sent before, and make the stream live.

@@ -6,23 +6,23 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from random import random
 
 from sse_pg.auth.digests import Digests
 from sse_pg.auth.holds import Holds
+from sse_pg.auth.revocations import Revocation, Revocations
 from sse_pg.db.store import Store
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.stream import Stream
+from sse_pg.delivery.turns import Turns
 from sse_pg.errors import BusUnavailable, RuleFailed
 
 log = logging.getLogger(__name__)
 
 #: user, action, channel
 Question = tuple[str | None, str, str]
-#: The digests of a user and a channel; None means any.
-Revocation = tuple[str | None, str | None]
-
 #: Maximum number of cached answers; the least recently used one is dropped.
 MAX_CACHED_ANSWERS = 50000
 #: Maximum number of questions in one statement.
@@ -59,8 +59,12 @@ class Authorizer:
         self._shipped_lock = asyncio.Lock()
         self._generation = 0
         self._streams: set[Stream] = set()
+        self._heard: set[Revocation] = set()
+        """Whose open streams have to be held."""
+        self._holding: set[Revocation] = set()
+        """Whose open streams are being held."""
         self._revoked: set[Revocation] = set()
-        """Whose open streams have to be asked about."""
+        """Whose open streams are held and have to be asked about."""
         self._held: set[Stream] = set()
         self._task: asyncio.Task[None] | None = None
         self._outdated: set[Revocation] = set()
@@ -81,14 +85,16 @@ class Authorizer:
 
     async def followed(self, channels: Mapping[str, Collection[str]]) -> dict[str, frozenset[str]]:
         """Return, for each user, the channels that the user may read. Raises the same errors as ``allowed``."""
-        questions = [(user, "subscribe", channel) for user, names in channels.items() for channel in names]
+        turns = Turns()
         answers: dict[Question, bool] = {}
-        for start in range(0, len(questions), MAX_QUESTIONS_PER_STATEMENT):
-            answers |= await self._ask(questions[start : start + MAX_QUESTIONS_PER_STATEMENT], self._tail_store)
-        return {
-            user: frozenset(channel for channel in names if answers[user, "subscribe", channel])
-            for user, names in channels.items()
-        }
+        for questions in _statements((user, "subscribe", name) for user, names in channels.items() for name in names):
+            answers |= await self._ask(questions, self._tail_store)
+            await turns.pause()
+        allowed: dict[str, frozenset[str]] = {}
+        for user, names in channels.items():
+            allowed[user] = frozenset(channel for channel in names if answers[user, "subscribe", channel])
+            await turns.pause()
+        return allowed
 
     def watch(self, stream: Stream) -> None:
         """Recheck a stream after revocations. Call it before the first question, so that no revocation is missed."""
@@ -104,20 +110,25 @@ class Authorizer:
         self._shipped_until = 0.0
         if self._answers:  # with an empty cache there is nothing to forget
             self._outdated.add((user, channel))
-        self._revoked.add((user, channel))
+        self._heard.add((user, channel))
 
-    def apply(self) -> None:
+    async def apply(self) -> None:
         """Hold the open streams that revocations concern, and start to ask about them again.
 
         Those that are no longer allowed end, and the others go on from where they were. A stream without an answer
         within the time that the rule may take ends, and its client reconnects.
         """
-        if not self._revoked:
+        if not self._heard:
             return
-        for stream in self._streams:
-            if stream not in self._held and self._concerns(self._revoked, stream):
+        self._holding, self._heard = self._heard, set()
+        holding, turns = Revocations(self._holding, self._digests), Turns()
+        for stream in list(self._streams):  # those that come later ask for themselves
+            if stream in self._streams and stream not in self._held and _concern(holding, stream):
                 self._held.add(stream)
                 self._holds.hold(stream)
+            await turns.pause()
+        self._revoked |= self._holding
+        self._holding = set()
         if self._task is None:
             self._task = asyncio.create_task(self._recheck())
 
@@ -136,42 +147,53 @@ class Authorizer:
                 except BusUnavailable:
                     self._revoked |= revoked
                     await asyncio.sleep(RETRY_PAUSE_S * (0.5 + random()))  # noqa: S311 - jitter
-                decided = {stream for stream in self._held if not self._concerns(self._revoked, stream)}
-                self._held -= decided
-                self._holds.release(decided)
+                await self._release()
         finally:
             self._task = None
 
+    async def _release(self) -> None:
+        """Let go of the held streams that no other revocation concerns. More may come meanwhile."""
+        turns = Turns()
+        others: set[Revocation] = set()
+        undecided = Revocations(others, self._digests)
+        for stream in list(self._held):
+            if others != self._revoked | self._holding:
+                others = self._revoked | self._holding
+                undecided = Revocations(others, self._digests)
+            if not _concern(undecided, stream):
+                self._held.discard(stream)
+                self._holds.release(stream)
+            await turns.pause()
+
     async def _recheck_streams(self, revoked: set[Revocation]) -> None:
-        affected = {
-            stream: {
-                (stream.user, "subscribe", channel)
-                for channel in stream.channels
-                if self._is_among(revoked, stream.user, channel)
-            }
-            for stream in self._streams
-        }
-        questions = sorted({each for asked in affected.values() for each in asked}, key=repr)
+        if await self._is_shipped(self._tail_store):
+            return
+        concerned, turns = Revocations(revoked, self._digests), Turns()
+        asked: dict[Stream, list[Question]] = {}
+        by_user: dict[str | None, dict[Question, None]] = {}
+        for stream in list(self._streams):
+            names = concerned.among(stream.user, stream.channels)
+            asked[stream] = [(stream.user, "subscribe", channel) for channel in names]
+            by_user.setdefault(stream.user, {}).update(dict.fromkeys(asked[stream]))
+            await turns.pause()
         answers: dict[Question, bool] = {}
         deadline = time.monotonic() + self._timeout
         try:
-            for start in range(0, len(questions), MAX_QUESTIONS_PER_STATEMENT):
+            for questions in _statements(each for of_user in by_user.values() for each in of_user):
                 if time.monotonic() >= deadline:
                     log.error("authorize() is too slow: after a revocation, streams end without having been checked")
                     break
-                batch = questions[start : start + MAX_QUESTIONS_PER_STATEMENT]
-                answers |= await self._ask(batch, self._tail_store)
+                answers |= await self._ask(questions, self._tail_store)
+                await turns.pause()
         except RuleFailed:
-            answers |= await self._ask_per_user(questions)
-        for stream, asked in affected.items():
-            if not all(answers.get(each, False) for each in asked):
+            answers |= await self._ask_per_user(by_user)
+        for stream, questions in asked.items():
+            if not all(answers.get(each, False) for each in questions):
                 stream.end(EndReason.REVOKED)
+            await turns.pause()
 
-    async def _ask_per_user(self, questions: Collection[Question]) -> dict[Question, bool]:
+    async def _ask_per_user(self, by_user: Mapping[str | None, Collection[Question]]) -> dict[Question, bool]:
         """Ask about each user alone, because the rule fails for one of them."""
-        by_user: dict[str | None, list[Question]] = {}
-        for question in questions:
-            by_user.setdefault(question[0], []).append(question)
         answers: dict[Question, bool] = {}
         late = 0
         for asked in by_user.values():
@@ -182,15 +204,6 @@ class Authorizer:
                 if late == MAX_LATE_USERS:
                     break
         return answers
-
-    def _concerns(self, revoked: Collection[Revocation], stream: Stream) -> bool:
-        return bool(revoked) and any(self._is_among(revoked, stream.user, channel) for channel in stream.channels)
-
-    def _is_among(self, revoked: Collection[Revocation], user: str | None, channel: str) -> bool:
-        if (None, None) in revoked:
-            return True
-        who, where = self._digests.of(user), self._digests.of(channel)
-        return any(each in revoked for each in ((who, where), (who, None), (None, where)))
 
     async def _ask(self, questions: Collection[Question], store: Store) -> dict[Question, bool]:
         if not questions:
@@ -240,8 +253,9 @@ class Authorizer:
         outdated, self._outdated = self._outdated, set()
         if (None, None) in outdated:
             self._answers.clear()
-        for user, action, channel in [each for each in self._answers if self._is_among(outdated, each[0], each[2])]:
-            del self._answers[user, action, channel]
+        concerned = Revocations(outdated, self._digests)
+        for each in [each for each in self._answers if concerned.among(each[0], (each[2],))]:
+            del self._answers[each]
 
     def _cache(self, answers: Iterable[tuple[Question, bool]], until: float) -> None:
         for question, answer in answers:
@@ -249,3 +263,13 @@ class Authorizer:
             self._answers.move_to_end(question)
         while len(self._answers) > MAX_CACHED_ANSWERS:
             self._answers.popitem(last=False)
+
+
+def _concern(revocations: Revocations, stream: Stream) -> bool:
+    return bool(revocations.among(stream.user, stream.channels))
+
+
+def _statements(questions: Iterator[Question]) -> Iterator[list[Question]]:
+    """Cut questions into lists, each for one statement."""
+    while some := list(islice(questions, MAX_QUESTIONS_PER_STATEMENT)):
+        yield some

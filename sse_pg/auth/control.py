@@ -51,8 +51,8 @@ class Control:
         heard, self._heard = self._heard, set()
         for words in heard:
             self._note(*words)
-        self._followers.apply()
-        self._authorizer.apply()
+        await self._followers.apply()
+        await self._authorizer.apply()
 
     def _note(self, what: str, *digests: str) -> None:
         everybody = self._digests.of("")

@@ -15,14 +15,13 @@ from sse_pg.db.store import Store
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
+from sse_pg.delivery.turns import Turns
 from sse_pg.errors import BusUnavailable, RuleFailed
 
 log = logging.getLogger(__name__)
 
 #: Maximum number of users whose subscriptions are read with one statement.
 MAX_USERS_PER_READ = 200
-#: Number of a user's channels from which on each of the user's streams gets a turn of the event loop of its own.
-CHANNELS_PER_TURN = 100
 #: Average pause before the next attempt if the database is unavailable.
 RETRY_PAUSE_S = 0.5
 
@@ -44,6 +43,8 @@ class Followers:
         """The users that are followed, by their digests."""
         self._streams: dict[str, dict[Stream, Patterns]] = {}
         self._stale: dict[str, None] = {}  # in the order of their changes
+        self._reading: set[str] = set()
+        """The users whose subscriptions are being read."""
         self._held: dict[str, set[Stream]] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -80,14 +81,20 @@ class Followers:
         elif digest in self._users:
             self._stale[self._users[digest]] = None
 
-    def apply(self) -> None:
+    async def apply(self) -> None:
         """Hold the streams of users whose subscriptions have changed, and start to read them."""
-        for user in self._stale:
-            held = self._held.setdefault(user, set())
-            for stream in self._streams.get(user, {}):
-                if stream not in held:
+        if not self._stale:
+            return
+        turns = Turns()
+        for user in list(self._stale):
+            for stream in list(self._streams.get(user, ())):
+                if user not in self._stale and user not in self._reading:
+                    break  # they have been read in the meantime
+                held = self._held.setdefault(user, set())
+                if stream not in held and stream in self._streams.get(user, ()):
                     held.add(stream)
                     self._holds.hold(stream)
+                await turns.pause()
         self._start()
 
     async def close(self) -> None:
@@ -107,20 +114,25 @@ class Followers:
                 waiting = {user: self._waiting.pop(user, []) for user in users}
                 for user in users:
                     del self._stale[user]
+                self._reading.update(users)
                 try:
                     failed = await self._read_users(users)
                 except BusUnavailable as error:
                     _finish(waiting.values(), error)
                     self._stale = {**dict.fromkeys(user for user in users if user in self._streams), **self._stale}
+                    self._reading.clear()
                     await asyncio.sleep(RETRY_PAUSE_S * (0.5 + random()))  # noqa: S311 - jitter
                     continue
                 except BaseException:
                     _finish(waiting.values(), BusUnavailable("the server is stopping"))
                     raise
+                turns = Turns()
                 for user in users:
+                    self._reading.discard(user)
                     _finish([waiting[user]], failed.get(user))
-                    if user not in self._stale:
-                        self._holds.release(self._held.pop(user, ()))
+                    for stream in () if user in self._stale else self._held.pop(user, ()):
+                        self._holds.release(stream)
+                        await turns.pause()
         finally:
             self._task = None
 
@@ -147,14 +159,14 @@ class Followers:
         return failed
 
     async def _assign(self, users: Iterable[str], channels: dict[str, frozenset[str]]) -> None:
+        turns = Turns()
         for user in users:
             allowed = channels.get(user, frozenset())
             for stream, patterns in list(self._streams.get(user, {}).items()):
                 if stream not in self._streams.get(user, {}):
                     continue  # it has ended
                 self._hub.change_channels(stream, frozenset(filter(patterns.match, allowed)))
-                if len(allowed) > CHANNELS_PER_TURN:
-                    await asyncio.sleep(0)  # others have their turn
+                await turns.pause()
 
     def _fail(self, users: Iterable[str], error: RuleFailed) -> dict[str, RuleFailed]:
         for user in users:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
 
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
@@ -28,16 +27,15 @@ class Holds:
             stream.held = asyncio.get_running_loop().create_future()
             self._hub.suspend(stream)
 
-    def release(self, streams: Iterable[Stream]) -> None:
-        """Let streams go on. One that has ended, or that somebody else holds, does not."""
-        for stream in streams:
-            self._held[stream] -= 1
-            if self._held[stream]:
-                continue
-            del self._held[stream]
-            held, stream.held = stream.held, None
-            if held is not None and not held.done():
-                held.set_result(None)
-            was_live = stream.greeted and stream.task is None
-            if was_live and stream.reason is None:
-                self._hub.bring_up(stream)
+    def release(self, stream: Stream) -> None:
+        """Let a stream go on. If it has ended, or somebody else holds it, it does not."""
+        self._held[stream] -= 1
+        if self._held[stream]:
+            return
+        del self._held[stream]
+        held, stream.held = stream.held, None
+        if held is not None and not held.done():
+            held.set_result(None)
+        was_live = stream.greeted and stream.task is None
+        if was_live and stream.reason is None:
+            self._hub.bring_up(stream)

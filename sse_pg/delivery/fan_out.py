@@ -85,7 +85,7 @@ class FanOut:
         """Take a live stream out of its group, and return what it lacks."""
         missing = self.missing(stream)
         group = stream.group
-        assert group is not None
+        assert isinstance(group, Group)
         stream.group, stream.live = None, False
         group.streams.discard(stream)
         stream.events += group.events - (missing.events if missing else 0)
@@ -102,14 +102,14 @@ class FanOut:
     def missing(self, stream: Stream) -> Missing | None:
         """Return what a live stream was not sent yet."""
         group = stream.group
-        assert group is not None
+        assert isinstance(group, Group)
         self._collect(group)
         return group.missing(stream.mark.number, time.monotonic())
 
     def write_missing(self, stream: Stream) -> None:
         """Send a live stream what it lacks now. If that is more than one write may have, it falls behind."""
         group = stream.group
-        assert group is not None
+        assert isinstance(group, Group)
         self._collect(group)
         self._write(group, (stream,), time.monotonic())
 

@@ -97,6 +97,14 @@ class Replay:
                 limit = await self._send_page(stream, limit)
             await stream.drained()
 
+    def catch_up_at_once(self, stream: Stream) -> bool:
+        """Make a stream live if the ring has all that it missed, and that is one write; return whether it is."""
+        before = stream.replayed
+        if stream.held is not None or self._hub.join(stream) != "joined":
+            return False
+        self.sources["ring" if stream.replayed > before else "none"] += 1
+        return True
+
     async def validate(self, claimed: Cursor) -> tuple[Cursor, bool]:
         """Return the part of a client's cursor that is true, and whether some of it belongs to a log that was lost.
 

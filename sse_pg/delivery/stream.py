@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.ledger import Ledger
-
-if TYPE_CHECKING:
-    from sse_pg.delivery.group import Group
 
 #: Time that a client has to read the rest of what was sent when the server ends its stream.
 END_TIMEOUT_S = 5.0
@@ -108,8 +104,8 @@ class Stream(asyncio.Protocol):
         self.held: asyncio.Future[None] | None = None
         """Done when the stream may receive events again; None if it may. While it is held, it is not live."""
         self.live = False
-        self.group: Group | None = None
-        """The group that it is in while it is live."""
+        self.group: object = None
+        """The group that it is in while it is live; that of the fan-out."""
         self.ledger: Ledger | None = None
         """That of the hub, once it is open."""
         self.reason: EndReason | None = None
