@@ -349,6 +349,204 @@ CREATE FUNCTION sse_pg.last_id() RETURNS bigint
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) $$;
 
+-- ------------------------------------------------------------------ reads of the servers
+
+-- A read of a server ends by octets, not only by rows: one transaction may have published gigabytes. How long a payload is
+-- in print is known only when it has been printed, and a statement cannot stop at a sum. So these functions print event by
+-- event, and stop after the one with which payloads and headers have `most_octets`. (Rejected: to stop at the sum of
+-- pg_column_size(), because a compressed payload can be a hundred times as long in print; to cancel the statement when the
+-- server has enough.) If there are events left then, the last row is none: its event_type is 'more', its payload NULL.
+--
+-- Each function has one query for its events, hence one snapshot, and is VOLATILE: a query of a STABLE function would see
+-- the snapshot of the statement that calls it, which was taken before the locks on the partitions were. It could then miss
+-- events of a partition that was dropped in between, and not see in `log` that they were purged.
+
+-- The events above the last id that a tail has seen. This is the usual case: no lower id is open.
+--
+-- Before the events comes a row with id 0. Its payload is purged_to, from the same snapshot, so that a purge that overtook
+-- this tail is noticed at the read that lacks the events. A column of its own would cost something for every event.
+CREATE FUNCTION sse_pg.read_above(seen bigint, most_events bigint, most_octets bigint)
+RETURNS TABLE (id bigint, channel text, event_type text, payload text, created_at timestamptz, headers text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    body   jsonb;
+    head   jsonb;
+    octets bigint := 0;
+BEGIN
+    FOR id, channel, event_type, body, created_at, head IN
+        SELECT r.id, r.channel, r.event_type, r.payload, r.created_at, r.headers FROM (
+            SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type, to_jsonb(l.purged_to) AS payload,
+                   NULL::timestamptz AS created_at, NULL::jsonb AS headers
+              FROM sse_pg.log l
+            UNION ALL
+            (SELECT e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+               FROM sse_pg.events e
+              WHERE e.id > seen ORDER BY e.id LIMIT most_events)
+        ) r ORDER BY r.id
+    LOOP
+        IF octets >= most_octets THEN
+            event_type := 'more';
+            payload := NULL;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        payload := body;
+        headers := head;
+        RETURN NEXT;
+        octets := octets + octet_length(payload) + coalesce(octet_length(headers), 0);
+    END LOOP;
+END $$;
+
+-- The same read while there are open ids: the events with these ids, and those above the last id seen. Both come from one
+-- snapshot, so that the events of one transaction stay in order. They ascend, so that a read that ended early is a prefix.
+--
+-- With `asks`, the first row says which publishers are in flight, as a JSON array in the payload. The windows are read
+-- before the snapshot of the events, as docs/guarantee.md demands, and this saves a round trip.
+CREATE FUNCTION sse_pg.read_open(
+    first_ids bigint[], last_ids bigint[], seen bigint, most_events bigint, most_octets bigint, asks boolean)
+RETURNS TABLE (id bigint, channel text, event_type text, payload text, created_at timestamptz, headers text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    body   jsonb;
+    head   jsonb;
+    octets bigint := 0;
+BEGIN
+    IF asks THEN
+        SELECT json_build_array(p.last, p.least_bound, p.window_first, p.window_last) INTO payload
+          FROM sse_pg.publishers() p;
+        RETURN NEXT;
+    END IF;
+    FOR id, channel, event_type, body, created_at, head IN
+        SELECT r.id, r.channel, r.event_type, r.payload, r.created_at, r.headers FROM (
+            SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type, to_jsonb(l.purged_to) AS payload,
+                   NULL::timestamptz AS created_at, NULL::jsonb AS headers
+              FROM sse_pg.log l
+            UNION ALL
+            SELECT e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+              FROM unnest(first_ids, last_ids) AS g(first, last)
+             CROSS JOIN LATERAL (
+                 SELECT * FROM sse_pg.events e
+                  WHERE e.id BETWEEN g.first AND g.last ORDER BY e.id LIMIT most_events) e
+            UNION ALL
+            (SELECT e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+               FROM sse_pg.events e
+              WHERE e.id > seen ORDER BY e.id LIMIT most_events)
+        ) r ORDER BY r.id LIMIT most_events + 1
+    LOOP
+        IF octets >= most_octets THEN
+            event_type := 'more';
+            payload := NULL;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        payload := body;
+        headers := head;
+        RETURN NEXT;
+        octets := octets + octet_length(payload) + coalesce(octet_length(headers), 0);
+    END LOOP;
+END $$;
+
+-- A page of stored events of these channels, within these ranges of ids, ascending. There is always at least one row, with
+-- purged_to, so that purged_to and the events come from one snapshot.
+--
+-- Rows are compared as pairs, and ordered by both columns, so that only the index on (channel, id) has the order. With
+-- `channel =` the primary key's index would have it too. The planner would use that index for channels that look frequent,
+-- and read the whole log for a channel with few events. lowest and highest bound the ranges: because they are parameters,
+-- PostgreSQL can leave out partitions before it begins.
+--
+-- The plan is kept, because with dozens of partitions planning a page takes five times as long as reading it. So it must be
+-- right for channels with many events and with few, for a log that was empty when the plan was made, and without
+-- statistics. There is one such plan: index scans in the order of (channel, id), one per partition. The other plans are
+-- forbidden: without this, the planner was seen to read and sort a whole log for fifty events. JIT is off because, before
+-- PostgreSQL 18, a step that is forbidden but necessary (the sort of the page itself) has such a high cost that PostgreSQL
+-- would compile the query.
+CREATE FUNCTION sse_pg.read_page(
+    channels text[], first_ids bigint[], last_ids bigint[], lowest bigint, highest bigint, only_type text,
+    most_events bigint, most_octets bigint)
+RETURNS TABLE (purged_to bigint, id bigint, channel text, event_type text, payload text, created_at timestamptz,
+               headers text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_sort = off SET enable_incremental_sort = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+    body   jsonb;
+    head   jsonb;
+    octets bigint := 0;
+BEGIN
+    FOR purged_to, id, channel, event_type, body, created_at, head IN
+        SELECT l.purged_to, e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+          FROM sse_pg.log l
+          LEFT JOIN LATERAL (
+              SELECT e.*
+                FROM unnest(channels) AS c(channel)
+               CROSS JOIN unnest(first_ids, last_ids) AS r(first, last)
+               CROSS JOIN LATERAL (
+                   SELECT * FROM sse_pg.events e
+                    WHERE (e.channel, e.id) >= (c.channel, r.first) AND (e.channel, e.id) <= (c.channel, r.last)
+                      AND e.id BETWEEN lowest AND highest
+                      AND (only_type IS NULL OR e.event_type = only_type)
+                    ORDER BY e.channel, e.id LIMIT most_events) e
+               ORDER BY e.id LIMIT most_events) e ON true
+         ORDER BY e.id
+    LOOP
+        IF octets >= most_octets THEN
+            id := NULL;
+            event_type := 'more';
+            payload := NULL;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        payload := body;
+        headers := head;
+        RETURN NEXT;
+        octets := octets + octet_length(payload) + coalesce(octet_length(headers), 0);
+    END LOOP;
+END $$;
+
+-- The same from the newest down.
+CREATE FUNCTION sse_pg.read_page_desc(
+    channels text[], first_ids bigint[], last_ids bigint[], lowest bigint, highest bigint, only_type text,
+    most_events bigint, most_octets bigint)
+RETURNS TABLE (purged_to bigint, id bigint, channel text, event_type text, payload text, created_at timestamptz,
+               headers text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_sort = off SET enable_incremental_sort = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+DECLARE
+    body   jsonb;
+    head   jsonb;
+    octets bigint := 0;
+BEGIN
+    FOR purged_to, id, channel, event_type, body, created_at, head IN
+        SELECT l.purged_to, e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+          FROM sse_pg.log l
+          LEFT JOIN LATERAL (
+              SELECT e.*
+                FROM unnest(channels) AS c(channel)
+               CROSS JOIN unnest(first_ids, last_ids) AS r(first, last)
+               CROSS JOIN LATERAL (
+                   SELECT * FROM sse_pg.events e
+                    WHERE (e.channel, e.id) >= (c.channel, r.first) AND (e.channel, e.id) <= (c.channel, r.last)
+                      AND e.id BETWEEN lowest AND highest
+                      AND (only_type IS NULL OR e.event_type = only_type)
+                    ORDER BY e.channel DESC, e.id DESC LIMIT most_events) e
+               ORDER BY e.id DESC LIMIT most_events) e ON true
+         ORDER BY e.id DESC
+    LOOP
+        IF octets >= most_octets THEN
+            id := NULL;
+            event_type := 'more';
+            payload := NULL;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        payload := body;
+        headers := head;
+        RETURN NEXT;
+        octets := octets + octet_length(payload) + coalesce(octet_length(headers), 0);
+    END LOOP;
+END $$;
+
 -- ------------------------------------------------------------------ publish
 
 -- The event that was published with each key. The digest distinguishes a repeated publish from a reused key.

@@ -1,56 +1,21 @@
+-- name: page
+SELECT purged_to, id, channel, event_type, payload, created_at, headers
+  FROM sse_pg.read_page(
+      %(channels)s, %(first)s, %(last)s, %(least)s, %(most)s, %(event_type)s, %(limit)s, %(octets)s)
+
+-- name: page_desc
+SELECT purged_to, id, channel, event_type, payload, created_at, headers
+  FROM sse_pg.read_page_desc(
+      %(channels)s, %(first)s, %(last)s, %(least)s, %(most)s, %(event_type)s, %(limit)s, %(octets)s)
+
 -- name: plan_once
--- Sets how pages are planned for the rest of the transaction. Prepared statements keep their plan: with dozens of
--- partitions, planning a page takes five times as long as reading it. A plan that is kept must be right for channels with
--- many events and with few, for a log that was empty when the plan was made, and without statistics. There is one such
--- plan: index scans in the order of (channel, id), one per partition. The other plans are forbidden: without this, the
--- planner was seen to read and sort a whole log for fifty events. JIT is off because, before PostgreSQL 18, a step that is
--- forbidden but necessary (the sort of the page itself) has such a high cost that PostgreSQL would compile the query.
+-- Sets for the rest of the transaction how these statements are planned: as read_page() is, for the same reasons.
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true),
        set_config('enable_sort', 'off', true),
        set_config('enable_incremental_sort', 'off', true),
        set_config('enable_seqscan', 'off', true),
        set_config('enable_bitmapscan', 'off', true),
        set_config('jit', 'off', true)
-
--- name: page
--- A page of stored events of these channels, within these ranges of ids, ascending. There is always at least one row, with
--- purged_to, so that purged_to and the events come from one snapshot.
---
--- Rows are compared as pairs, and ordered by both columns, so that only the index on (channel, id) has the order. With
--- `channel =` the primary key's index would have it too. The planner would use that index for channels that look frequent,
--- and read the whole log for a channel with few events. least and most bound the ranges: because they are parameters of the
--- statement, PostgreSQL can leave out partitions before it begins.
-SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_at, e.headers::text
-  FROM sse_pg.log
-  LEFT JOIN LATERAL (
-      SELECT e.*
-        FROM unnest(%(channels)s::text[]) AS c(channel)
-       CROSS JOIN unnest(%(first)s::bigint[], %(last)s::bigint[]) AS r(first, last)
-       CROSS JOIN LATERAL (
-           SELECT * FROM sse_pg.events e
-            WHERE (e.channel, e.id) >= (c.channel, r.first) AND (e.channel, e.id) <= (c.channel, r.last)
-              AND e.id BETWEEN %(least)s AND %(most)s
-              AND (%(event_type)s::text IS NULL OR e.event_type = %(event_type)s)
-            ORDER BY e.channel, e.id LIMIT %(limit)s) e
-       ORDER BY e.id LIMIT %(limit)s) e ON true
- ORDER BY e.id
-
--- name: page_desc
--- The same from the newest down.
-SELECT log.purged_to, e.id, e.channel, e.event_type, e.payload::text, e.created_at, e.headers::text
-  FROM sse_pg.log
-  LEFT JOIN LATERAL (
-      SELECT e.*
-        FROM unnest(%(channels)s::text[]) AS c(channel)
-       CROSS JOIN unnest(%(first)s::bigint[], %(last)s::bigint[]) AS r(first, last)
-       CROSS JOIN LATERAL (
-           SELECT * FROM sse_pg.events e
-            WHERE (e.channel, e.id) >= (c.channel, r.first) AND (e.channel, e.id) <= (c.channel, r.last)
-              AND e.id BETWEEN %(least)s AND %(most)s
-              AND (%(event_type)s::text IS NULL OR e.event_type = %(event_type)s)
-            ORDER BY e.channel DESC, e.id DESC LIMIT %(limit)s) e
-       ORDER BY e.id DESC LIMIT %(limit)s) e ON true
- ORDER BY e.id DESC
 
 -- name: page_reach
 -- How far the read of a page of one event type may go: the lowest id that has `events` events before it in one of the

@@ -27,38 +27,12 @@ SELECT settled_to, starts_at FROM sse_pg.epochs ORDER BY starts_at
 SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()
 
 -- name: tail_read_above
--- The events above the last id seen. This is the usual case: no lower id is open.
---
--- Before the events comes a row with id 0. Its payload is purged_to, from the same snapshot, so that a purge that overtook
--- this tail is noticed at the read that lacks the events. A column of its own would cost something for every event.
-SELECT id, channel, event_type, payload, created_at, headers FROM (
-    SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type, l.purged_to::text AS payload,
-           NULL::timestamptz AS created_at, NULL::text AS headers
-      FROM sse_pg.log l
-    UNION ALL
-    (SELECT e.id, e.channel, e.event_type, e.payload::text, e.created_at, e.headers::text
-       FROM sse_pg.events e
-      WHERE e.id > %(seen)s ORDER BY e.id LIMIT %(limit)s)
-) read ORDER BY id
+SELECT id, channel, event_type, payload, created_at, headers
+  FROM sse_pg.read_above(%(seen)s, %(limit)s, %(octets)s)
 
 -- name: tail_read
--- The same read while there are open ids: the events with these ids, and those above the last id seen. Both come from one
--- snapshot, so that the events of one transaction stay in order. They ascend, so that a read cut off by its limit is a prefix.
-SELECT id, channel, event_type, payload, created_at, headers FROM (
-    SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type, l.purged_to::text AS payload,
-           NULL::timestamptz AS created_at, NULL::text AS headers
-      FROM sse_pg.log l
-    UNION ALL
-    SELECT e.id, e.channel, e.event_type, e.payload::text AS payload, e.created_at, e.headers::text
-      FROM unnest(%(first)s::bigint[], %(last)s::bigint[]) AS g(first, last)
-     CROSS JOIN LATERAL (
-         SELECT * FROM sse_pg.events e
-          WHERE e.id BETWEEN g.first AND g.last ORDER BY e.id LIMIT %(limit)s) e
-    UNION ALL
-    (SELECT e.id, e.channel, e.event_type, e.payload::text, e.created_at, e.headers::text
-       FROM sse_pg.events e
-      WHERE e.id > %(seen)s ORDER BY e.id LIMIT %(limit)s)
-) read ORDER BY id LIMIT %(limit)s::bigint + 1
+SELECT id, channel, event_type, payload, created_at, headers
+  FROM sse_pg.read_open(%(first)s, %(last)s, %(seen)s, %(limit)s, %(octets)s, %(asks)s)
 
 -- name: tail_next_id
 -- The event that PostgreSQL could not send as text: the first unseen event above the last one that could be read.

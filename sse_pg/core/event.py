@@ -26,6 +26,11 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     created_at: int
     headers: str | None = None
 
+    @property
+    def chars(self) -> int:
+        """Length of what the publisher may make long."""
+        return len(self.payload) + (len(self.headers) if self.headers is not None else 0)
+
 
 class EventJson(msgspec.Struct, frozen=True, rename="camel"):
     """An event as the HTTP interface shows it."""

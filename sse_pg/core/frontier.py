@@ -6,6 +6,7 @@ The tail reads, and this object decides. It does no I/O and reads no clock. docs
 * ``settle`` removes the open ids that no publisher in flight can hold. The publishers must be read before the rows.
 * An open id that was noticed less than ``wait`` seconds ago holds back the events above it, so that they go out in the
   order of their ids. An older one holds back nothing: it becomes a gap in the cursor, and comes when it commits.
+* Events of more than MAX_HELD_CHARS are not held back: the order is worth a short wait, not any amount of memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from sse_pg.core.cursor import Cursor, trimmed
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
+
+#: Maximum length of the payloads and headers of all events that are held back.
+MAX_HELD_CHARS = 4_194_304
 
 
 @dataclass(slots=True)
@@ -48,6 +52,7 @@ class Frontier:
         """The gaps that hold events back, as pairs (first open id, time at which it was noticed), ascending in both."""
         self._held: list[Event] = []
         """Events that were read and are not handed on yet, ascending by id."""
+        self._held_chars = 0
 
     def feed(self, rows: Iterable[Event], now: float) -> None:
         """Take the rows of one read: the ids in ``open`` and the ids above ``seen``, ascending, from one snapshot."""
@@ -65,6 +70,7 @@ class Frontier:
             else:
                 continue  # read before: a retry after a lost connection may repeat a read
             self._held.append(event)
+            self._held_chars += event.chars
         if behind:
             self._held.sort(key=_by_id)
 
@@ -106,6 +112,7 @@ class Frontier:
             if barrier is not None and event.id > barrier:
                 break
             count += 1
+            self._held_chars -= event.chars
             if event.id > position.high:
                 gaps = position.gaps
                 if self.open:
@@ -126,6 +133,8 @@ class Frontier:
 
     def _barrier(self, now: float) -> int | None:
         """Return the lowest open id that still holds events back, or None."""
+        if self._held_chars > MAX_HELD_CHARS:
+            self._fresh.clear()
         while self._fresh:
             first, noticed = self._fresh[0]
             rest = self.open.above(first - 1)

@@ -21,6 +21,8 @@ FIRST_WINDOW_IDS = 1_000_000
 WINDOW_GROWTH = 16
 #: Events that a page of one event type looks at, whatever their type. A rare type would make it read the whole log.
 MAX_EXAMINED_EVENTS = 20_000
+#: A page ends after the event with which its payloads have so many bytes, whatever its limit in events is.
+MAX_PAGE_BYTES = 4_194_304
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Page:
     events: list[Event]
     purged_to: int
     full: bool
-    """Whether the read ended because it reached the limit."""
+    """Whether the read ended because it reached a limit, of events or of bytes."""
     reach: int | None = None
     """The id at which the read ended because it had looked at many events of other types; it is not part of it."""
 
@@ -63,16 +65,19 @@ class Store:
         wanted: Ranges,
         limit: int,
         *,
+        max_bytes: int = MAX_PAGE_BYTES,
         event_type: str | None = None,
         descending: bool = False,
     ) -> Page:
         """Return up to ``limit`` stored events of the channels within a set of ids.
 
+        The page ends after the event with which its payloads have ``max_bytes``.
         They are read in windows of ids, beginning at the end from which the page counts. For busy channels one window
         is enough, and it touches one or two partitions, however many there are.
         """
         events: list[Event] = []
         reach = None
+        full = False
         async with self.pool.read_share(), connection(self.pool) as conn:
             if event_type is not None:
                 reach = await _reach(conn, channels, wanted, descending=descending)
@@ -82,18 +87,21 @@ class Store:
                 params = {
                     **_where(channels, window),
                     "limit": limit - len(events),
+                    "octets": max_bytes - sum(event.chars for event in events),
                     "event_type": event_type,
                 }
-                rows = await _planned(conn, "page_desc" if descending else "page", params)
+                name = "page_desc" if descending else "page"
+                rows = await (await conn.execute(query(name), params, prepare=True, binary=True)).fetchall()
                 if not rows:
                     raise BusUnavailable("sse_pg.log is empty; a server that starts makes its row anew")
                 # purged_to never goes back, so that of the last window holds for the windows before it.
                 purged_to = rows[0][0]
                 events += [Event(*row[1:]) for row in rows if row[1] is not None]
-                if len(events) == limit:
+                full = len(events) == limit or (rows[-1][1] is None and rows[-1][3] is not None)  # not an event: more
+                if full:
                     reach = None
                     break
-        return Page(events, purged_to, len(events) == limit, reach)
+        return Page(events, purged_to, full, reach)
 
     async def step(
         self,
@@ -102,14 +110,18 @@ class Store:
         position: Cursor,
         limit: int,
         *,
+        max_bytes: int = MAX_PAGE_BYTES,
         event_type: str | None = None,
     ) -> Step:
         """Return up to ``limit`` events that ``cursor`` lacks and ``position`` has, ascending.
 
+        The step ends after the event with which the payloads have ``max_bytes``.
+
         The position must have been read before this call, so that everything that is visible at the position is among
         the rows. Rows that the position does not cover are left for the next step.
         """
-        page = await self.page(channels, cursor.missing_up_to(position.high), limit + 1, event_type=event_type)
+        wanted = cursor.missing_up_to(position.high)
+        page = await self.page(channels, wanted, limit + 1, max_bytes=max_bytes, event_type=event_type)
         rows = page.events[:limit]
         if page.full:
             covered = position.clip(rows[-1].id)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import NamedTuple
 
+import msgspec
 import psycopg
 
 from sse_pg.core import wire
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 SLEEP_ATTEMPTS = 10
 #: Seconds between two attempts.
 SLEEP_PAUSE_S = 0.005
+#: A read ends after the event with which its payloads have so many bytes, whatever its limit in events is.
+READ_BYTES = 4_194_304
 
 
 class Publishers(NamedTuple):
@@ -51,7 +54,11 @@ class Read(NamedTuple):
     """Ascending by id."""
     purged_to: int
     """Every id up to this one may have been purged."""
-    fault: str | None
+    more: bool
+    """Whether the read ended at one of its limits, so that nothing is known above its last event."""
+    publishers: Publishers | None
+    """Who was in flight before the read; None if that was not asked for."""
+    fault: str | None = None
     """Why the event after the last one cannot be delivered; None if there is no such event."""
 
 
@@ -110,13 +117,17 @@ async def publishers(conn: Connection) -> Publishers:
     cursor = await conn.execute(query("publishers"), prepare=True)
     row = await cursor.fetchone()
     assert row is not None
-    last, least_bound, first_ids, last_ids = row
+    return _publishers(*row)
+
+
+def _publishers(last: int, least_bound: int | None, first_ids: list[int], last_ids: list[int]) -> Publishers:
     return Publishers(last, Ranges(zip(first_ids, last_ids, strict=True)), least_bound)
 
 
-async def events(conn: Connection, seen: int, missing: Ranges, limit: int) -> Read:
+async def events(conn: Connection, seen: int, missing: Ranges, limit: int, *, asks: bool = False) -> Read:
     """Read up to ``limit`` events: those above ``seen``, and those of the missing ids that have become visible.
 
+    ``asks``: read first, in the same round trip, which publishers are in flight.
     Raises LogUnreadable if the session cannot read any event as it was published.
     """
     if conn.info.encoding != "utf-8":
@@ -125,32 +136,34 @@ async def events(conn: Connection, seen: int, missing: Ranges, limit: int) -> Re
             "something between this server and the database has changed it"
         )
     try:
-        return await _events(conn, seen, missing, limit)
+        return await _events(conn, seen, missing, limit, asks=asks)
     except (psycopg.DataError, UnicodeDecodeError) as error:
         return await _events_before_fault(conn, seen, missing, limit, error)
 
 
-async def _events(conn: Connection, seen: int, missing: Ranges, limit: int) -> Read:
-    params: dict[str, object] = {"seen": seen, "limit": limit}
+async def _events(conn: Connection, seen: int, missing: Ranges, limit: int, *, asks: bool = False) -> Read:
+    params: dict[str, object] = {"seen": seen, "limit": limit, "octets": READ_BYTES}
     name = "tail_read_above"
-    if missing:
+    if missing or asks:
         name = "tail_read"
-        params |= _spans(missing)
-    cursor = await conn.execute(query(name), params, prepare=True, binary=True)
-    rows = await cursor.fetchall()
+        params |= {"asks": asks, **_spans(missing)}
+    rows = await (await conn.execute(query(name), params, prepare=True, binary=True)).fetchall()
+    in_flight = _publishers(*msgspec.json.decode(rows.pop(0)[3])) if asks else None
     if not rows or rows[0][0] != 0:
         raise LogUnreadable("the table sse_pg.log has no row")
+    more = len(rows) > limit
+    if rows[-1][3] is None:  # not an event: says that there is more
+        rows.pop()
+        more = True
     events: list[Event] = []
-    fault = None
     for row in rows[1:]:
         event = Event(*row)
         try:
             wire.check(event)
         except ValueError as error:
-            fault = f"event {event.id}: {error}"
-            break
+            return Read(events, int(rows[0][3]), True, in_flight, f"event {event.id}: {error}")
         events.append(event)
-    return Read(events, int(rows[0][3]), fault)
+    return Read(events, int(rows[0][3]), more, in_flight)
 
 
 async def _events_before_fault(conn: Connection, seen: int, missing: Ranges, limit: int, error: Exception) -> Read:
@@ -162,11 +175,14 @@ async def _events_before_fault(conn: Connection, seen: int, missing: Ranges, lim
             read, readable = await _events(conn, seen, missing, middle), middle
         except (psycopg.DataError, UnicodeDecodeError):
             unreadable = middle
+            continue
+        if len(read.events) < middle and read.more and read.fault is None:
+            return read  # what has become visible meanwhile fills a read before the fault
     after = read.events[-1].id if read.events else 0
     row = await (
         await conn.execute(query("tail_next_id"), {"after": after, "seen": seen, **_spans(missing)})
     ).fetchone()
-    return read if read.fault else read._replace(fault=f"event {row[0] if row else '?'}: {one_line(error)}")
+    return read if read.fault else read._replace(fault=f"event {row[0] if row else '?'}: {one_line(error)}", more=True)
 
 
 async def epochs(conn: Connection) -> list[tuple[int, int]]:

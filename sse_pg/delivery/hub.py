@@ -25,8 +25,10 @@ from sse_pg.delivery.sweeper import Sweeper
 
 Step = Literal["joined", "more", "behind", "ahead"]
 
-#: Catch-ups cached for the next client with the same channels and cursor. Even a crowd has few different ones.
+#: Catch-ups cached for the next client with the same channels and cursor, and their bytes. Even a crowd has few
+#: different ones.
 MAX_CACHED_CATCH_UPS = 64
+MAX_CACHED_BYTES = 4_194_304
 
 
 class CatchUp(NamedTuple):
@@ -66,6 +68,7 @@ class Hub:
         """Up to where this server had handed on the logs that it read before this one."""
         self._log_start = START
         self._catch_ups: dict[tuple[Key, Cursor], CatchUp] = {}
+        self._cached_bytes = 0
         self.sweeper = Sweeper(self._slices)
         self.fan_out = FanOut(
             max_write, self.meter, self.gap_notices, self.ledger, self.sweeper.wake, self._fall_behind
@@ -82,7 +85,7 @@ class Hub:
         """Start at a position, with an empty ring."""
         self.position = position
         self.ring = Ring(*self._ring_size, position)
-        self._catch_ups.clear()
+        self._forget_catch_ups()
 
     def restart(self, position: Cursor) -> None:
         """Go on in another log at ``position``. Each stream is sent a gap event: live ones after what they lack.
@@ -131,7 +134,7 @@ class Hub:
             entries.setdefault(event.channel, []).append(self.ring.add(event, cursor))
         if position is not before:
             self.position = position
-            self._catch_ups.clear()
+            self._forget_catch_ups()
         if released:
             self.fan_out.hand_on(Delivery(self.fan_out.next_number(), self.log, before, position, released, entries))
 
@@ -174,9 +177,10 @@ class Hub:
             if missed is None:
                 return "behind"
             catch_up = _catch_up(missed, stream, self.fan_out.max_write)
-            if len(self._catch_ups) >= MAX_CACHED_CATCH_UPS:
-                self._catch_ups.clear()
+            if len(self._catch_ups) >= MAX_CACHED_CATCH_UPS or self._cached_bytes > MAX_CACHED_BYTES:
+                self._forget_catch_ups()
             self._catch_ups[key, cursor] = catch_up
+            self._cached_bytes += len(catch_up.framed)
         now = time.monotonic()
         if catch_up.framed:
             stream.push(catch_up.framed, now)
@@ -187,6 +191,10 @@ class Hub:
             return "more"
         self.fan_out.enter(stream, self.position, now)
         return "joined"
+
+    def _forget_catch_ups(self) -> None:
+        self._catch_ups.clear()
+        self._cached_bytes = 0
 
     def _change_logs(self, stream: Stream) -> None:
         """Send a gap event to a stream whose cursor belongs to an earlier log. It goes on where this one begins."""

@@ -15,12 +15,13 @@ from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.tail import Tail
 
-#: The page after a page with more bytes than this is smaller, the page after one with fewer bytes is larger.
-TARGET_PAGE_BYTES = 262144
+#: A page ends after the event with which its payloads have so many bytes, or those of one write to a stream.
+MAX_PAGE_BYTES = 262144
 #: Events of a stream's first page.
 FIRST_PAGE_EVENTS = 50
-#: Pages cached for the next stream that asks for the same.
+#: Pages cached for the next stream that asks for the same, and their bytes.
 MAX_CACHED_PAGES = 16
+MAX_CACHED_BYTES = 4_194_304
 
 Key = tuple[frozenset[str], Envelope | None, bool, Cursor, int]
 
@@ -60,9 +61,11 @@ class Replay:
         self._store = store
         self._tail = tail
         self._page = page
+        self._page_bytes = min(MAX_PAGE_BYTES, hub.fan_out.max_write)
         self._cache_position = hub.position
         self._reading: dict[Key, asyncio.Task[FramedPage]] = {}
         self._cached: dict[Key, FramedPage] = {}
+        self._cached_bytes = 0
         self.sources: Counter[str] = Counter()
         """Streams that became live, by the source of what they had missed: table, ring, none."""
         self.events = 0
@@ -73,8 +76,8 @@ class Replay:
     async def catch_up(self, stream: Stream) -> None:
         """Send a stream what it missed and make it live; return when it is live or has ended.
 
-        Memory is bounded by one page and the client's write buffer. If events are published faster than the client
-        reads, the stream keeps reading pages. Raises BusUnavailable if the database is unavailable.
+        While it waits for the client, it holds nothing but the client's write buffer. If events are published faster
+        than the client reads, the stream keeps reading pages. Raises BusUnavailable if the database is unavailable.
         """
         limit = min(FIRST_PAGE_EVENTS, self._page)
         source = "none"
@@ -127,10 +130,16 @@ class Replay:
         return claimed & self._hub.position, False
 
     async def _send_page(self, stream: Stream, limit: int) -> int:
-        """Send one page from the table, part by part; return the limit for the next page, in events."""
+        """Send one page from the table, part by part; return the limit for the next page, in events.
+
+        If the client has to read first, the rest of the page is dropped, and read again later: thousands of clients
+        that read nothing must not hold a page each.
+        """
         cursor, channels = stream.cursor, stream.channels
         page = await self._framed_page((channels, stream.envelope, stream.chunked, cursor, limit))
         for number, part in enumerate(page.parts):
+            if stream.paused:
+                return limit
             if stream.log != self._hub.log or stream.channels != channels or stream.held is not None:
                 return limit  # the log was replaced in the meantime, or a channel was revoked, or may be
             stream.cursor = cursor = part.cursor
@@ -142,14 +151,13 @@ class Replay:
                 if page.expired and number == 0:
                     self._hub.gap_notices["expired"] += 1
                 stream.note_position(cursor, now)
-                await stream.drained()
-        return max(1, limit // 4) if page.size > TARGET_PAGE_BYTES else min(self._page, limit * 2)
+        return min(self._page, limit * 2)
 
     async def _framed_page(self, key: Key) -> FramedPage:
         """Return a page from the cache, wait for it if it is being read, or read it."""
         if self._cache_position is not self._hub.position:
             self._cache_position = self._hub.position
-            self._reading, self._cached = {}, {}
+            self._reading, self._cached, self._cached_bytes = {}, {}, 0
         cached = self._cached.get(key)
         task = self._reading.get(key)
         self.pages["read" if cached is None and task is None else "shared"] += 1
@@ -170,15 +178,16 @@ class Replay:
         return await asyncio.shield(task)  # the end of one stream does not cancel the read for the others
 
     def _cache(self, key: Key, page: FramedPage) -> None:
-        if page.size > TARGET_PAGE_BYTES:
+        if page.size > MAX_CACHED_BYTES:
             return
-        if len(self._cached) >= MAX_CACHED_PAGES:
-            del self._cached[next(iter(self._cached))]
         self._cached[key] = page
+        self._cached_bytes += page.size
+        while len(self._cached) > MAX_CACHED_PAGES or self._cached_bytes > MAX_CACHED_BYTES:
+            self._cached_bytes -= self._cached.pop(next(iter(self._cached))).size
 
     async def _read(self, key: Key, position: Cursor) -> FramedPage:
         channels, envelope, chunked, cursor, limit = key
-        step = await self._store.step(sorted(channels), cursor, position, limit)
+        step = await self._store.step(sorted(channels), cursor, position, limit, max_bytes=self._page_bytes)
         blocks: list[tuple[bytes, Cursor, int]] = []
         expired = bool(cursor.missing_up_to(step.purged_to))
         if expired:

@@ -33,7 +33,7 @@ from sse_pg.errors import BusUnavailable, LogUnreadable
 
 log = logging.getLogger(__name__)
 
-#: Rows of one read: enough to make the round trip cheap, few enough to hand them on before the next read.
+#: Events of one read: enough to make the round trip cheap, few enough to hand them on before the next read.
 READ_LIMIT_ROWS = 2000
 #: The tail wakes up when this many bells that found events came within twice the time of as many polls ...
 BELLS_TO_WAKE = 10
@@ -345,12 +345,16 @@ class Tail:
     # ------------------------------------------------------------ reading
 
     async def _publishers(self, conn: Connection) -> Publishers:
-        """Read who is in flight, and note when those that may not ring have ended."""
+        """Read who is in flight."""
         publishers = await tail_session.publishers(conn)
+        self._note(publishers)
+        return publishers
+
+    def _note(self, publishers: Publishers) -> None:
+        """Note when the publishers that may not ring have ended."""
         self.meter.last_id = publishers.last
         if self._fell_asleep_at is not None and publishers.all_began_after(self._fell_asleep_at):
             self._fell_asleep_at = None
-        return publishers
 
     async def _read_log(self, conn: Connection, *, settle: bool) -> int:
         """Read everything that is new and hand it on; return the number of events.
@@ -373,33 +377,33 @@ class Tail:
         return found
 
     async def _read_batch(self, conn: Connection, *, settle: bool) -> tuple[int, bool]:
-        """Make one read and hand on what it found; return the number of events, and whether the limit cut it off."""
+        """Make one read and hand on what it found; return the number of events, and whether a limit cut it off."""
         frontier = self._frontier
         assert frontier is not None
-        in_flight = None
         self._complete_to = None
+        asks = settle or bool(frontier.open)
         with deadline(conn, RESPONSE_DEADLINE_S):
-            if settle or frontier.open:
-                in_flight = await self._publishers(conn)
-                if in_flight.last < frontier.seen:  # TRUNCATE ... RESTART IDENTITY, a setval
-                    await tail_session.check_epoch(conn)  # corrects what is noted about the old log
-                    in_flight = await self._publishers(conn)
-                    frontier = self._begin_anew(in_flight)
-            read = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS)
+            read = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=asks)
+            if read.publishers is not None and read.publishers.last < frontier.seen:
+                # TRUNCATE ... RESTART IDENTITY, a setval. What was read lies above an id of the old log.
+                await tail_session.check_epoch(conn)  # corrects what is noted about the old log
+                frontier = self._begin_anew(await self._publishers(conn))
+                read = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=True)
         now = time.monotonic()
         self.read_at = now
         self.meter.reads += 1
+        if read.publishers is not None:
+            self._note(read.publishers)
         frontier.feed(read.events, now)
-        cut_off = len(read.events) == READ_LIMIT_ROWS
-        if cut_off or read.fault is not None:  # a prefix: nothing is known above its last event
+        if read.more:  # a prefix: nothing is known above its last event
             known_to = read.events[-1].id if read.events else 0
             await self._skip_purged(conn, frontier, min(read.purged_to, known_to))
         else:
             await self._skip_purged(conn, frontier, read.purged_to)
-            if in_flight is not None:
-                frontier.settle(in_flight.last, in_flight.alive)
-                if not in_flight.alive.up_to(in_flight.last):
-                    self._complete_to = in_flight.last
+            if read.publishers is not None:
+                frontier.settle(read.publishers.last, read.publishers.alive)
+                if not read.publishers.alive.up_to(read.publishers.last):
+                    self._complete_to = read.publishers.last
         await self._control.apply()
         released = frontier.release(now)
         try:
@@ -410,7 +414,7 @@ class Tail:
         self.meter.note_missing(frontier.open, now)
         if read.fault is not None:
             raise LogUnreadable(read.fault)
-        return len(read.events), cut_off
+        return len(read.events), read.more
 
     async def _skip_purged(self, conn: Connection, frontier: Frontier, purged_to: int) -> None:
         """If events were purged before this server read them, skip them and tell the streams."""
