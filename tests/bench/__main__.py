@@ -28,6 +28,7 @@ BENCHMARKS = {
     "connects": "connects",
     "silent": "silent",
     "quiet": "quiet",
+    "large": "large",
 }
 
 
