@@ -128,7 +128,7 @@ class Maintenance:
             self._is_complete
             and self._last is not None
             and self._last_id() <= self._last[1]
-            and self._pool.demand.idle_s >= self._settings.maintenance
+            and self._pool.demand.idle_s >= self._settings.maintenance / 2  # less than any pause between rounds
         )
 
     async def make_partitions(self) -> int | None:
