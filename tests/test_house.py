@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "setting": "errors",
     "config": "errors setting",
     "core": "errors",
-    "client": "errors version",
+    "client": "errors version db",  # db for consume() alone, which imports it when it connects
     "embedded": "errors version",
     "db": "errors version config core",
     "delivery": "errors core db",

@@ -4,12 +4,19 @@
         async for event in events:
             print(event.id, event.type, event.json())
 
-It does not import the server, so a program that only uses the client needs no database driver.
+A worker that is to do something once for every event, in the transaction of its own writes, connects to the database::
+
+    async for batch, conn in consume("postgresql:///shop", "mail", ["orders"]):
+        for event in batch:
+            await conn.execute("INSERT INTO outbox (body) VALUES (%s)", [event.payload["text"]])
+
+The client does not import the server. Only ``consume`` loads a database driver, when it connects.
 """
 
 from __future__ import annotations
 
 from sse_pg.client.backoff import Backoff, retry_after
+from sse_pg.client.consuming import Consumer, StoredEvent
 from sse_pg.client.events import Event, Gap, Published, Reconnect
 from sse_pg.client.publishing import publish
 from sse_pg.client.subscription import Subscription
@@ -19,15 +26,21 @@ __all__ = [
     "Backoff",
     "BusUnavailable",
     "ClientError",
+    "Consumer",
     "Event",
     "Gap",
     "OutcomeUnknown",
     "Published",
     "Reconnect",
+    "StoredEvent",
     "Subscription",
+    "consume",
     "publish",
     "retry_after",
     "subscribe",
 ]
 
 subscribe = Subscription
+
+consume = Consumer
+"""Takes the events of a named consumer from the database, in batches, each in a transaction of the program."""
