@@ -238,6 +238,15 @@ class Settings:
         low=1024,
         high=2**31,
     )
+    unread: int = setting(
+        "SSE_PG_UNREAD_BYTES",
+        268435456,
+        "Maximum amount of unread data of all streams of a process together; beyond it, the clients with the most are "
+        "disconnected.",
+        unit="bytes",
+        low=1024,
+        high=2**40,
+    )
     ring_events: int = setting(
         "SSE_PG_RING_EVENTS",
         10000,
@@ -269,7 +278,8 @@ class Settings:
     max_bodies: int = setting(
         "SSE_PG_MAX_BODIES_BYTES",
         268435456,
-        "Memory limit for all request bodies that are being handled at the same time; further requests get 503.",
+        "Memory limit for all request bodies, and pages of the history, that are being handled at the same time; "
+        "further requests get 503.",
         unit="bytes",
         low=1024,
         high=2**40,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from sse_pg.bus import Bus
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.event import event_json
-from sse_pg.http.problem import FieldError, invalid, json_response
+from sse_pg.http.large_response import LargeResponse
+from sse_pg.http.problem import FieldError, invalid
 from sse_pg.http.query import query_channels, query_choice, query_cursor, query_event_type, query_integer
 
 #: Maximum size of a Link header. Clients and proxies refuse heads of more than 8 KiB, and a request may name a thousand
@@ -48,7 +50,9 @@ class HistoryApi:
             link = f'<?{request.rel_url.update_query({step: body["nextCursor"]}).raw_query_string}>; rel="next"'
             if len(link) <= MAX_LINK_BYTES:
                 headers["Link"] = link
-        return json_response(body, headers=headers)
+        encoded = msgspec.json.encode(body) + b"\n"
+        self._bus.limits.bodies.hold(len(encoded))
+        return LargeResponse(request, encoded, content_type="application/json", headers=headers)
 
     async def _ascending(
         self,

@@ -91,6 +91,8 @@ def _streams(bus: Bus) -> Numbers:
         "sse_pg_groups": dict(groups),
         "sse_pg_group_streams_max": {"": max(sizes, default=0)},
         "sse_pg_ring_events": {"": len(hub.ring)},
+        "sse_pg_unread_bytes": {"": hub.ledger.unread.bytes},
+        "sse_pg_unread_bytes_limit": {"": hub.ledger.unread.limit},
     }
 
 

@@ -141,6 +141,8 @@ METRICS = (
         ("expired", "unknown"),
     ),
     Metric("sse_pg_ring_events", "gauge", "Events kept in memory for streams that resume."),
+    Metric("sse_pg_unread_bytes", "gauge", "Data that clients have not read yet, at most."),
+    Metric("sse_pg_unread_bytes_limit", "gauge", "Maximum of that."),
     # ---- gaps
     Metric(
         "sse_pg_gaps_open_ids",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Collection
 
@@ -10,18 +11,33 @@ from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
 from sse_pg.core.event import Event
 
+#: Bytes of the objects of an event, without its payload, its headers and its blocks.
+ENTRY_BYTES = 600
+
+
+class Held:
+    """The bytes that the entries of a ring take."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
 
 class Entry:
     """An event that was handed on, the position after it, and its bytes, each form made once."""
 
-    __slots__ = ("_enveloped", "_plain", "cursor", "event", "size", "turn")
+    __slots__ = ("_enveloped", "_plain", "cursor", "event", "held", "size", "turn")
 
-    def __init__(self, event: Event, cursor: Cursor, turn: int) -> None:
+    def __init__(self, event: Event, cursor: Cursor, turn: int, held: Held) -> None:
         self.event = event
         self.cursor = cursor
         self.turn = turn
-        # Bytes, about: the texts, their block, and the objects around them.
-        self.size = 2 * (len(event.payload) + len(event.headers or "")) + 400
+        # A text has up to four bytes a character in memory.
+        self.size = ENTRY_BYTES + sys.getsizeof(event.payload) + sys.getsizeof(event.headers)
+        self.held: Held | None = held
+        """Where its bytes are counted while the ring has it."""
+        held.bytes += self.size
         self._plain: bytes | None = None
         self._enveloped: dict[Envelope, bytes] | None = None
 
@@ -33,21 +49,31 @@ class Entry:
             made = self._enveloped.get(envelope)
             if made is None:
                 made = self._enveloped[envelope] = wire.frame(self.event, self.cursor, envelope=envelope)
+                self._grow(len(made))
             return made
         if self._plain is None:
             self._plain = wire.frame(self.event, self.cursor)
+            self._grow(len(self._plain))
         return self._plain
+
+    def _grow(self, size: int) -> None:
+        self.size += size
+        if self.held is not None:
+            self.held.bytes += size
 
 
 class Ring:
-    """The most recent events, in the order in which they were handed on, limited by their number and their bytes."""
+    """The most recent events, in the order in which they were handed on, limited by their number and their bytes.
+
+    Bytes count when they are made: the blocks of an event may be made after it was added. The limit holds at each add.
+    """
 
     def __init__(self, max_events: int, max_bytes: int, base: Cursor) -> None:
         self.base = base
         """The position before the oldest entry. A reader that was offered it can catch up from the ring."""
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._bytes = 0
+        self._held = Held()
         self._turn = 0
         self._all: deque[Entry] = deque()
         self._by_channel: dict[str, deque[Entry]] = {}
@@ -58,17 +84,17 @@ class Ring:
     def add(self, event: Event, cursor: Cursor) -> Entry:
         """Store an event that is being handed on, with the position after it, and return its entry."""
         self._turn += 1
-        entry = Entry(event, cursor, self._turn)
+        entry = Entry(event, cursor, self._turn, self._held)
         self._all.append(entry)
         self._by_channel.setdefault(event.channel, deque()).append(entry)
-        self._bytes += entry.size
-        while len(self._all) > self._max_events or (self._bytes > self._max_bytes and self._all):
+        while len(self._all) > self._max_events or (self._held.bytes > self._max_bytes and self._all):
             self._evict()
         return entry
 
     def _evict(self) -> None:
         oldest = self._all.popleft()
-        self._bytes -= oldest.size
+        self._held.bytes -= oldest.size
+        oldest.held = None
         self.base = oldest.cursor
         same_channel = self._by_channel[oldest.event.channel]
         same_channel.popleft()

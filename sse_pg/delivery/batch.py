@@ -86,19 +86,20 @@ class Delivery:
 
     def _batch(self, entries: list[Entry], envelope: Envelope | None) -> Batch:
         entries.sort(key=_turn)
-        data = b"".join([entry.frame(envelope) for entry in entries]) if self.reason is None else self.gap
-        return Batch(self, data, len(entries))
+        blocks = [entry.frame(envelope) for entry in entries] if self.reason is None else [self.gap]
+        return Batch(self, blocks, len(entries))
 
 
 class Batch:
     """What the streams of a group get of a delivery."""
 
-    __slots__ = ("_alone", "data", "delivery", "events", "number")
+    __slots__ = ("_alone", "blocks", "delivery", "events", "number")
 
-    def __init__(self, delivery: Delivery, data: bytes, events: int) -> None:
+    def __init__(self, delivery: Delivery, blocks: list[bytes], events: int) -> None:
         self.delivery = delivery
         self.number = delivery.number
-        self.data = data
+        self.blocks = blocks
+        """Not joined here: for streams that lack more than one write may have, that would be in vain."""
         self.events = events
         self._alone: dict[bool, Missing] = {}
 
@@ -113,12 +114,14 @@ class Batch:
 class Missing:
     """What some streams of a group were not sent yet, joined once for all that lack the same."""
 
-    __slots__ = ("before", "data", "delivery", "events", "log", "mark", "reasons", "size")
+    __slots__ = ("_batches", "_chunked", "_data", "before", "delivery", "events", "log", "mark", "reasons", "size")
 
     def __init__(self, batches: Sequence[Batch], chunked: bool, now: float) -> None:
-        data = b"".join([batch.data for batch in batches])
-        self.data = wire.chunk(data) if chunked else data
-        self.size = len(self.data)
+        self._batches = batches
+        self._chunked = chunked
+        self._data: bytes | None = None
+        self.size = sum(sum(map(len, batch.blocks)) for batch in batches)
+        """Bytes of all blocks."""
         self.events = sum(batch.events for batch in batches)
         first, last = batches[0].delivery, batches[-1].delivery
         self.before = first.before
@@ -128,6 +131,14 @@ class Missing:
         self.mark = Mark(last.number, last.position, now)
         self.reasons = [batch.delivery.reason for batch in batches if batch.delivery.reason is not None]
         """Those of the gap events in it."""
+
+    @property
+    def data(self) -> bytes:
+        """What is written."""
+        if self._data is None:
+            data = b"".join([block for batch in self._batches for block in batch.blocks])
+            self._data = wire.chunk(data) if self._chunked else data
+        return self._data
 
 
 def _turn(entry: Entry) -> int:

@@ -59,6 +59,11 @@ class FanOut:
         """The number of streams in each group."""
         return [len(group.streams) for group in self._groups.values()]
 
+    @property
+    def backlog(self) -> int:
+        """The length of the payloads and headers of all events that a sweep has not brought to every stream."""
+        return sum(event.chars for delivery in self._pending for event, _ in delivery.released)
+
     def next_number(self) -> int:
         """Return the number of a new delivery."""
         self._number += 1
@@ -189,7 +194,7 @@ class FanOut:
         The loop is the price of a delivery, so it does what Stream.push does without a call.
         """
         since, missing, written = -1, None, 0
-        data, size, mark = b"", 0, None
+        data, size, mark, is_too_much = b"", 0, None, False
         for stream in streams:
             if stream.group is not group:
                 continue  # it has left in the meantime
@@ -198,15 +203,19 @@ class FanOut:
                 since, written = stream.mark.number, 0
                 missing = group.missing(since, now)
                 if missing is not None:
-                    data, size, mark = missing.data, missing.size, missing.mark
+                    size, mark = missing.size, missing.mark
+                    is_too_much = size > self.max_write and missing.events > 1
+                    if not is_too_much:
+                        data = missing.data
+                        size = len(data)
             if missing is None:
                 continue
-            if size > self.max_write and missing.events > 1:
+            if is_too_much:
                 # In one write each stream would buffer all of it. They read it from the ring, at their own speed.
                 self._fall_behind(stream)
                 continue
             assert mark is not None
-            if stream.reason is None and not (stream.paused and stream.too_slow()):
+            if stream.reason is None and not (stream.paused and stream.too_slow(size)):
                 stream.transport.write(data)
                 stream.sent_bytes += size
                 written += 1
@@ -215,7 +224,7 @@ class FanOut:
 
     def _note_written(self, missing: Missing | None, written: int) -> None:
         if missing is not None and written:
-            self._ledger.sent_bytes += missing.size * written
+            self._ledger.sent_bytes += len(missing.data) * written
             missing.delivery.deliveries += missing.events * written
             for reason in missing.reasons:
                 self._gap_notices[reason] += written

@@ -43,10 +43,11 @@ class CatchUp(NamedTuple):
 class Hub:
     """Every stream of this process, and the position up to which the live streams were served."""
 
-    def __init__(self, ring_events: int, ring_bytes: int, max_write: int = 262144) -> None:
+    def __init__(self, ring_events: int, ring_bytes: int, max_write: int = 262144, max_unread: int = 268435456) -> None:
         """``max_write``: bytes that are written to a stream before its client has to read some.
 
-        An event that is larger is one write all the same.
+        An event that is larger is one write all the same. ``max_unread``: bytes that all clients together may have
+        unread.
         """
         self._ring_size = (ring_events, ring_bytes)
         self.position = START
@@ -54,7 +55,7 @@ class Hub:
         self.streams: set[Stream] = set()
         """All streams, including those that catch up."""
         self.meter = Meter()
-        self.ledger = Ledger()
+        self.ledger = Ledger(max_unread)
         self.opened = 0
         self.closed: Counter[EndReason] = Counter()
         """Streams that have ended, by reason."""

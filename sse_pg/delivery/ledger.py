@@ -1,4 +1,4 @@
-"""What the streams of a process share: the count of what they were sent, and the queue of those that have ended."""
+"""What the streams of a process share: counts of what they were sent and have not read, the queue of the ended ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from sse_pg.delivery.turns import SLICE_S
+from sse_pg.delivery.unread import Unread
 
 
 class Ledger:
@@ -17,10 +18,12 @@ class Ledger:
     the work for each of them is done in slices.
     """
 
-    __slots__ = ("_ended", "_scheduled", "sent_bytes")
+    __slots__ = ("_ended", "_scheduled", "sent_bytes", "unread")
 
-    def __init__(self) -> None:
+    def __init__(self, max_unread: int) -> None:
+        """``max_unread``: bytes that all clients together may have unread."""
         self.sent_bytes = 0
+        self.unread = Unread(max_unread)
         self._ended: deque[Callable[[], None]] = deque()
         self._scheduled = False
 

@@ -120,7 +120,7 @@ class Stream(asyncio.Protocol):
         """When it was last written to. Events that it gets as a member of its group are not noted here."""
         self.mark = Mark(0, cursor, now)
         self.paused = False
-        """Whether its client has more to read than it should."""
+        """Whether something of what was sent is still in this process, because its client has not read enough."""
         self.sent_bytes = 0
         self.events = 0
         """Live events sent to it. While it is in a group, minus those that the group was sent before it entered."""
@@ -135,7 +135,7 @@ class Stream(asyncio.Protocol):
 
     def push(self, framed: bytes, now: float) -> None:
         """Send bytes that are framed for this connection already; end the stream if the client does not read."""
-        if self.reason is not None or (self.paused and self.too_slow()):
+        if self.reason is not None or (self.paused and self.too_slow(len(framed))):
             return
         self.transport.write(framed)
         self.sent_bytes += len(framed)
@@ -143,12 +143,17 @@ class Stream(asyncio.Protocol):
             self.ledger.sent_bytes += len(framed)
         self.written_at = now
 
-    def too_slow(self) -> bool:
-        """Return whether the client has more to read than its limit; if so, end the stream."""
-        if self.transport.get_write_buffer_size() <= self.buffer_limit:
-            return False
-        self.end(EndReason.SLOW)
-        return True
+    def too_slow(self, size: int) -> bool:
+        """Return whether the stream has to end before ``size`` bytes are written to it, and end it.
+
+        It has to if its client has more to read than its limit, or if all clients together have.
+        """
+        unread = self.transport.get_write_buffer_size()
+        if unread > self.buffer_limit:
+            self.end(EndReason.SLOW)
+        elif self.ledger is not None:
+            self.ledger.unread.note(self, unread + size)
+        return self.reason is not None
 
     @property
     def last_write_at(self) -> float:
@@ -183,7 +188,10 @@ class Stream(asyncio.Protocol):
                 self.ledger.finish_soon(self._finish)
 
     async def drained(self) -> None:
-        """Wait until the client has read most of what was sent; end the stream if it reads nothing for a while."""
+        """Wait until nothing of what was sent is left in this process; end the stream if it takes nothing for a while.
+
+        What the kernel holds keeps the client busy meanwhile.
+        """
         while self.paused and self.reason is None:
             unread = self.transport.get_write_buffer_size()
             self._drained = asyncio.get_running_loop().create_future()
@@ -218,14 +226,20 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the stream, because the client has closed its side."""
+        if self.ledger is not None:
+            self.ledger.unread.forget(self)
         self.end(EndReason.CLIENT)
 
     def pause_writing(self) -> None:
-        """Note that the client has not read enough of what was sent."""
+        """Note that the kernel has not taken all that was sent."""
         self.paused = True
+        if self.ledger is not None:
+            self.ledger.unread.note(self, self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """Note that the client has read most of what was sent."""
+        """Note that the kernel has taken everything."""
         self.paused = False
+        if self.ledger is not None:
+            self.ledger.unread.forget(self)
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 #: Events of one read: enough to make the round trip cheap, few enough to hand them on before the next read.
 READ_LIMIT_ROWS = 2000
+#: The tail reads on when what a sweep has still to bring to streams is no longer than this ...
+MAX_BACKLOG_CHARS = 8_388_608
+#: ... and looks after this time.
+BACKLOG_PAUSE_S = 0.001
 #: The tail wakes up when this many bells that found events came within twice the time of as many polls ...
 BELLS_TO_WAKE = 10
 #: ... and falls asleep when this many polls in a row found nothing.
@@ -380,6 +384,8 @@ class Tail:
         """Make one read and hand on what it found; return the number of events, and whether a limit cut it off."""
         frontier = self._frontier
         assert frontier is not None
+        while self._hub.fan_out.backlog > MAX_BACKLOG_CHARS:  # noqa: ASYNC110 - rare, and a sweep signals nothing
+            await asyncio.sleep(BACKLOG_PAUSE_S)
         self._complete_to = None
         asks = settle or bool(frontier.open)
         with deadline(conn, RESPONSE_DEADLINE_S):

@@ -206,7 +206,7 @@ class Bodies:
         self._held_by[task] += size
         self.held += size
         if self.held > self._max_total:
-            problem = unavailable("Request-body memory limit reached; retry later.", limit="bodies")
+            problem = unavailable("Body memory limit reached; retry later.", limit="bodies")
             problem.headers["Connection"] = "close"
             raise problem
 

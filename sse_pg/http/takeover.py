@@ -35,7 +35,7 @@ def take_over(request: web.Request, stream: Stream) -> None:
     if transport is None or transport.is_closing():
         raise ClientGone
     transport.set_protocol(stream)
-    transport.set_write_buffer_limits(high=stream.buffer_limit // 4, low=stream.buffer_limit // 4)
+    transport.set_write_buffer_limits(high=0)  # the stream hears of every byte that the kernel does not take
     transport.resume_reading()  # aiohttp pauses it if the client pipelines requests
     _bound_unacknowledged(transport)
     handler.transport = None  # else the handler would close it

@@ -113,3 +113,26 @@ def test_since_is_what_was_missed(rounds: list[str], most: int, channels: set[st
         assert (found is not None) == kept
         if kept:
             assert ids(found) == [number for number in handed[count:] if log.channel_of[number] in channels]
+
+
+def test_what_is_made_of_an_event_counts() -> None:
+    """A text has up to four bytes a character in memory, and each form of the block counts when it is made."""
+    ring = Ring(1000, 100_000, START)
+    for number in range(1, 101):
+        ring.add(event(number, payload='"' + "x" * 1000 + '"'), Cursor(number))
+    plain = len(ring)
+    assert 50 < plain < 70
+    for number in range(101, 201):
+        ring.add(event(number, payload='"' + "x" * 1000 + '"'), Cursor(number)).frame(None)
+    assert plain / 2 < len(ring) < plain * 0.7
+    for number in range(201, 301):
+        ring.add(event(number, payload='"' + "x" * 999 + '🎉"'), Cursor(number))
+    assert plain / 4 < len(ring) < plain / 2
+    assert ring._held.bytes <= 100_000
+    held = ring._held
+    evicted = ring.add(event(301), Cursor(301))
+    for number in range(302, 402):
+        ring.add(event(number, payload='"' + "x" * 1000 + '"'), Cursor(number))
+    before = held.bytes
+    evicted.frame(None)
+    assert held.bytes == before, "the ring no longer has it"
