@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from sse_pg.delivery.end_reason import EndReason
-
-if TYPE_CHECKING:
-    from sse_pg.delivery.stream import Stream
 
 #: If all streams together have more unread than this share of the limit, some are ended ...
 CUT_ABOVE = 15 / 16
 #: ... until they have no more than this share.
 CUT_TO = 14 / 16
+
+
+class Written(Protocol):
+    """A stream, as far as this needs one."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """Its connection."""
+
+    def end(self, reason: EndReason) -> None:
+        """End it, later."""
 
 
 class Unread:
@@ -27,20 +36,20 @@ class Unread:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.bytes = 0
-        self._sizes: dict[Stream, int] = {}
+        self._sizes: dict[Written, int] = {}
 
-    def note(self, stream: Stream, size: int) -> None:
+    def note(self, stream: Written, size: int) -> None:
         """Note how much a stream's client has not read, with what is about to be written. Streams may end."""
         self.bytes += size - self._sizes.get(stream, 0)
         self._sizes[stream] = size
         if self.bytes > self.limit:
             self._measure(stream)
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: Written) -> None:
         """Note that nothing is left of what a stream was sent, or that nobody will read it."""
         self.bytes -= self._sizes.pop(stream, 0)
 
-    def _measure(self, just_noted: Stream) -> None:
+    def _measure(self, just_noted: Written) -> None:
         size = self._sizes[just_noted]
         self._sizes = {stream: stream.transport.get_write_buffer_size() for stream in self._sizes}
         self._sizes[just_noted] = size

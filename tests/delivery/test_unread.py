@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +13,6 @@ from support.server import Launcher
 from support.waiting import eventually
 
 from sse_pg.delivery.end_reason import EndReason
-from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.unread import Unread
 
 
@@ -25,8 +25,8 @@ class Buffer:
     measured: int = 0
 
     @property
-    def transport(self) -> Buffer:
-        return self
+    def transport(self) -> asyncio.Transport:
+        return cast("asyncio.Transport", self)
 
     def get_write_buffer_size(self) -> int:
         self.measured += 1
@@ -38,7 +38,7 @@ class Buffer:
 
 def note(unread: Unread, buffer: Buffer, size: int) -> None:
     """What is about to be written is not in the buffer yet."""
-    unread.note(cast("Stream", buffer), size)
+    unread.note(buffer, size)
     buffer.size = size
 
 
@@ -74,7 +74,7 @@ def test_buffers_that_have_shrunk_are_measured_first() -> None:
     assert all(buffer.reason is None for buffer in buffers)
     assert unread.bytes == 500 + 3 * 10
     for buffer in buffers:
-        unread.forget(cast("Stream", buffer))
+        unread.forget(buffer)
     assert unread.bytes == 0
 
 

@@ -258,8 +258,13 @@ async def test_the_log_goes_back_during_a_replay(launch: Launcher, db: psycopg.C
     async with Client(server.url) as client, client.stream("a", last_event_id="0") as stream:
         (open_stream,) = server.bus.hub.streams
         # The replay waits for the client; a page read between the TRUNCATE and its notice would find nothing to send.
-        waits_above = open_stream.buffer_limit // 4
-        await eventually(lambda: open_stream.transport.get_write_buffer_size() > waits_above)
+        seen: list[tuple[int, int]] = []
+
+        def waits() -> bool:
+            seen.append((open_stream.sent_bytes, open_stream.transport.get_write_buffer_size()))
+            return open_stream.paused and len(seen) > 20 and len(set(seen[-20:])) == 1
+
+        await eventually(waits)
         assert not open_stream.live
         db.execute("TRUNCATE sse_pg.events RESTART IDENTITY")
         await eventually(lambda: server.bus.hub.position == Cursor(0))
