@@ -7,7 +7,9 @@ import logging
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.client import Client
+from support.database_proxy import Proxy
 from support.server import Launcher, Server
 from support.waiting import eventually
 
@@ -81,7 +83,7 @@ async def test_without_streams_the_tail_asks_one_question_at_a_time(launch: Laun
 
 
 async def test_the_first_stream_finds_what_had_no_bell(launch: Launcher, db: psycopg.Connection) -> None:
-    server = await launch(safety_read=5.0)
+    server = await launch(safety_read=5.0, heartbeat=3600.0)  # a heartbeat would prolong the wait for the event
     async with Client(server.url) as client:
         publish(db, 1)
         await quiet(server, 1)
@@ -313,6 +315,31 @@ async def test_a_database_that_does_not_come_back_at_once(
         await client.publish("a", 2)
         async with client.stream("a", last_event_id="0") as stream:
             assert (await stream.event()).json() == 2
+
+
+async def test_no_stream_opens_before_the_log_is_followed(
+    launch: Launcher, database_url: str, db: psycopg.Connection
+) -> None:
+    target = conninfo_to_dict(database_url)
+    proxy = Proxy(f"{target['host']}/.s.PGSQL.{target.get('port', 5432)}")
+    url = make_conninfo(database_url, host="127.0.0.1", port=await proxy.start())
+    server = await launch(let_go_after=SOON_S, pool_timeout=0.2, database_url=url)
+    async with Client(server.url) as client:
+        await client.publish("a", 1)
+        await at_rest(server, db)
+        publish(db, 2)
+        proxy.hang()  # the database accepts the connection, and takes longer than a client waits
+        status, body = await client.get("/api/events/stream?channels=a")
+        assert (status, "comes back" in body["detail"]) == (503, True)
+        status, body = await client.get("/api/events/history?channel=a")
+        assert (status, "after a rest" in body["detail"]) == (503, True)
+        assert await client.get("/readyz") == (200, {"status": "at rest"})
+        proxy.resume()
+        await eventually(lambda: not server.bus.demand.is_away)
+        async with client.stream("a", last_event_id="1") as stream:
+            assert (await stream.event()).json() == 2
+    await server.stop()
+    await proxy.close()
 
 
 async def test_many_requests_wake_it_together(launch: Launcher, db: psycopg.Connection) -> None:
