@@ -26,6 +26,22 @@ Each message is one line that says what to do; the command line prints it unchan
 
 import errno
 import os
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+
+def fresh(error: E) -> E:
+    """Return an error like this one, for one of many tasks that it concerns.
+
+    If all of them raised the same instance, its traceback would contain parts of each, and keep all of their
+    frames in memory.
+    """
+    kind = type(error)
+    another = kind.__new__(kind, *error.args)
+    another.__dict__.update(error.__dict__)
+    another.__cause__ = error
+    return another
 
 
 def system_text(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -11,7 +12,7 @@ from aiohttp import web
 from sse_pg.auth.identity import Identity
 from sse_pg.bus import Bus
 from sse_pg.core.event import timestamp
-from sse_pg.db.publisher import Draft, Published
+from sse_pg.db.draft import Draft, Published
 from sse_pg.errors import EventRefused
 from sse_pg.http import event_headers, publish_body
 from sse_pg.http.limits import site
@@ -86,6 +87,9 @@ class PublishApi:
                 await self._bus.access.require(identity, identity.user, "publish", channels, "channel")
                 allowed |= channels
             drafts += piece
+            # A payload with a character beyond ASCII takes up to four times its bytes in the body.
+            if wide := sum(sys.getsizeof(draft.payload) for draft in piece if not draft.payload.isascii()):
+                held.hold(wide)
             if len(body) > publish_body.PIECE_BYTES:
                 held.hold(len(piece) * DRAFT_BYTES)
                 await asyncio.sleep(0)  # others have their turn

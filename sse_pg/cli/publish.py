@@ -17,7 +17,8 @@ from sse_pg.cli.progress import progress
 from sse_pg.cli.signals import StopSignal
 from sse_pg.config import Settings
 from sse_pg.core import names
-from sse_pg.db.publisher import Draft, Published, Publisher
+from sse_pg.db.draft import Draft, Published
+from sse_pg.db.publisher import Publisher
 from sse_pg.errors import BusUnavailable, EventRefused, OutcomeUnknown
 from sse_pg.http.long_numbers import MAX_DIGITS, has_long_number, may_have_long_number
 
@@ -88,8 +89,8 @@ async def publish_one(settings: Settings, template: Template, payload: str, key:
 async def publish_lines(settings: Settings, template: Template, descriptor: int) -> None:
     """Publish each line of a file when it arrives; print the ids. Blank lines are skipped.
 
-    If a line is refused, the lines before it are published, and the error names it. A signal ends the run between two
-    transactions.
+    If a line is refused, the lines before it are published, and the error names it. If it is not known which line of a
+    transaction is refused, nothing of the transaction is published. A signal ends the run between two transactions.
     """
     template.check()
     lines = Lines(descriptor, settings.max_payload)
@@ -106,10 +107,9 @@ async def publish_lines(settings: Settings, template: Template, descriptor: int)
                     if drafts:
                         count += _print(await publisher.publish(drafts))
                 except EventRefused as error:
-                    index = error.index or 0
-                    if index:
-                        count += _print(await publisher.publish(drafts[:index]))
-                    refused = EventRefused(f"line {batch[index][0]}: {error}")
+                    refused = _refused(error, batch[: len(drafts)])
+                    if error.index:
+                        count += _print(await publisher.publish(drafts[: error.index]))
                 except BusUnavailable as error:
                     kind = OutcomeUnknown if isinstance(error, OutcomeUnknown) else BusUnavailable
                     raise kind(f"at line {batch[0][0]}, after {count} events: {error}") from error
@@ -127,6 +127,13 @@ def _drafts(template: Template, batch: Sequence[tuple[int, bytes]]) -> tuple[lis
         except EventRefused as error:
             return drafts, EventRefused(f"line {number}: {error}")
     return drafts, None
+
+
+def _refused(error: EventRefused, batch: Sequence[tuple[int, bytes]]) -> EventRefused:
+    """Return the error that names the line, or all lines of the transaction if it is not known which one it is."""
+    if error.index is not None:
+        return EventRefused(f"line {batch[error.index][0]}: {error}")
+    return EventRefused(f"one of the lines {batch[0][0]} to {batch[-1][0]}, or several of them together: {error}")
 
 
 def _print(published: Sequence[Published]) -> int:

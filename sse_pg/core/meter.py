@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import exp
+from typing import NamedTuple
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import POSTGRES_EPOCH_S, Event
@@ -52,16 +53,24 @@ class Second:
         return None
 
 
+class LastEvent(NamedTuple):
+    """What is shown of an event. The event itself would keep its payload in memory, one for each channel."""
+
+    id: int
+    event_type: str
+    created_at: int
+
+
 @dataclass(slots=True)
 class ChannelMeter:
     """A channel's traffic, as this process has seen it. ``at`` is the Unix time of the last batch."""
 
-    last: Event
+    last: LastEvent
     at: float
     events: int = 0
     _rate: float = 0.0
 
-    def add(self, count: int, last: Event, now: float) -> None:
+    def add(self, count: int, last: LastEvent, now: float) -> None:
         """Count some events; ``last`` is the newest, ``now`` is Unix time."""
         self._rate = self.rate(now) + count / RATE_WINDOW_S
         self.at = max(now, self.at)
@@ -102,8 +111,9 @@ class Meter:
         second.events += len(released)
         second.deliveries += deliveries
         for name, events in by_channel.items():
-            channel = self.channels.pop(name, None) or ChannelMeter(events[-1], now)
-            channel.add(len(events), events[-1], now)
+            last = LastEvent(events[-1].id, events[-1].event_type, events[-1].created_at)
+            channel = self.channels.pop(name, None) or ChannelMeter(last, now)
+            channel.add(len(events), last, now)
             self.channels[name] = channel
         while len(self.channels) > MAX_CHANNELS:
             self.channels.popitem(last=False)

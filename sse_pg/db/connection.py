@@ -49,6 +49,10 @@ PARAMETERS: dict[str, Any] = {
 _UNAVAILABLE = ("08", "53", "57", "58", "25006", "SP503")
 
 
+class NoResponse(psycopg.OperationalError):
+    """The server did not respond within a deadline. Its other connections may be as dead as this one."""
+
+
 async def connect_listener(url: str | None) -> Connection:
     """Open and set up the connection that LISTENs.
 
@@ -115,7 +119,7 @@ def deadline(conn: psycopg.AsyncConnection[Any], seconds: float) -> Iterator[Non
         yield
     except psycopg.Error as error:
         if late:
-            raise psycopg.OperationalError(f"no response within {seconds:g} s") from error
+            raise NoResponse(f"no response within {seconds:g} s") from error
         raise
     finally:
         timer.cancel()

@@ -7,6 +7,7 @@ import select
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import random
 from typing import Any
 
 import psycopg
@@ -18,6 +19,7 @@ from sse_pg.db.connection import (
     PARAMETERS,
     RESPONSE_DEADLINE_S,
     Connection,
+    NoResponse,
     deadline,
     is_unavailable,
     set_up,
@@ -31,6 +33,8 @@ from sse_pg.errors import BusUnavailable
 CHECK_DEADLINE_S = 5.0
 #: Connections that stay open without a request.
 MIN_CONNECTIONS = 1
+#: Seconds until the next attempt to connect while a request waits for a connection, on average.
+RECONNECT_PAUSE_S = 0.25
 #: Connections that reading the log leaves to others: publishing without and with keys, and everything that is short.
 RESERVED_CONNECTIONS = 3
 
@@ -62,6 +66,7 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
         self.demand = demand
         self._has_let_go = False
         self._returning: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
         self._reads = asyncio.Semaphore(max(1, self.max_size - RESERVED_CONNECTIONS))
 
     async def set_up(self, conn: PooledConnection) -> None:
@@ -71,10 +76,11 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
             raise psycopg.OperationalError("this server has let go of the database")
         if self.behind_pooler:
             return
-        if not self._is_direct:
-            await pooler.refuse(self._url, conn)
-            self._is_direct = True
-        await set_up(conn)
+        with deadline(conn, CHECK_DEADLINE_S):
+            if not self._is_direct:
+                await pooler.refuse(self._url, conn)
+                self._is_direct = True
+            await set_up(conn)
 
     @asynccontextmanager
     async def read_share(self) -> AsyncIterator[None]:
@@ -118,6 +124,17 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
         task.add_done_callback(self._returning.discard)
         await asyncio.shield(task)
 
+    async def reconnect_failed(self) -> None:
+        """Try again soon if requests wait. psycopg calls this when it gives up; it does not try again by itself."""
+        if self._retry is None:
+            pause = RECONNECT_PAUSE_S * (0.5 + random())  # noqa: S311 - not a secret
+            self._retry = asyncio.get_running_loop().call_later(pause, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if self._waiting and not self.closed and not self._has_let_go:
+            self._maybe_grow_pool()  # by itself the pool does so only when another request begins to wait
+
 
 def make_pool(
     url: str | None, size: int, timeout: float, *, behind_pooler: bool = False, demand: Demand | None = None
@@ -138,7 +155,7 @@ def make_pool(
         min_size=MIN_CONNECTIONS,
         max_size=size,
         timeout=timeout,
-        reconnect_timeout=5,
+        reconnect_timeout=0,
     )
     pool.behind_pooler = behind_pooler
     return pool
@@ -166,6 +183,9 @@ async def lend(pool: Pool, *, upkeep: bool = False) -> AsyncIterator[Connection]
                         yield conn
                 else:
                     yield conn
+        except NoResponse:
+            await pool.drain()
+            raise
         finally:
             await pool.give_back(conn)
             pool.lent_seconds += time.monotonic() - since
@@ -189,13 +209,17 @@ async def _take(pool: Pool) -> PooledConnection:
     The pool has a check of its own, but pauses for longer and longer after each connection that it finds dead: after a
     restart of the database all of them are.
     """
+    until = time.monotonic() + pool.timeout
     for _ in range(pool.max_size + 1):
-        conn = await pool.getconn()
+        conn = await pool.getconn(until - time.monotonic())
         try:
             with deadline(conn, CHECK_DEADLINE_S):
                 if await _is_alive(conn) and await _leads_to_log(pool, conn):
                     return conn
             await conn.close()
+        except NoResponse:
+            await conn.close()
+            await pool.drain()  # otherwise each of the others takes as long
         except BaseException as error:
             if isinstance(error, psycopg.Error) and is_unavailable(error):
                 await conn.close()  # the next one may lead elsewhere
@@ -214,7 +238,10 @@ async def _is_alive(conn: PooledConnection) -> bool:
     try:
         poller.register(conn.fileno(), select.POLLIN)
         if poller.poll(0):
-            await conn.execute(b"")
+            with deadline(conn, CHECK_DEADLINE_S):
+                await conn.execute(b"")
+    except NoResponse:
+        raise
     except psycopg.Error:
         return False
     return not conn.closed

@@ -6,88 +6,36 @@ One statement, one round trip and one commit serve all of them. Each request get
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 import psycopg
+import psycopg_pool
 
 from sse_pg.db.connection import is_unavailable, summary
+from sse_pg.db.draft import Draft, Published
 from sse_pg.db.pool import Pool, lend
+from sse_pg.db.publish_lane import Lane, Unit
 from sse_pg.db.queries import query
-from sse_pg.errors import BusUnavailable, EventRefused, KeyHeld, KeyReused, OutcomeUnknown, PayloadTooLarge
+from sse_pg.errors import BusUnavailable, EventRefused, KeyHeld, KeyReused, OutcomeUnknown, PayloadTooLarge, fresh
 
-#: Events of one shared commit. A single request may have more.
-MAX_SHARED_EVENTS = 1000
 #: How long a shared commit waits for another transaction that has published with one of its idempotency keys ...
 SHARED_LOCK_TIMEOUT = "100ms"
 #: ... and how long each of its requests does when they are then tried one by one. Both are PostgreSQL's lock_timeout.
 SINGLE_LOCK_TIMEOUT = "10ms"
-
-#: (id, created at in microseconds since 2000)
-Published = tuple[int, int | None]
-
-
-class Draft(msgspec.Struct, frozen=True, gc=False):
-    """An event to be published. ``payload`` and ``headers`` are JSON text."""
-
-    channel: str
-    event_type: str
-    payload: str
-    key: str | None = None
-    headers: str | None = None
-
-
-class _Unit:
-    """The drafts of one request: published together or not at all."""
-
-    __slots__ = ("batch", "done", "drafts", "keyed")
-
-    def __init__(self, drafts: Sequence[Draft], batch: bool) -> None:
-        self.drafts = drafts
-        self.batch = batch
-        self.keyed = sum(draft.key is not None for draft in drafts)
-        """How many of the drafts have an idempotency key."""
-        self.done: asyncio.Future[list[Published]] = asyncio.get_running_loop().create_future()
-
-    def fail(self, error: Exception) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 class _Collided(BusUnavailable):
     """A deadlock or a serialization failure: everything was rolled back, and a second attempt is worthwhile."""
 
 
-class _Lane:
-    """A queue of requests, and a task that writes them in order as long as there are any."""
+class _NoConnection(BusUnavailable):
+    """No connection became free within the pool's time-out."""
 
-    def __init__(self, write: Callable[[list[_Unit]], Awaitable[None]]) -> None:
-        self._write = write
-        self.waiting: deque[_Unit] = deque()
-        self.worker: asyncio.Task[None] | None = None
 
-    def put(self, unit: _Unit) -> None:
-        self.waiting.append(unit)
-        if self.worker is None:
-            self.worker = asyncio.create_task(self._work())
-
-    async def _work(self) -> None:
-        try:
-            while self.waiting:
-                await self._write(self._take())
-        finally:
-            self.worker = None
-
-    def _take(self) -> list[_Unit]:
-        """Remove from the queue what goes into one commit."""
-        units = [self.waiting.popleft()]
-        count = len(units[0].drafts)
-        while self.waiting and count + len(self.waiting[0].drafts) <= MAX_SHARED_EVENTS:
-            units.append(self.waiting.popleft())
-            count += len(units[-1].drafts)
-        return units
+#: Called once a connection is in hand; returns the drafts to be sent, and PostgreSQL's lock_timeout for them.
+Take = Callable[[], tuple[Sequence[Draft], str]]
 
 
 class Publisher:
@@ -100,8 +48,8 @@ class Publisher:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._plain = _Lane(self._write)
-        self._keyed = _Lane(self._write)
+        self._plain = Lane(self._write, pool.timeout)
+        self._keyed = Lane(self._write, pool.timeout)
         self.published: Counter[tuple[bool, bool]] = Counter()
         """Events that were committed, by whether they came in a batch, and had a key."""
         self.commits = 0
@@ -117,47 +65,55 @@ class Publisher:
         ``batch`` only matters for the count: whether the request may have many events.
 
         Raises EventRefused (or a subclass) if the database refuses a draft, KeyHeld if another transaction holds a key,
-        BusUnavailable if the database is unavailable, and OutcomeUnknown if the connection was lost during the commit.
-        If the caller is cancelled, its drafts are published all the same.
+        BusUnavailable if the drafts were not sent within the pool's time-out or the database is unavailable, and
+        OutcomeUnknown if the connection was lost during the commit. If the caller is cancelled, its drafts are not
+        published, unless they were sent before.
         """
-        unit = _Unit(drafts, batch)
-        (self._keyed if unit.keyed else self._plain).put(unit)
-        return await unit.done
+        unit = Unit(drafts, batch)
+        return await (self._keyed if unit.keyed else self._plain).publish(unit)
 
     async def close(self) -> None:
         """Wait until every request that was handed in is published or has failed."""
         while workers := [lane.worker for lane in (self._plain, self._keyed) if lane.worker is not None]:
             await asyncio.wait(workers)
 
-    async def _write(self, units: list[_Unit]) -> None:
-        """Publish requests in one commit; if the database refuses it, publish each of them in a commit of its own."""
+    async def _write(self, lane: Lane) -> None:
+        """Publish waiting requests in one commit. If the database refuses it, each gets a commit of its own."""
+        units: list[Unit] = []
+
+        def take() -> tuple[Sequence[Draft], str]:
+            lane.is_connecting = False
+            if not units:  # otherwise this is the second attempt
+                units.extend(lane.take())
+            if len(units) == 1:
+                return units[0].drafts, SINGLE_LOCK_TIMEOUT if units[0].alone else SHARED_LOCK_TIMEOUT
+            return [draft for unit in units for draft in unit.drafts], SHARED_LOCK_TIMEOUT
+
+        lane.is_connecting = True
         try:
-            written = await self._commit([draft for unit in units for draft in unit.drafts], SHARED_LOCK_TIMEOUT)
+            written = await self._commit(take)
         except Exception as error:
-            if len(units) > 1 and _may_concern_one(error):
-                for unit in units:  # the shared commit was rolled back as a whole
-                    await self._write_one(unit)
+            if not isinstance(error, BusUnavailable) or isinstance(error, KeyHeld):
+                lane.answered()
+            if not units:
+                if not isinstance(error, _NoConnection):  # what waits for too long expires by itself
+                    lane.fail(error)
+            elif len(units) > 1 and _may_concern_one(error):
+                lane.try_one_by_one(units)  # the shared commit was rolled back as a whole
             elif isinstance(error, EventRefused | KeyHeld):
                 await self._refuse(units[0], error)
             else:
                 for unit in units:
-                    unit.fail(error)
+                    unit.fail(fresh(error))
         else:
+            lane.answered()
             self._succeed(units, written)
+        finally:
+            lane.is_connecting = False
 
-    async def _write_one(self, unit: _Unit) -> None:
-        try:
-            written = await self._commit(unit.drafts, SINGLE_LOCK_TIMEOUT)
-        except (EventRefused, KeyHeld) as refused:
-            await self._refuse(unit, refused)
-        except Exception as error:
-            unit.fail(error)
-        else:
-            self._succeed([unit], written)
-
-    def _succeed(self, units: list[_Unit], written: list[Published]) -> None:
+    def _succeed(self, units: list[Unit], written: list[Published]) -> None:
         """Hand each request its part of what one commit has returned."""
-        self.commits += 1
+        self.commits += bool(units)
         start = 0
         for unit in units:
             end = start + len(unit.drafts)
@@ -167,41 +123,38 @@ class Publisher:
                 unit.done.set_result(written[start:end])
             start = end
 
-    async def _refuse(self, unit: _Unit, error: EventRefused | KeyHeld) -> None:
+    async def _refuse(self, unit: Unit, error: EventRefused | KeyHeld) -> None:
         if isinstance(error, EventRefused):
             error.index = await self._locate(unit.drafts, error)
         unit.fail(error)
 
-    async def _commit(self, drafts: Sequence[Draft], lock_timeout: str) -> list[Published]:
+    async def _commit(self, take: Take) -> list[Published]:
         try:
-            return await self._send(drafts, lock_timeout)
+            return await self._send(take)
         except _Collided:
-            return await self._send(drafts, lock_timeout)  # the other transaction is over, or about to be
+            return await self._send(take)  # the other transaction is over, or about to be
 
-    async def _send(self, drafts: Sequence[Draft], lock_timeout: str, *, rehearse: bool = False) -> list[Published]:
-        """Publish drafts; ``rehearse`` rolls back what it has published."""
-        name = "publish_many"
-        parameters: dict[str, Any] = {
-            "channels": "\n".join([draft.channel for draft in drafts]),
-            "event_types": "\n".join([draft.event_type for draft in drafts]),
-            "payloads": "\x01".join([draft.payload for draft in drafts]),
-            "headers": None,
-        }
-        if any(draft.headers is not None for draft in drafts):
-            parameters["headers"] = "\x01".join([draft.headers or "" for draft in drafts])
-        if any(draft.key is not None for draft in drafts):
-            name = "publish_keyed"
-            parameters |= {"keys": [draft.key for draft in drafts], "lock_timeout": lock_timeout}
+    async def _send(self, take: Take, *, rehearse: bool = False) -> list[Published]:
+        """Publish what ``take`` returns; ``rehearse`` rolls back what it has published."""
         sent = False
         try:
             async with lend(self._pool) as conn:
+                drafts, lock_timeout = take()
+                if not drafts:
+                    return []
                 sent = True
+                name, parameters = _statement(drafts, lock_timeout)
                 if not rehearse:
                     return await (await conn.execute(query(name), parameters, binary=True)).fetchall()
                 async with conn.transaction(force_rollback=True):
                     return await (await conn.execute(query(name), parameters, binary=True)).fetchall()
+        except psycopg_pool.PoolTimeout as error:
+            raise _NoConnection(str(error)) from error
         except psycopg.Error as error:
             raise _meaning(error, sent) from error
+
+    async def _rehearse(self, drafts: Sequence[Draft]) -> None:
+        await self._send(lambda: (drafts, SINGLE_LOCK_TIMEOUT), rehearse=True)
 
     async def _locate(self, drafts: Sequence[Draft], refused: EventRefused) -> int | None:
         """Return which draft of a request the database refuses, or None if that cannot be found out.
@@ -216,19 +169,34 @@ class Publisher:
             while high - low > 1:
                 middle = (low + high) // 2
                 try:
-                    await self._send(drafts[low:middle], SINGLE_LOCK_TIMEOUT, rehearse=True)
+                    await self._rehearse(drafts[low:middle])
                 except EventRefused:
                     high = middle
                 else:
                     low = middle
             if len(drafts) > 1:
-                await self._send(drafts[low:high], SINGLE_LOCK_TIMEOUT, rehearse=True)
+                await self._rehearse(drafts[low:high])
                 return None  # it takes several of them together
         except EventRefused:
             pass
         except (BusUnavailable, psycopg.Error):
             return None
         return low
+
+
+def _statement(drafts: Sequence[Draft], lock_timeout: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of the statement that publishes drafts, and its parameters."""
+    parameters: dict[str, Any] = {
+        "channels": "\n".join([draft.channel for draft in drafts]),
+        "event_types": "\n".join([draft.event_type for draft in drafts]),
+        "payloads": "\x01".join([draft.payload for draft in drafts]),
+        "headers": None,
+    }
+    if any(draft.headers is not None for draft in drafts):
+        parameters["headers"] = "\x01".join([draft.headers or "" for draft in drafts])
+    if all(draft.key is None for draft in drafts):
+        return "publish_many", parameters
+    return "publish_keyed", {**parameters, "keys": [draft.key for draft in drafts], "lock_timeout": lock_timeout}
 
 
 def _may_concern_one(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from sse_pg.core import names
-from sse_pg.db.publisher import Draft
+from sse_pg.db.draft import Draft
 from sse_pg.http import bodies
 from sse_pg.http.event_headers import NOTHING, PUBLISHER, EventHeaders
 from sse_pg.http.long_numbers import MAX_DIGITS, may_have_long_number, written_out

@@ -20,7 +20,7 @@ from support.server import Launcher
 from support.waiting import eventually
 
 from sse_pg.core import names
-from sse_pg.db.publisher import Draft
+from sse_pg.db.draft import Draft
 from sse_pg.errors import KeyHeld
 from sse_pg.http import publish_body
 from sse_pg.http.problem import Problem
@@ -791,24 +791,66 @@ async def test_good_publishes_that_wait_need_one_commit(
     assert db.execute("SELECT count(DISTINCT xmin::text) FROM sse_pg.events").fetchone() == (2,)
 
 
-async def test_a_caller_that_goes_does_not_harm_the_others(
+async def test_a_shared_commit_is_bounded_in_bytes(launch: Launcher, database_url: str, db: psycopg.Connection) -> None:
+    server = await launch()
+    async with Client(server.url) as client:
+        with held_back(database_url) as lock:
+            blocked = asyncio.create_task(client.publish("a", "blocked"))
+            await _blocked(lock)
+            tasks = [asyncio.create_task(client.publish("a", "x" * 1_000_000)) for _ in range(10)]
+            await eventually(lambda: server.bus.publisher.waiting == 10)
+        await asyncio.gather(blocked, *tasks)
+    assert db.execute("SELECT count(DISTINCT xmin::text) FROM sse_pg.events").fetchone() == (1 + 3,)
+
+
+async def test_a_payload_counts_as_wide_as_it_is_in_memory(launch: Launcher, database_url: str) -> None:
+    server = await launch()
+    async with Client(server.url) as client:
+        with held_back(database_url) as lock:
+            body = json.dumps({"channel": "a", "payload": "x" * 9_999 + "\U0001f600"}, ensure_ascii=False).encode()
+            headers = {"Content-Type": "application/json"}
+            blocked = asyncio.create_task(client.request("POST", PUBLISH, data=body, headers=headers))
+            await _blocked(lock)
+            assert server.bus.limits.bodies.held > 40_000
+        assert (await blocked)[0] == 201
+
+
+async def test_a_request_whose_client_leaves_before_it_is_sent_is_not_published(
     launch: Launcher, database_url: str, db: psycopg.Connection
 ) -> None:
     server = await launch()
     async with Client(server.url) as client, Client(server.url) as other:
         with held_back(database_url) as lock:
-            blocked = asyncio.create_task(client.publish("a", 0))
+            blocked = asyncio.create_task(other.publish("a", "sent"))
             await _blocked(lock)
-            gone = asyncio.create_task(other.publish("a", 1))
+            gone = [asyncio.create_task(client.publish("a", f"gone {n}")) for n in range(20)]
+            stays = asyncio.create_task(other.publish("a", "stays"))
+            await eventually(lambda: server.bus.publisher.waiting == 21)
+            for task in gone:
+                task.cancel()
             await eventually(lambda: server.bus.publisher.waiting == 1)
-            stays = asyncio.create_task(client.publish("a", 2))
-            await eventually(lambda: server.bus.publisher.waiting == 2)
-            first = server.bus.publisher._plain.waiting[0]
-            gone.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
-            await eventually(first.done.cancelled)
+            assert server.bus.limits.bodies.held < 200
         ids = await asyncio.gather(blocked, stays)
-    assert [row[0] for row in db.execute("SELECT id FROM sse_pg.events WHERE payload <> '1' ORDER BY id")] == ids
+    assert stored(db) == [("a", "message", "sent"), ("a", "message", "stays")]
+    assert [number for (number,) in db.execute("SELECT id FROM sse_pg.events ORDER BY id")] == ids
+
+
+async def test_a_caller_that_goes_after_it_is_sent_does_not_harm_the_others(
+    launch: Launcher, database_url: str, db: psycopg.Connection
+) -> None:
+    server = await launch()
+    publish = server.bus.publisher.publish
+    drafts = [Draft("a", "message", str(n)) for n in range(3)]
+    with held_back(database_url) as lock:
+        tasks = [asyncio.create_task(publish([draft])) for draft in drafts]
+        await _blocked(lock)
+        assert server.bus.publisher.waiting == 0
+        tasks[1].cancel()
+        await asyncio.gather(tasks[1], return_exceptions=True)
+    ids = [(await task)[0][0] for task in (tasks[0], tasks[2])]
+    rows = dict(db.execute("SELECT payload::int, id FROM sse_pg.events").fetchall())
+    assert [rows[0], rows[2]] == ids
+    assert set(rows) == {0, 1, 2}
 
 
 # ------------------------------------------------------------ the database is away

@@ -29,6 +29,7 @@ BENCHMARKS = {
     "silent": "silent",
     "quiet": "quiet",
     "large": "large",
+    "outage": "outage",
 }
 
 

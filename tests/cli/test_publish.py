@@ -172,6 +172,24 @@ def test_a_bad_line_is_named_and_those_before_it_are_published(
     assert len(done.stdout.split()) == 2
 
 
+def test_no_line_is_blamed_if_the_table_refuses_only_several_together(
+    database_url: str, db: psycopg.Connection
+) -> None:
+    db.execute(
+        "CREATE FUNCTION at_most_two() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF (SELECT count(*) FROM added) > 2 THEN RAISE 'at most two'; END IF; RETURN NULL; END $$"
+    )
+    db.execute(
+        "CREATE TRIGGER at_most_two AFTER INSERT ON sse_pg.events REFERENCING NEW TABLE AS added"
+        " FOR EACH STATEMENT EXECUTE FUNCTION at_most_two()"
+    )
+    line = one_line(run("publish", "a", stdin="1\n\n2\n3\n", DATABASE_URL=database_url))
+    assert "one of the lines 1 to 4" in line
+    assert "at most two" in line
+    assert "events published before it: 0" in line
+    assert stored(db) == []
+
+
 def test_a_line_without_an_end_does_not_fill_the_memory(database_url: str, db: psycopg.Connection) -> None:
     done = run("publish", "a", stdin="1\n" + "x" * 3_000_000, DATABASE_URL=database_url)
     assert "line 2 " in one_line(done)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import POSTGRES_EPOCH_S, Event
 from sse_pg.core.meter import DELAY_BOUNDS_S, HISTORY_S, MAX_CHANNELS, RATE_WINDOW_S, Meter
@@ -62,3 +64,15 @@ def test_memory_is_bounded() -> None:
     assert len(meter.channels) == MAX_CHANNELS
     assert next(iter(meter.channels)) == "c10"
     assert len(meter.recent) == HISTORY_S
+
+
+def test_a_channel_does_not_keep_the_payload_of_its_last_event() -> None:
+    meter = Meter()
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            meter.batch([(Event(number, f"c{number}", "T", "x" * 100_000, 0), Cursor(number))], 1, 0.0)
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert meter.channels["c7"].last == (7, "T", 0)

@@ -9,7 +9,7 @@ import pytest
 from support.server import Launcher
 
 from sse_pg.core import names
-from sse_pg.db.publisher import Draft
+from sse_pg.db.draft import Draft
 from sse_pg.errors import EventRefused
 from sse_pg.http.long_numbers import has_long_number
 

@@ -30,6 +30,12 @@ def event(payload: Any, event_type: str, key: str | None = None) -> dict[str, An
     return {"channel": "a", "eventType": event_type, "payload": payload} | ({"idempotencyKey": key} if key else {})
 
 
+async def _sent(lock: psycopg.Connection) -> None:
+    """Wait until a statement waits for the lock of the table."""
+    blocked = "SELECT FROM pg_locks WHERE NOT granted"
+    await eventually(lambda: lock.execute(blocked).fetchall())
+
+
 async def test_each_of_many_concurrent_responses_is_true(
     launch: Launcher, database_url: str, discarding: psycopg.Connection
 ) -> None:
@@ -44,7 +50,9 @@ async def test_each_of_many_concurrent_responses_is_true(
     async with Client(server.url) as client:
         with psycopg.connect(database_url) as lock:
             lock.execute("LOCK TABLE sse_pg.events IN SHARE MODE")
-            tasks = [asyncio.create_task(client.post(PUBLISH, request)) for request in requests]
+            tasks = [asyncio.create_task(client.post(PUBLISH, requests[0]))]
+            await _sent(lock)
+            tasks += [asyncio.create_task(client.post(PUBLISH, request)) for request in requests[1:]]
             await eventually(lambda: len(server.bus.publisher._plain.waiting) > 40)
             lock.rollback()
         responses = await asyncio.gather(*tasks)
@@ -103,8 +111,10 @@ async def test_an_error_in_a_trigger_concerns_only_the_event_that_causes_it(
     async with Client(server.url) as client:
         with psycopg.connect(database_url) as lock:
             lock.execute("LOCK TABLE sse_pg.events IN SHARE MODE")
-            tasks = [asyncio.create_task(client.post(PUBLISH, event(n, name))) for n, name in enumerate(event_types)]
-            await eventually(lambda: len(server.bus.publisher._plain.waiting) > 9)
+            tasks = [asyncio.create_task(client.post(PUBLISH, event(0, event_types[0])))]
+            await _sent(lock)
+            tasks += [asyncio.create_task(client.post(PUBLISH, event(n, event_types[n]))) for n in range(1, 12)]
+            await eventually(lambda: server.bus.publisher.waiting == 11)
             lock.rollback()
         responses = await asyncio.gather(*tasks)
     assert [status for status, _ in responses] == [expected[name] for name in event_types]

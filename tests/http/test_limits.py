@@ -16,7 +16,7 @@ from support.server import Launcher
 from support.tokens import SECRET, bearer, token
 from support.waiting import TIMEOUT_S, eventually
 
-from sse_pg.db.publisher import Draft
+from sse_pg.db.draft import Draft
 from sse_pg.errors import SettingError
 from sse_pg.http import connections, publish_body
 from sse_pg.http.limits import Proxies, PublishRate, StreamLimits
