@@ -30,6 +30,7 @@ BENCHMARKS = {
     "quiet": "quiet",
     "large": "large",
     "outage": "outage",
+    "price": "price",
 }
 
 
@@ -40,12 +41,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of which the medians are taken (3)")
     parser.add_argument("--keep", type=Path, help="directory for the numbers, as JSON")
     parser.add_argument("--plots", type=Path, help="directory for the plots, as SVG")
+    parser.add_argument("--against", type=Path, help="an older checkout, for price")
     arguments = parser.parse_args()
     missed = 0
     for name in BENCHMARKS if arguments.name == "all" else [arguments.name]:
         started = time.monotonic()
         try:
-            result = importlib.import_module(f"bench.{BENCHMARKS[name]}").run(rounds=arguments.rounds)
+            options = {"against": arguments.against} if name == "price" else {}
+            result = importlib.import_module(f"bench.{BENCHMARKS[name]}").run(rounds=arguments.rounds, **options)
         except Missing as missing:
             sys.stdout.write(f"### {name}: not measured, {missing}\n\n")
             continue

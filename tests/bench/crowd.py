@@ -105,6 +105,10 @@ class Recorder:
         self._thread.join()
         self._sock.close()
 
+    def has(self, number: int) -> bool:
+        """Return whether the newest data contains this event."""
+        return any(b'{"id":%d,' % number in data for _, data in self._pieces[-3:])
+
     def arrivals(self) -> dict[int, float]:
         """Return when (wall clock) each event was there completely, by id; events may not come twice."""
         return dict(self._parsed())
