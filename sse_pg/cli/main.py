@@ -141,6 +141,7 @@ def migrate(post: bool, database_url: str | None, data_dir: Path | None) -> None
 @click.option(
     "--key", metavar="K", help="Idempotency key: an event with a key is published once, however often it is sent."
 )
+@click.option("--header", "headers", metavar="NAME=VALUE", multiple=True, help="A header of every event published.")
 @click.option("--text", is_flag=True, help="Publish a line or payload that is not JSON as a JSON string.")
 @_database_url
 @_data_dir
@@ -150,6 +151,7 @@ def publish(
     payload: str | None,
     event_type: str,
     key: str | None,
+    headers: tuple[str, ...],
     text: bool,
     database_url: str | None,
     data_dir: Path | None,
@@ -159,7 +161,9 @@ def publish(
     from_stdin = payload in (None, "-")
     if from_stdin and key is not None:
         raise click.UsageError("--key can only be used with a PAYLOAD, because a key belongs to one event")
-    template = publish_command.Template(channel, event_type, text, settings.max_payload)
+    template = publish_command.Template(
+        channel, event_type, text, settings.max_payload, publish_command.headers_of(headers)
+    )
     if from_stdin:
         _run(publish_command.publish_lines(settings, template, _stdin()))
     else:

@@ -31,6 +31,8 @@ class Template:
     event_type: str
     text: bool
     max_payload: int
+    headers: str | None = None
+    """JSON text."""
 
     def check(self) -> None:
         """Raise EventRefused if the channel or event type is invalid."""
@@ -58,7 +60,22 @@ class Template:
             payload = _as_string(payload)
         if may_have_long_number(line) and has_long_number(payload):
             raise EventRefused(f"the payload contains a number with more than {MAX_DIGITS} digits")
-        return Draft(self.channel, self.event_type, payload, key)
+        return Draft(self.channel, self.event_type, payload, key, self.headers)
+
+
+def headers_of(given: Sequence[str]) -> str | None:
+    """Return the headers that options ``NAME=VALUE`` make, as JSON text; None without any. The values are texts.
+
+    Raises UsageError if one has no name.
+    """
+    if not given:
+        return None
+    pairs = [option.partition("=") for option in given]
+    if bad := [option for option, (name, sign, _) in zip(given, pairs, strict=True) if not (name and sign)]:
+        raise click.UsageError(f"--header {bad[0]!r}: a header is NAME=VALUE")
+    if any(not text.isprintable() for text in given):
+        raise click.UsageError("--header: a header has no control characters and is UTF-8")
+    return msgspec.json.encode({name: value for name, _, value in pairs}).decode()
 
 
 def _as_string(text: str) -> str:

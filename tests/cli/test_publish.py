@@ -43,6 +43,16 @@ def test_a_key_publishes_once(database_url: str, db: psycopg.Connection) -> None
     assert "--key" in one_line(run("publish", "a", "--key", "k", DATABASE_URL=database_url), 2)
 
 
+def test_headers(database_url: str, db: psycopg.Connection) -> None:
+    words = ("--header", "tenant=north", "--header", "query=a=b", "--header", "empty=")
+    assert run("publish", "a", "1", *words, DATABASE_URL=database_url).returncode == 0
+    assert run("publish", "a", *words, DATABASE_URL=database_url, stdin="2\n3\n").returncode == 0
+    headers = {"tenant": "north", "query": "a=b", "empty": ""}
+    assert db.execute("SELECT headers FROM sse_pg.events").fetchall() == [(headers,)] * 3
+    for bad in ("tenant", "=north", "a=\udcff"):
+        assert "--header" in one_line(run("publish", "a", "1", "--header", bad, DATABASE_URL=database_url), 2)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

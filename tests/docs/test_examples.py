@@ -55,6 +55,21 @@ def test_a_page_shows_each_file_as_it_is(path: Path) -> None:
     assert shown, f"no page shows docs/examples/{path.name} word for word"
 
 
+# Headers
+
+
+async def test_one_trace_leads_from_the_request_to_the_reader(client: Client) -> None:
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, str(EXAMPLES / "tracing.py"), client.url, stdout=subprocess.PIPE
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        out, _ = await program.communicate()
+    placed, reacted = [json.loads(span + "}") for span in out.decode().split("\n}\n")[:-1]]
+    assert (placed["name"], reacted["name"]) == ("place order", "react to PLACED")
+    assert placed["context"]["trace_id"] == reacted["context"]["trace_id"]
+    assert reacted["parent_id"] == placed["context"]["span_id"]
+
+
 # Publishing in the transaction of a request
 
 

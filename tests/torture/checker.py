@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,21 +10,21 @@ from typing import NamedTuple
 import psycopg
 
 from sse_pg.core.cursor import Cursor
-from torture.readers import Reader
+from torture.readers import Reader, checksum
 from torture.writers import Answers
 
 #: Keeps a copy of every event, in its own transaction, so that what is purged is known to the checker.
 KEEP_COPIES = """
-    CREATE TABLE copies (id bigint, channel text, payload text);
+    CREATE TABLE copies (id bigint, channel text, payload text, headers text);
     CREATE FUNCTION keep_copy() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        INSERT INTO public.copies VALUES (NEW.id, NEW.channel, NEW.payload::text);
+        INSERT INTO public.copies VALUES (NEW.id, NEW.channel, NEW.payload::text, NEW.headers::text);
         RETURN NULL;
     END $$;
     CREATE TRIGGER keep_copy AFTER INSERT ON sse_pg.events FOR EACH ROW EXECUTE FUNCTION keep_copy();
 """
-EVENTS = "SELECT id, channel, payload::text FROM sse_pg.events ORDER BY id"
-COPIES = "SELECT id, channel, payload FROM copies ORDER BY id"
+EVENTS = "SELECT id, channel, payload::text, headers::text FROM sse_pg.events ORDER BY id"
+COPIES = "SELECT id, channel, payload, headers FROM copies ORDER BY id"
 
 
 class Row(NamedTuple):
@@ -34,6 +33,7 @@ class Row(NamedTuple):
     id: int
     channel: str
     checksum: int
+    checksum_with_headers: int
     writer: int
     transaction: int
     place: int
@@ -87,12 +87,19 @@ def table(conninfo: str, *, purged: bool = False) -> dict[int, Row]:
     rows: dict[int, Row] = {}
     with psycopg.connect(conninfo) as conn, conn.cursor("all") as cursor:
         cursor.itersize = 20000
-        for number, channel, payload in cursor.execute(COPIES if purged else EVENTS):
+        for number, channel, payload, headers in cursor.execute(COPIES if purged else EVENTS):
             event = json.loads(payload)
             if event["m"] in rows:
                 raise AssertionError(f"the table holds mark {event['m']} twice")
+            text = payload.encode()
             rows[event["m"]] = Row(
-                number, channel, zlib.crc32(payload.encode()), event["m"] >> 32, event["t"], event["n"]
+                number,
+                channel,
+                checksum(text),
+                checksum(text, (headers or "").encode()),
+                event["m"] >> 32,
+                event["t"],
+                event["n"],
             )
     return rows
 
@@ -157,13 +164,14 @@ def _announced(report: Report, reader: Reader, number: int, missing: list[tuple[
 def _check_content(report: Report, rows: dict[int, Row], reader: Reader, number: int) -> None:
     last: dict[tuple[int, int], int] = {}
     seen: set[int] = set()
-    for mark, checksum in zip(reader.marks, reader.sums, strict=True):
+    for mark, found in zip(reader.marks, reader.sums, strict=True):
         row = rows.get(mark)
         if row is None:
             report.not_in_table += 1
             report.examples.append(f"reader {number} has {mark}, the table does not")
             continue
-        if checksum != row.checksum or row.channel not in reader.channels:
+        expected = row.checksum_with_headers if reader.envelope else row.checksum
+        if found != expected or row.channel not in reader.channels:
             report.altered += 1
         if mark in seen:
             continue

@@ -40,6 +40,33 @@ def test_the_checker_sees_publishers_that_do_not_show_themselves() -> None:
     assert asyncio.run(torture(plan)).lost > 0
 
 
+#: Changes the headers of events after they were delivered.
+OTHER_HEADERS = """
+    CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        UPDATE sse_pg.events SET headers = '{"mark": 0}' WHERE id = NEW.id - 100;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER change AFTER INSERT ON sse_pg.events FOR EACH ROW EXECUTE FUNCTION change();
+"""
+
+
+def test_the_checker_sees_other_headers() -> None:
+    plan = Plan(
+        1,
+        seconds=5,
+        fault_pause=1000,
+        database_faults=False,
+        catch_up=3,
+        sabotage=OTHER_HEADERS,
+        postgres_bin=PROGRAMS,
+        keep=False,
+    )
+    report = asyncio.run(torture(plan))
+    assert report.altered > 0
+    assert report.faults == report.altered
+
+
 def test_the_checker_sees_readers_that_ignore_gaps() -> None:
     plan = Plan(
         1,

@@ -13,7 +13,7 @@ import aiohttp
 import psycopg
 
 CHANNELS = tuple(f"c{n}" for n in range(8))
-INSERT = "INSERT INTO sse_pg.events (channel, event_type, payload) VALUES (%s, %s, %s)"
+INSERT = "INSERT INTO sse_pg.events (channel, event_type, payload, headers) VALUES (%s, %s, %s, %s)"
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Writer:
         else:
             await conn.commit()
 
-    def _event(self) -> tuple[str, str, str]:
+    def _event(self) -> tuple[str, str, str, str | None]:
         self._count += 1
         self._place += 1
         payload = {
@@ -82,7 +82,8 @@ class Writer:
             "n": self._place,
             "pad": "x" * int(self._random.expovariate(1 / 40)),
         }
-        return self._random.choice(CHANNELS), "tick", json.dumps(payload)
+        headers = json.dumps({"mark": payload["m"]}) if self._random.random() < 0.3 else None
+        return self._random.choice(CHANNELS), "tick", json.dumps(payload), headers
 
     async def _delay(self, mean: float) -> None:
         if self._random.random() < 0.5:
@@ -98,7 +99,7 @@ class Writer:
             await self._delay(0.01)
 
     async def _function(self, conn: psycopg.AsyncConnection[Any]) -> None:
-        await conn.execute("SELECT sse_pg.publish(%s, %s, %s)", self._event())
+        await conn.execute("SELECT sse_pg.publish(%s, %s, %s, headers => %s)", self._event())
 
     async def _savepoints(self, conn: psycopg.AsyncConnection[Any]) -> None:
         for _ in range(self._random.randint(1, 3)):
@@ -113,7 +114,7 @@ class Writer:
     async def _copy(self, conn: psycopg.AsyncConnection[Any]) -> None:
         async with (
             conn.cursor() as cursor,
-            cursor.copy("COPY sse_pg.events (channel, event_type, payload) FROM STDIN") as copy,
+            cursor.copy("COPY sse_pg.events (channel, event_type, payload, headers) FROM STDIN") as copy,
         ):
             for _ in range(self._random.choice((3, 30, 300))):
                 await copy.write_row(self._event())
@@ -142,8 +143,11 @@ class Writer:
 
     async def _http(self, session: aiohttp.ClientSession) -> None:
         events = [self._event() for _ in range(self._random.choice((1, 1, 1, 5)))]
-        marks = {json.loads(payload)["m"] for _, _, payload in events}
-        body = [{"channel": c, "eventType": t, "payload": json.loads(p)} for c, t, p in events]
+        marks = {json.loads(payload)["m"] for _, _, payload, _ in events}
+        body = [
+            {"channel": c, "eventType": t, "payload": json.loads(p), "headers": json.loads(h or "null")}
+            for c, t, p, h in events
+        ]
         url = self._random.choice(self._urls)
         try:
             async with session.post(
