@@ -16,6 +16,7 @@ from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.either import either
 from sse_pg.errors import CannotListen
+from sse_pg.heap import Heap
 from sse_pg.http.connections import Site
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ async def serve(
     def streams() -> int:
         return len(app[BUS].hub.streams)
 
+    heap = asyncio.create_task(Heap(streams).run())
     notifier = asyncio.create_task(_call_when_set(app[BUS].tail.listening, ready)) if ready else None
     try:
         if sockets:
@@ -95,6 +97,7 @@ async def serve(
         else:
             await drain(runner, app[BUS], settings.drain, idle=not by_hand.is_set())
     finally:
+        heap.cancel()
         if notifier is not None:
             notifier.cancel()
         await runner.cleanup()

@@ -7,9 +7,9 @@ import time
 from bisect import bisect_left
 from itertools import accumulate
 
-from prometheus_client import ProcessCollector
 from prometheus_client.utils import floatToGoString
 
+from sse_pg.api import process
 from sse_pg.bus import Bus
 from sse_pg.core.meter import DELAY_BOUNDS_S, Meter
 from sse_pg.core.metrics import BY_NAME, Numbers
@@ -18,7 +18,6 @@ from sse_pg.version import VERSION
 
 #: Upper bounds of the size classes of groups, in streams.
 _GROUP_SIZES = (1, 10, 100, 1000)
-_PROCESS = ProcessCollector(registry=None)
 
 
 def read(bus: Bus) -> Numbers:
@@ -44,10 +43,7 @@ def read(bus: Bus) -> Numbers:
     for pool, kind in ((bus.pool, "requests"), (bus.tail_pool, "tail")):
         for name, value in _pool(pool).items():
             numbers.setdefault(f"sse_pg_pool_{name}", {})[kind] = value
-    for family in _PROCESS.collect():
-        for sample in family.samples:
-            if sample.name in BY_NAME:
-                numbers[sample.name] = {"": sample.value}
+    numbers |= process.read()
     return {name: {key: float(value) for key, value in values.items()} for name, values in numbers.items()}
 
 

@@ -28,6 +28,7 @@ from sse_pg.config import Settings, misspelt
 from sse_pg.db.connection import describe, refuse_pooler
 from sse_pg.db.migrate import migrate as apply_migrations
 from sse_pg.errors import EmbeddedError
+from sse_pg.http.loop import run as run_in_server_loop
 from sse_pg.server import serve as run_server
 from sse_pg.version import VERSION
 from sse_pg.workers.supervisor import supervise
@@ -96,7 +97,7 @@ def serve(
         with databases.started(settings) as ready:
             for name in apply_migrations(ready.database_url):
                 click.echo(f"applied migration {name}")
-            _run(_serve(ready, warning))
+            run_in_server_loop(_serve(ready, warning))
 
 
 async def _serve(settings: Settings, warning: str | None) -> None:

@@ -23,7 +23,9 @@ MAX_REQUEST_LINE_BYTES = 65536
 MAX_HEADER_BYTES = 16384
 MAX_HEADERS = 64
 #: Maximum number of connections that wait on a listening socket to be accepted.
-BACKLOG = 1024
+BACKLOG = 4096
+#: Maximum number of connections accepted in one turn of the event loop: others have theirs while thousands connect.
+ACCEPTS_PER_TURN = 8
 #: Connections above the limit that are open at the same time to receive a 503. Further ones are closed at once.
 MAX_REFUSALS = 1000
 #: Time within which such a connection has to send its request: the 503 is the response to it.
@@ -118,7 +120,11 @@ class Site(web.BaseSite):
         await super().start()
         loop = asyncio.get_running_loop()
         where: dict[str, Any] = {"sock": self._sock} if self._sock else {"host": self._host, "port": self._port}
-        self._server = await loop.create_server(self._accept, backlog=BACKLOG, **where)
+        # asyncio accepts as many connections in one turn as may wait, so the two are set one after the other.
+        self._server = await loop.create_server(self._accept, backlog=ACCEPTS_PER_TURN, **where)
+        for each in self._server.sockets:
+            with each.dup() as port:
+                port.listen(BACKLOG)
 
     async def leave(self) -> None:
         """Close the port. Clients that have already connected are accepted first: closing would reset them.

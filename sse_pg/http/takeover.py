@@ -14,6 +14,7 @@ from aiohttp import web
 
 from sse_pg.delivery.stream import Stream
 from sse_pg.errors import ClientGone
+from sse_pg.http.loop import ServerLoop
 
 #: Time after which the kernel ends a connection whose peer acknowledges no data.
 UNACKNOWLEDGED_MS = 30000
@@ -37,13 +38,17 @@ def take_over(request: web.Request, stream: Stream) -> None:
     transport.set_protocol(stream)
     transport.set_write_buffer_limits(high=0)  # the stream hears of every byte that the kernel does not take
     transport.resume_reading()  # aiohttp pauses it if the client pipelines requests
-    _bound_unacknowledged(transport)
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        _bound_unacknowledged(sock)
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, ServerLoop):
+            loop.serve_last(sock.fileno())
     handler.transport = None  # else the handler would close it
     handler.connection_lost(None)
 
 
-def _bound_unacknowledged(transport: asyncio.Transport) -> None:
+def _bound_unacknowledged(sock: socket.socket) -> None:
     """Let the kernel end the connection if the peer vanishes without closing it."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)

@@ -25,6 +25,7 @@ from sse_pg.api.readings import read
 from sse_pg.app import BUS, create_app
 from sse_pg.config import Settings
 from sse_pg.db.connection import describe
+from sse_pg.http.loop import run as run_in_server_loop
 from sse_pg.server import serve
 from sse_pg.workers.messages import SIGNALS, Report, Request, StartMessage
 from sse_pg.workers.reports import Reports
@@ -52,7 +53,7 @@ def main() -> None:
     for each in sockets:
         each.set_inheritable(False)
     try:
-        asyncio.run(_serve(start.settings, sockets, reports, supervisor))
+        run_in_server_loop(_serve(start.settings, sockets, reports, supervisor))
     except Exception as error:
         log.debug("the worker fails", exc_info=True)
         reports.send(Report(failed=describe(error)[:MAX_REASON_CHARS]))
