@@ -23,6 +23,12 @@ from sse_pg.delivery.turns import SLICE_S
 MAX_DIRECT_WRITES = 256
 #: Streams between two readings of the clock.
 STREAMS_PER_CLOCK_READ = 16
+#: A sweep that took this long is followed by a pause: of MIN_REST_S ...
+MIN_SWEEP_S = 0.002
+MIN_REST_S = 0.005
+#: ... and this share of the time that it took, up to MAX_REST_S.
+REST_SHARE = 0.25
+MAX_REST_S = 0.02
 
 
 class FanOut:
@@ -146,14 +152,17 @@ class FanOut:
         """Forget the pending deliveries, because all live streams end."""
         self._pending.clear()
 
-    def slices(self) -> Iterator[None]:
+    def slices(self) -> Iterator[float]:
         """Write what is pending. Between two slices anything may happen to the streams, and deliveries may come.
 
-        A delivery that comes while a group is swept joins the sweep: each stream gets everything that it lacks.
+        A delivery that comes while a group is swept joins the sweep: each stream gets everything that it lacks. Each
+        pause comes with how many seconds it should last at least: 0 within a sweep. A pause after a sweep lets publishers
+        get on, and the next sweep has more to write at once.
         """
-        until = time.monotonic() + SLICE_S
+        now = time.monotonic()
+        until = now + SLICE_S
         while self._pending:
-            delivery = self._pending[0]
+            delivery, began = self._pending[0], now
             for group in self._groups_of(delivery):
                 self._collect(group)
                 number = group.number  # streams that enter later have everything up to it
@@ -161,7 +170,7 @@ class FanOut:
                 for start in range(0, len(streams) or 1, STREAMS_PER_CLOCK_READ):
                     now = time.monotonic()
                     if now >= until:
-                        yield
+                        yield 0.0
                         now = time.monotonic()
                         until = now + SLICE_S
                         self._collect(group)
@@ -171,6 +180,11 @@ class FanOut:
             if self._pending and self._pending[0] is delivery:  # not before: if something fails, it is swept again
                 self._pending.popleft()
                 self._count(delivery)
+            now = time.monotonic()
+            if now - began >= MIN_SWEEP_S:
+                yield min(MAX_REST_S, MIN_REST_S + REST_SHARE * (now - began))
+                now = time.monotonic()
+                until = now + SLICE_S
 
     def _collect(self, group: Group) -> None:
         """Give a group its batches of the pending deliveries that it has not seen."""

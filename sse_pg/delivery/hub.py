@@ -139,7 +139,7 @@ class Hub:
         if released:
             self.fan_out.hand_on(Delivery(self.fan_out.next_number(), self.log, before, position, released, entries))
 
-    def _slices(self) -> Iterator[None]:
+    def _slices(self) -> Iterator[float]:
         return self.fan_out.slices()
 
     def _fall_behind(self, stream: Stream) -> None:

@@ -14,8 +14,8 @@ class Sweeper:
     A sweep waits for no client: a stream whose client does not read is ended by its own limit.
     """
 
-    def __init__(self, slices: Callable[[], Iterator[None]]) -> None:
-        """``slices`` writes what is pending, and pauses in between."""
+    def __init__(self, slices: Callable[[], Iterator[float]]) -> None:
+        """``slices`` writes what is pending, and says in between how many seconds to pause."""
         self.slices = slices
         self._asked = asyncio.Event()
 
@@ -27,6 +27,6 @@ class Sweeper:
         """Sweep until cancelled."""
         while True:
             self._asked.clear()
-            for _ in self.slices():
-                await others()
+            for pause in self.slices():
+                await (asyncio.sleep(pause) if pause else others())
             await self._asked.wait()

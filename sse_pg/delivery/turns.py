@@ -30,9 +30,10 @@ async def others() -> None:
     A request takes several turns, with one slice before each if there were only one turn between two slices.
     """
     began = time.monotonic()
-    before = began
+    await asyncio.sleep(0)  # the event loop now sees what has become ready, behind this task in its queue ...
+    before = time.monotonic()
     while True:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # ... which has its turn here
         now = time.monotonic()
         if now - before < IDLE_TURN_S or now - began >= SLICE_S:
             return

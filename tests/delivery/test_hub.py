@@ -357,7 +357,7 @@ async def test_an_event_larger_than_a_write_goes_out_live(hub: Hub) -> None:
 
 
 @pytest.fixture
-def slices(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def slices(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
     """A sweep of this hub that pauses before each stream but the first."""
     monkeypatch.setattr("sse_pg.delivery.fan_out.SLICE_S", 0.0)
     monkeypatch.setattr("sse_pg.delivery.fan_out.STREAMS_PER_CLOCK_READ", 1)
@@ -365,7 +365,7 @@ def slices(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return hub.sweeper.slices()
 
 
-async def test_a_sweep_joins_the_batches_that_come_meanwhile(hub: Hub, slices: Iterator[None]) -> None:
+async def test_a_sweep_joins_the_batches_that_come_meanwhile(hub: Hub, slices: Iterator[float]) -> None:
     crowd = [live(hub, "a") for _ in range(4)]
     deliver(hub, event(11))
     next(slices)
@@ -385,7 +385,7 @@ async def test_a_sweep_joins_the_batches_that_come_meanwhile(hub: Hub, slices: I
     assert hub.meter.deliveries == 12
 
 
-async def test_who_comes_and_goes_during_a_sweep(hub: Hub, slices: Iterator[None]) -> None:
+async def test_who_comes_and_goes_during_a_sweep(hub: Hub, slices: Iterator[float]) -> None:
     crowd = [live(hub, "a") for _ in range(3)]
     deliver(hub, event(11))
     next(slices)
@@ -407,7 +407,7 @@ async def test_who_comes_and_goes_during_a_sweep(hub: Hub, slices: Iterator[None
 
 
 async def test_a_stream_that_a_sweep_has_not_reached_is_given_no_later_position(
-    hub: Hub, slices: Iterator[None]
+    hub: Hub, slices: Iterator[float]
 ) -> None:
     heartbeat = Heartbeat(hub, 10**6, 0.0)
     stream, transport = live(hub, "a")
@@ -422,7 +422,7 @@ async def test_a_stream_that_a_sweep_has_not_reached_is_given_no_later_position(
     assert transport.ids() == ["11", "20"]
 
 
-async def test_other_channels_begin_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[None]) -> None:
+async def test_other_channels_begin_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[float]) -> None:
     stream, transport = live(hub, "a")
     deliver(hub, event(11), event(12, "b"))
     hub.change_channels(stream, frozenset("b"))
@@ -433,7 +433,7 @@ async def test_other_channels_begin_after_what_a_sweep_still_owes(hub: Hub, slic
     assert transport.ids() == ["11", "14"]
 
 
-async def test_a_new_log_begins_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[None]) -> None:
+async def test_a_new_log_begins_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[float]) -> None:
     stream, transport = live(hub, "a")
     stream.greeted = True
     deliver(hub, event(11))
@@ -456,7 +456,7 @@ async def test_a_new_log_begins_after_what_a_sweep_still_owes(hub: Hub, slices: 
     assert (other.ids(), transport.ids()) == (["2"], ["11", "5", "6", "3", "2"])
 
 
-async def test_what_was_purged_comes_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[None]) -> None:
+async def test_what_was_purged_comes_after_what_a_sweep_still_owes(hub: Hub, slices: Iterator[float]) -> None:
     _, transport = live(hub, "a")
     held, silent = live(hub, "a")
     deliver(hub, event(11))
@@ -471,7 +471,7 @@ async def test_what_was_purged_comes_after_what_a_sweep_still_owes(hub: Hub, sli
     assert hub.gap_notices["expired"] == 1
 
 
-async def test_many_groups_are_swept_and_each_gets_its_own(hub: Hub, slices: Iterator[None]) -> None:
+async def test_many_groups_are_swept_and_each_gets_its_own(hub: Hub, slices: Iterator[float]) -> None:
     crowd = [live(hub, "a", f"own{number}", envelope=WHOLE if number == 3 else None) for number in range(4)]
     deliver(hub, event(11))
     deliver(hub, event(12, "own2"), event(13), event(14, "own2"))
@@ -496,7 +496,7 @@ async def test_many_groups_are_swept_and_each_gets_its_own(hub: Hub, slices: Ite
     assert late.events == 1
 
 
-async def test_the_bytes_of_all_streams_are_counted_as_they_are_sent(hub: Hub, slices: Iterator[None]) -> None:
+async def test_the_bytes_of_all_streams_are_counted_as_they_are_sent(hub: Hub, slices: Iterator[float]) -> None:
     crowd = [live(hub, "a", chunked=number == 1) for number in range(3)]
     deliver(hub, event(11))
     for _ in slices:
