@@ -156,8 +156,8 @@ class FanOut:
         """Write what is pending. Between two slices anything may happen to the streams, and deliveries may come.
 
         A delivery that comes while a group is swept joins the sweep: each stream gets everything that it lacks. Each
-        pause comes with how many seconds it should last at least: 0 within a sweep. A pause after a sweep lets publishers
-        get on, and the next sweep has more to write at once.
+        pause comes with how many seconds it should last at least: 0 within a sweep. A pause after a sweep lets
+        publishers get on, and the next sweep has more to write at once.
         """
         now = time.monotonic()
         until = now + SLICE_S

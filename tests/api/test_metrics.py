@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import psycopg
 import pytest
+from prometheus_client import ProcessCollector
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from support.client import Client
@@ -23,6 +24,7 @@ from support.server import Launcher, Server
 from support.tokens import SECRET, token
 from support.waiting import TIMEOUT_S, eventually
 
+from sse_pg.api import process
 from sse_pg.api.readings import read
 from sse_pg.core.metrics import BY_NAME, METRICS, combined, counters_of, text
 from sse_pg.delivery.end_reason import EndReason
@@ -362,3 +364,13 @@ async def test_histograms_add_up(server: Server, client: Client) -> None:
 async def test_the_failures_of_every_task_are_counted_from_the_start(launch: Launcher) -> None:
     server = await launch()
     assert set(BY_NAME["sse_pg_task_failures_total"].known) == {task.name for task in server.bus.tasks}
+
+
+def test_the_numbers_of_the_process_are_those_of_the_usual_collector() -> None:
+    ours = process.read()
+    theirs = {
+        sample.name: sample.value for each in ProcessCollector(registry=None).collect() for sample in each.samples
+    }
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert math.isclose(ours[name][""], value, rel_tol=0.05, abs_tol=1.0), name

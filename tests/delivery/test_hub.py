@@ -496,6 +496,23 @@ async def test_many_groups_are_swept_and_each_gets_its_own(hub: Hub, slices: Ite
     assert late.events == 1
 
 
+async def test_a_long_sweep_is_followed_by_a_pause(
+    hub: Hub, slices: Iterator[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_pg.delivery.fan_out.MIN_SWEEP_S", 0.0)
+    crowd = [live(hub, "a") for _ in range(2)]
+    deliver(hub, event(11))
+    pauses = [next(slices) for _ in range(3)]
+    assert pauses[:2] == [0.0, 0.0]
+    assert pauses[2] > 0.0
+    deliver(hub, event(12))
+    deliver(hub, event(13))
+    for _ in slices:
+        pass
+    assert [wire.ids() for _, wire in crowd] == [["11", "12", "13"]] * 2
+    assert [len(wire.writes) for _, wire in crowd] == [2, 2]
+
+
 async def test_the_bytes_of_all_streams_are_counted_as_they_are_sent(hub: Hub, slices: Iterator[float]) -> None:
     crowd = [live(hub, "a", chunked=number == 1) for number in range(3)]
     deliver(hub, event(11))
