@@ -4,7 +4,7 @@
 -- it in each database. Creating a role needs CREATEROLE; if the three exist, being the owner is enough. Grant them to the
 -- roles that log in: GRANT sse_pg_publisher TO shop;
 --
---   sse_pg_publisher   may call publish(), and nothing else
+--   sse_pg_publisher   may call publish(), and publish the changes of its own tables
 --   sse_pg_subscriber  may read every event, be a consumer, change subscriptions and call position()
 --   sse_pg_server      has the rights that `sse-pg serve` and `sse-pg purge` need; it owns nothing
 
@@ -35,6 +35,12 @@ GRANT USAGE ON SCHEMA sse_pg TO sse_pg_publisher, sse_pg_subscriber, sse_pg_serv
 -- publish() runs with its owner's rights. A publisher needs no right to INSERT, and so cannot forge an id or a time. For
 -- raw INSERT and COPY add: GRANT INSERT (channel, event_type, payload, headers) ON sse_pg.events TO sse_pg_publisher;
 GRANT EXECUTE ON FUNCTION sse_pg.publish(text, text, jsonb, text, jsonb) TO sse_pg_publisher;
+-- The events of a table's changes are rows that its owner inserts. So the owner of a published table needs that INSERT, too.
+GRANT EXECUTE ON FUNCTION
+    sse_pg.publish_changes(regclass, text, text[], text, text[]),
+    sse_pg.stop_publishing(regclass)
+TO sse_pg_publisher;
+GRANT SELECT ON sse_pg.published_tables TO sse_pg_publisher;
 
 -- A reader in SQL uses LISTEN sse_pg and calls read() or consume(), which run with their owner's rights.
 GRANT SELECT ON sse_pg.events, sse_pg.epochs, sse_pg.subscriptions, sse_pg.consumers TO sse_pg_subscriber;

@@ -1690,6 +1690,696 @@ BEGIN
     made := sse_pg.make_partitions(ahead, size);
 END $$;
 
+-- ------------------------------------------------------------------ changes of tables
+
+-- publish_changes() gives a table statement-level triggers, and a function of its own that publishes what each statement
+-- changed. The function belongs to the owner of the table and runs with that owner's rights, so the expressions that it was
+-- given never run with the rights of the bus. What was asked for is the argument of the triggers, in JSON. So a dump keeps
+-- it, and there is no list of tables here that could disagree with the tables that exist.
+--
+-- The triggers are sse_pg_insert, sse_pg_update, sse_pg_delete and sse_pg_truncate. A partitioned table has sse_pg_truncated
+-- too, and its partitions have the triggers with the argument 'partition', for statements that name a partition. The trigger
+-- sse_pg_columns is disabled and never fires. It lists the columns that the function uses: PostgreSQL then refuses to drop
+-- one of them, and follows when one is renamed.
+
+-- The name of a channel from a template: literals[1], column_values[1], literals[2] and so on. What a name cannot hold is
+-- encoded as in a URL, and the end of a name that is too long is replaced with a digest, so there is a channel for every
+-- value. Every other '%' in a value is encoded too, so different values never lead to the same channel.
+CREATE FUNCTION sse_pg.fill_channel(literals text[], column_values text[]) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    encoded CONSTANT text :=
+        E'[\\u0001-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000,*%]';
+    name text := literals[1];
+    part text;
+BEGIN
+    FOR i IN 1 .. cardinality(column_values) LOOP
+        part := coalesce(column_values[i], '%null');
+        IF column_values[i] ~ encoded THEN
+            SELECT string_agg(CASE WHEN c.one ~ encoded
+                                   THEN regexp_replace(upper(encode(convert_to(c.one, 'UTF8'), 'hex')), '(..)', E'%\\1', 'g')
+                                   ELSE c.one END, '' ORDER BY c.place)
+                   || CASE WHEN char_length(part) > 255 THEN '%~' || md5(part) ELSE '' END
+              INTO part
+              FROM regexp_split_to_table(left(part, 255), '') WITH ORDINALITY AS c(one, place);
+        END IF;
+        name := name || part || literals[i + 1];
+    END LOOP;
+    RETURN CASE WHEN name = '' THEN '%empty'
+                WHEN char_length(name) > 255 THEN left(name, 221) || '%~' || md5(name)
+                ELSE name END;
+END $$;
+
+-- Takes a template apart for fill_channel(): {"literals": [...], "columns": [...]}.
+CREATE FUNCTION sse_pg.channel_template(channel text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    token    text;
+    literals text[] := ARRAY[''];
+    columns  text[] := '{}';
+BEGIN
+    FOR token IN
+        SELECT m.found[1] FROM regexp_matches(channel, '[{][{]|[}][}]|[{][^{}]+[}]|[{}]|[^{}]+', 'g') AS m(found)
+    LOOP
+        IF token IN ('{', '}') THEN
+            RAISE EXCEPTION 'a brace in the channel % has no other half', quote_literal(channel)
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'Write {column} for a column, {{ or }} for a brace.';
+        ELSIF left(token, 1) = '{' AND token <> '{{' THEN
+            columns := columns || substr(token, 2, length(token) - 2);
+            literals := literals || ''::text;
+        ELSE
+            literals[cardinality(literals)] := literals[cardinality(literals)]
+                || CASE token WHEN '{{' THEN '{' WHEN '}}' THEN '}' ELSE token END;
+        END IF;
+    END LOOP;
+    IF NOT coalesce(sse_pg.is_channel(array_to_string(literals, 'x')), false) THEN
+        RAISE EXCEPTION '% is not the name of a channel', quote_nullable(channel)
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'A name has 1 to 255 characters, and no white space, control characters, commas or "*".';
+    END IF;
+    RETURN jsonb_build_object('literals', literals, 'columns', columns);
+END $$;
+
+-- A row as JSON, or NULL if it is too large or PostgreSQL cannot write it as jsonb, such as json with \u0000 in it. An
+-- error would fail the statement that changed the row.
+CREATE FUNCTION sse_pg.row_as_json(the_row record, most integer) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    written jsonb;
+BEGIN
+    IF pg_column_size(the_row) <= most THEN
+        written := to_jsonb(the_row);
+    END IF;
+    -- A number of one digit takes 12 bytes in jsonb, and 3 when it is printed.
+    RETURN CASE WHEN pg_column_size(written) <= 4::bigint * most THEN written END;
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END $$;
+
+-- Whether the table of events takes a payload.
+CREATE FUNCTION sse_pg.can_publish(payload jsonb, most integer) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN sse_pg.payload_fits(payload, most);
+EXCEPTION WHEN check_violation THEN
+    RETURN false;
+END $$;
+
+-- What is published of a row that is too large: its key, or not even that.
+CREATE FUNCTION sse_pg.truncated_change(name text, new_key jsonb, old_key jsonb, most integer) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    payload jsonb := jsonb_build_object('table', name, 'truncated', true);
+    keyed   jsonb := payload || jsonb_strip_nulls(jsonb_build_object('new', new_key, 'old', old_key));
+BEGIN
+    RETURN CASE WHEN sse_pg.can_publish(keyed, most) THEN keyed ELSE payload END;
+END $$;
+
+-- What a statement-level trigger has to know about the columns as they are now, as bits: 1 = one of the names in `uses` is
+-- missing, 2 = a row may not be writable as jsonb (json, and types that have a cast to json of their own), 4 = numbers may
+-- have more digits than an event may. It is asked once per statement, so adding a column of any type is safe.
+CREATE FUNCTION sse_pg.column_risks(source oid, uses name[]) RETURNS integer
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT CASE WHEN count(*) FILTER (WHERE a.attname = ANY (uses)) < cardinality(uses) THEN 1 ELSE 0 END
+               | coalesce(bit_or(CASE
+                    -- The usual types, by their oids: bool, char, name, int8, int2, int4, text, oid, float4, float8, money,
+                    -- macaddr, inet, cidr, macaddr8, bpchar, varchar, bytea, date, time, timestamp, timestamptz, interval,
+                    -- timetz, uuid
+                    WHEN a.atttypid IN (16, 18, 19, 20, 21, 23, 25, 26, 700, 701, 790, 829, 869, 650, 774, 1042, 1043, 17,
+                                        1082, 1083, 1114, 1184, 1186, 1266, 2950) THEN 0
+                    -- numeric with at most 100 digits, and at most 100 after the point
+                    WHEN a.atttypid = 1700 AND a.atttypmod > 0 AND (a.atttypmod - 4) >> 16 <= 100
+                         AND (a.atttypmod - 4) & 2047 <= 100 THEN 0
+                    WHEN a.atttypid IN (1700, 3802, 1231, 3807, 1009, 1007, 1016, 1015) THEN 4     -- numeric, jsonb, some arrays
+                    ELSE (SELECT CASE WHEN t.typtype IN ('e', 'r', 'm') THEN 0 ELSE 6 END FROM pg_type t WHERE t.oid = a.atttypid)
+                    END), 0)
+          FROM pg_attribute a WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped);
+END $$;
+
+-- A transition table, as it stands in FROM: by its name, or with the expressions of virtual columns, which it does not have.
+CREATE FUNCTION sse_pg.transition_rows(source regclass, name text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN bool_or(a.attgenerated = 'v') THEN format('(SELECT %s FROM %I)', string_agg(
+                    CASE a.attgenerated WHEN 'v' THEN format('(%s) AS %I', pg_get_expr(d.adbin, d.adrelid), a.attname)
+                                        ELSE quote_ident(a.attname) END, ', ' ORDER BY a.attnum), name)
+                ELSE name END
+      FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+     WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
+$$;
+
+-- The statement that publishes what one statement did to `source`, as text; `name` is the expression for the table's name
+-- in the payload, and `risks` the one for column_risks(). It reads the rows
+--   'changed'  from the transition tables. publish_changes() puts this text into the function of the table
+--   'current'  from the table itself, those whose keys are in the transition tables. This is for rows that were changed
+--              again before the trigger ran: by a trigger of a user, or by a second foreign key. The events of that change
+--              are already written, and the older version of a row must not come after them
+--   'table'    from the table or partition `part`, all of them, for TRUNCATE
+--
+-- A row counts if it meets the condition. So for those who follow, an UPDATE after which a row meets it, or no longer does,
+-- is an INSERT or a DELETE. Old and new rows meet by key and channel: a row that changes one of these is a DELETE and
+-- an INSERT. The join is a FULL JOIN, which PostgreSQL always does as a hash or merge join. For a nested loop, which is
+-- right for few rows, a plan is kept in the session and would be used for many.
+--
+-- It only reads catalogs. It is declared IMMUTABLE because everybody may call such functions (see set_rights()): the
+-- function of a table calls it as the table's owner, who should need no right except to publish.
+CREATE FUNCTION sse_pg.change_statement(
+    source regclass, settings jsonb, operation text, origin text, name text, risks text, part regclass DEFAULT NULL)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    template  jsonb := sse_pg.channel_template(settings ->> 'channel');
+    varies    boolean := jsonb_array_length(template -> 'columns') > 0;     -- whether the channel depends on the row
+    keyed     boolean := jsonb_array_length(settings -> 'key') > 0;
+    most      integer := (settings ->> 'most')::integer;
+    large     integer := least(most / 64, 16384);     -- a row up to this size, with no risks, is not too large as JSON
+    now       jsonb := '{}';       -- what the columns are called now, by the names that they had
+    called    text;                -- the columns with the names that they had
+    lost      text;
+    new_rows  text := sse_pg.transition_rows(source, 'sse_pg_new');
+    old_rows  text := sse_pg.transition_rows(source, 'sse_pg_old');
+    condition text := coalesce(E'\n     WHERE (' || (settings ->> 'condition') || E'\n     )', '');
+    picked    text := 'new';
+    pick      text := '';
+    channel   text := quote_literal(template -> 'literals' ->> 0);
+    word      text;
+    side      text;
+    keys      text;
+    meet      text;
+    pairs     text;
+    new_key   text;
+    old_key   text;
+    payload   text;
+BEGIN
+    -- A column that has the old name now is the one that was meant.
+    SELECT jsonb_object_agg(u.name, coalesce(a.attname, b.attname)),
+           string_agg(format('new.%I AS %I', coalesce(a.attname, b.attname, ''), u.name), ', '),
+           min(u.name) FILTER (WHERE a.attname IS NULL AND b.attname IS NULL)
+      INTO now, called, lost
+      FROM jsonb_array_elements_text(settings -> 'uses') WITH ORDINALITY AS u(name, place)
+      LEFT JOIN pg_attribute a ON a.attrelid = source AND a.attname = u.name AND NOT a.attisdropped AND a.attnum > 0
+      LEFT JOIN pg_trigger t ON t.tgrelid = source AND t.tgname = 'sse_pg_columns'
+      LEFT JOIN pg_attribute b ON b.attrelid = source AND b.attnum = t.tgattr[u.place - 1] AND NOT b.attisdropped;
+    IF lost IS NOT NULL THEN
+        RAISE EXCEPTION 'the changes of % are published with its column %, which no longer exists', source, quote_ident(lost)
+            USING ERRCODE = 'undefined_column',
+            HINT = 'The owner of the table can call sse_pg.publish_changes() again, or sse_pg.stop_publishing().';
+    END IF;
+    IF condition <> '' AND EXISTS (SELECT FROM jsonb_each_text(now) c WHERE c.key <> c.value) THEN
+        condition := format(E'\n     WHERE (SELECT (%s\n     ) FROM (SELECT %s) AS new)', settings ->> 'condition', called);
+    END IF;
+
+    SELECT string_agg(quote_ident(now ->> (k.key ->> 'name')), ', ' ORDER BY k.place),
+           string_agg(format('t.%1$I %2$s k.%1$I', now ->> (k.key ->> 'name'), k.key ->> 'equals'), ' AND '),
+           string_agg(format(', new.%I AS k%s', now ->> (k.key ->> 'name'), k.place), '' ORDER BY k.place),
+           string_agg(format('o.k%1$s %2$s n.k%1$s', k.place, k.key ->> 'equals'), ' AND '),
+           'jsonb_build_object('
+               || string_agg(format('%L, e.n%s', now ->> (k.key ->> 'name'), k.place), ', ' ORDER BY k.place) || ')',
+           'jsonb_build_object('
+               || string_agg(format('%L, e.o%s', now ->> (k.key ->> 'name'), k.place), ', ' ORDER BY k.place) || ')'
+      INTO keys, meet, side, pairs, new_key, old_key
+      FROM jsonb_array_elements(settings -> 'key') WITH ORDINALITY AS k(key, place);
+    IF origin = 'table' THEN
+        new_rows := part::text;
+        old_rows := part::text;
+    ELSIF origin = 'current' AND keyed AND NOT row_security_active(source) THEN
+        -- OFFSET 0 makes it look up each key. The plan for many rows would read the whole table.
+        new_rows := format('(SELECT t.* FROM (%s) k CROSS JOIN LATERAL (SELECT t.* FROM %s t WHERE %s OFFSET 0) t)',
+            concat_ws(' UNION ', CASE WHEN operation <> 'DELETE' THEN format('SELECT %s FROM sse_pg_new', keys) END,
+                                 CASE WHEN operation <> 'INSERT' THEN format('SELECT %s FROM sse_pg_old', keys) END),
+            source, meet);
+        -- The first version of each row.
+        old_rows := format('(SELECT %1$s FROM (SELECT DISTINCT ON (%2$s) * FROM (SELECT *, row_number() OVER () AS '
+            '"sse_pg place" FROM %3$s AS o) p ORDER BY %2$s, "sse_pg place") d)',
+            (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
+              WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped), keys, old_rows);
+        operation := CASE operation WHEN 'DELETE' THEN 'UPDATE' ELSE operation END;      -- the row may be there again
+    END IF;
+
+    IF settings ->> 'columns' IS NOT NULL THEN
+        pick := (SELECT string_agg(format('new.%I', now ->> n.name), ', ' ORDER BY n.place)
+                   FROM jsonb_array_elements_text(settings -> 'columns') WITH ORDINALITY AS n(name, place));
+    ELSIF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = source AND a.attname = 'new' AND a.attnum > 0) THEN
+        pick := 'new.*';
+    END IF;
+    IF pick <> '' THEN
+        pick := format(' CROSS JOIN LATERAL (SELECT %s) AS "sse_pg picked"', pick);
+        picked := '"sse_pg picked"';
+    END IF;
+
+    IF varies THEN
+        -- Numbers and UUIDs hold nothing that fill_channel() encodes, and calling it takes longer than all the rest.
+        SELECT CASE WHEN bool_and(a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'uuid'::regtype))
+                         AND length(settings ->> 'channel') + 36 * count(*) <= 255
+                    THEN quote_literal(template -> 'literals' ->> 0) || string_agg(
+                        format(' || coalesce(new.%I::text, ''%%null'') || %L', a.attname,
+                               template -> 'literals' ->> n.place::integer), '' ORDER BY n.place)
+                    ELSE format('sse_pg.fill_channel(%L, ARRAY[%s])',
+                        ARRAY(SELECT jsonb_array_elements_text(template -> 'literals')),
+                        string_agg(format(CASE WHEN a.atttypid IN ('text'::regtype, 'varchar'::regtype) THEN 'new.%I::text'
+                                               ELSE '(to_jsonb(new.%I) #>> ''{}'')' END, a.attname), ', ' ORDER BY n.place))
+                    END
+          INTO channel
+          FROM jsonb_array_elements_text(template -> 'columns') WITH ORDINALITY AS n(name, place)
+          JOIN pg_attribute a ON a.attrelid = source AND a.attname = now ->> n.name;
+    END IF;
+    IF operation = 'TRUNCATE' THEN
+        RETURN format(E'INSERT INTO sse_pg.events (channel, event_type, payload)\n'
+            'SELECT DISTINCT %s, ''TRUNCATE'', jsonb_build_object(''table'', %s) FROM %s AS new%s',
+            channel, name, new_rows, condition);
+    END IF;
+
+    side := format('SELECT %s AS r, %s AS channel%s FROM ', picked, channel, coalesce(side, ''));
+    new_rows := side || new_rows || ' AS new' || pick || condition;
+    old_rows := side || old_rows || ' AS new' || pick || condition;
+    IF operation = 'UPDATE' AND keyed THEN
+        pairs := format(E'SELECT %1$s AS channel,\n'
+            '               CASE WHEN o.k1 IS NULL THEN ''INSERT'' WHEN n.k1 IS NULL THEN ''DELETE'' ELSE ''UPDATE'' END AS event_type,\n'
+            '               CASE WHEN %3$s & 2 > 0 OR pg_column_size(n.r) > %4$s OR pg_column_size(o.r) > %4$s\n'
+            '                    THEN jsonb_build_object(''table'', %2$s)\n'
+            '                         || CASE WHEN n.k1 IS NULL THEN ''{}'' ELSE jsonb_set(''{"new": 0}'', ''{new}'', sse_pg.row_as_json(n.r, %5$s)) END\n'
+            '                         || CASE WHEN o.k1 IS NULL THEN ''{}'' ELSE jsonb_set(''{"old": 0}'', ''{old}'', sse_pg.row_as_json(o.r, %5$s)) END\n'
+            '                    WHEN o.k1 IS NULL THEN jsonb_build_object(''table'', %2$s, ''new'', n.r)\n'
+            '                    WHEN n.k1 IS NULL THEN jsonb_build_object(''table'', %2$s, ''old'', o.r)\n'
+            '                    ELSE jsonb_build_object(''table'', %2$s, ''new'', n.r, ''old'', o.r) END AS payload, %6$s\n'
+            '          FROM (%7$s) n\n'
+            '          FULL JOIN (%8$s) o ON %9$s',
+            CASE WHEN varies THEN 'coalesce(n.channel, o.channel)' ELSE channel END, name, risks, large, most,
+            (SELECT string_agg(format('n.k%1$s AS n%1$s, o.k%1$s AS o%1$s', i), ', ')
+               FROM generate_series(1, jsonb_array_length(settings -> 'key')) i),
+            new_rows, old_rows, pairs || CASE WHEN varies THEN ' AND o.channel = n.channel' ELSE '' END);
+        new_key := format('CASE WHEN e.n1 IS NOT NULL THEN %s END', new_key);
+        old_key := format('CASE WHEN e.o1 IS NOT NULL THEN %s END', old_key);
+    ELSE
+        word := CASE operation WHEN 'DELETE' THEN 'old' ELSE 'new' END;
+        pairs := format(E'SELECT s.channel, %1$L AS event_type,\n'
+            '               CASE WHEN %3$s & 2 > 0 OR pg_column_size(s.r) > %4$s\n'
+            '                    THEN jsonb_set(jsonb_build_object(''table'', %2$s, %6$L, 0), ''{%6$s}'', sse_pg.row_as_json(s.r, %5$s))\n'
+            '                    ELSE jsonb_build_object(''table'', %2$s, %6$L, s.r) END AS payload%7$s\n'
+            '          FROM (%8$s) s', operation, name, risks, large, most, word,
+            (SELECT string_agg(format(', s.k%1$s AS n%1$s, s.k%1$s AS o%1$s', i), '')
+               FROM generate_series(1, jsonb_array_length(settings -> 'key')) i),
+            CASE word WHEN 'old' THEN old_rows ELSE new_rows END);
+        new_key := CASE word WHEN 'new' THEN coalesce(new_key, 'NULL') ELSE 'NULL' END;
+        old_key := CASE word WHEN 'old' THEN coalesce(old_key, 'NULL') ELSE 'NULL' END;
+    END IF;
+    payload := format('CASE WHEN %1$s & 4 = 0 AND pg_column_size(e.payload) < %2$s OR sse_pg.can_publish(e.payload, %3$s)'
+        ' THEN e.payload ELSE sse_pg.truncated_change(%4$s, %5$s, %6$s, %3$s) END',
+        risks, large, most, name, new_key, old_key);
+    IF operation = 'UPDATE' AND keyed THEN       -- a row leaves its old channel or key before it arrives in the new one
+        RETURN format(E'WITH e AS MATERIALIZED (\n        %1$s)\n'
+            'INSERT INTO sse_pg.events (channel, event_type, payload)\n'
+            'SELECT e.channel, e.event_type, %2$s FROM e WHERE e.n1 IS NULL\n UNION ALL\n'
+            'SELECT e.channel, e.event_type, %2$s FROM e WHERE e.n1 IS NOT NULL', pairs, payload);
+    END IF;
+    RETURN format(E'INSERT INTO sse_pg.events (channel, event_type, payload)\nSELECT e.channel, e.event_type, %s\n'
+        '  FROM (%s\n        OFFSET 0) e', payload, pairs);
+END $$;
+
+-- The function of a published table, as text.
+CREATE FUNCTION sse_pg.change_function(source regclass, settings jsonb) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    varies    boolean := jsonb_array_length(sse_pg.channel_template(settings ->> 'channel') -> 'columns') > 0;
+    keyed     boolean := jsonb_array_length(settings -> 'key') > 0;
+    condition text := coalesce(E' WHERE (' || (settings ->> 'condition') || E'\n)', '');
+    any_new   text := format('EXISTS (SELECT FROM %s AS new%s)', sse_pg.transition_rows(source, 'sse_pg_new'), condition);
+    any_old   text := format('EXISTS (SELECT FROM %s AS new%s)', sse_pg.transition_rows(source, 'sse_pg_old'), condition);
+    keys      text := (SELECT string_agg(quote_ident(k.key ->> 'name'), ', ')
+                         FROM jsonb_array_elements(settings -> 'key') AS k(key));
+BEGIN
+    RETURN format($body$
+-- Made by sse_pg.publish_changes(). Call it again to change this, and sse_pg.stop_publishing() to drop it.
+#variable_conflict use_column
+DECLARE
+    "sse_pg source" CONSTANT oid := CASE WHEN TG_ARGV[0] = 'partition' THEN pg_partition_root(TG_RELID) ELSE TG_RELID END;
+    "sse_pg name" text := concat_ws('.', nullif(TG_TABLE_SCHEMA, 'public'), TG_TABLE_NAME);
+    "sse_pg origin" text;
+    "sse_pg depth" CONSTANT text := 'sse_pg.depth_' || "sse_pg source";
+    "sse_pg risks" CONSTANT integer := sse_pg.column_risks(TG_RELID, %3$L);
+    "sse_pg settings" CONSTANT jsonb := %1$L;
+BEGIN
+    IF TG_ARGV[0] = 'columns' THEN
+        RETURN NULL;         -- somebody enabled all triggers
+    ELSIF TG_ARGV[0] = 'partition' THEN
+        IF "sse_pg source" IS NULL THEN
+            RETURN NULL;     -- it was detached
+        END IF;
+        "sse_pg name" := (SELECT concat_ws('.', nullif(s.nspname, 'public'), c.relname)
+                            FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace WHERE c.oid = "sse_pg source");
+    END IF;
+    IF TG_OP = 'TRUNCATE' THEN
+        IF TG_WHEN = 'AFTER' THEN
+            PERFORM set_config('sse_pg.truncating_' || "sse_pg source", '', true);
+        ELSIF TG_ARGV[0] <> 'partition' THEN
+            PERFORM set_config('sse_pg.truncating_' || "sse_pg source", 'on', true);     -- partitions follow
+            %2$s
+        ELSIF current_setting('sse_pg.truncating_' || "sse_pg source", true) = 'on' THEN
+            NULL;
+        ELSE
+            EXECUTE sse_pg.change_statement("sse_pg source", "sse_pg settings", 'DELETE', 'table', '$1', '$2', TG_RELID)
+              USING "sse_pg name", "sse_pg risks";
+        END IF;
+        RETURN NULL;
+    END IF;
+    -- A statement in a trigger publishes before the statement that fired the trigger does.
+    IF coalesce(nullif(current_setting("sse_pg depth", true), ''), '0')::integer > pg_trigger_depth() THEN
+        "sse_pg origin" := 'current';
+    ELSIF "sse_pg risks" & 1 > 0 THEN
+        "sse_pg origin" := 'changed';       -- by columns that have other names now
+    END IF;
+    IF "sse_pg origin" IS NOT NULL THEN
+        EXECUTE sse_pg.change_statement("sse_pg source", "sse_pg settings", TG_OP, "sse_pg origin", '$1', '$2')
+          USING "sse_pg name", "sse_pg risks";
+        RETURN NULL;
+    ELSIF pg_trigger_depth() > 1 THEN
+        PERFORM set_config("sse_pg depth", pg_trigger_depth()::text, true);
+    END IF;
+    IF TG_OP = 'INSERT' THEN
+        IF %4$s THEN
+            %5$s;
+        END IF;
+    ELSIF TG_OP = 'DELETE' THEN
+        IF %6$s THEN
+            %7$s;
+        END IF;
+    ELSIF %8$s THEN
+        %9$s%10$s;%11$s
+    END IF;
+    RETURN NULL;
+END $body$,
+        settings,
+        CASE WHEN varies THEN 'EXECUTE sse_pg.change_statement("sse_pg source", "sse_pg settings", ''TRUNCATE'', ''table'', ''$1'', '
+                              '''$2'', TG_RELID) USING "sse_pg name", "sse_pg risks";'
+             ELSE format('INSERT INTO sse_pg.events (channel, event_type, payload) '
+                         'VALUES (%L, ''TRUNCATE'', jsonb_build_object(''table'', "sse_pg name"));',
+                         sse_pg.channel_template(settings ->> 'channel') -> 'literals' ->> 0) END,
+        ARRAY(SELECT jsonb_array_elements_text(settings -> 'uses')),
+        any_new, sse_pg.change_statement(source, settings, 'INSERT', 'changed', '"sse_pg name"', '"sse_pg risks"'),
+        any_old, sse_pg.change_statement(source, settings, 'DELETE', 'changed', '"sse_pg name"', '"sse_pg risks"'),
+        any_new || CASE WHEN keyed AND condition <> '' THEN ' OR ' || any_old ELSE '' END,
+        -- With two foreign keys that update rows of this table, a row can be in the transition tables twice.
+        CASE WHEN keyed THEN format($check$IF EXISTS (
+            SELECT FROM pg_constraint c WHERE c.conrelid = TG_RELID AND c.contype = 'f'
+               AND (c.confupdtype IN ('c', 'n', 'd') OR c.confdeltype IN ('n', 'd')))
+           AND EXISTS (SELECT FROM sse_pg_new GROUP BY %s HAVING count(*) > 1) THEN
+            EXECUTE sse_pg.change_statement("sse_pg source", "sse_pg settings", 'UPDATE', 'current', '$1', '$2')
+              USING "sse_pg name", "sse_pg risks";
+        ELSE
+            $check$, keys) ELSE '' END,
+        sse_pg.change_statement(source, settings, 'UPDATE', 'changed', '"sse_pg name"', '"sse_pg risks"'),
+        CASE WHEN keyed THEN E'\n        END IF;' ELSE '' END);
+END $$;
+
+-- Publishes the changes of a table from the commit of the caller's transaction on. A later call replaces an earlier one.
+--   source      a table, or a partitioned table; the caller must be its owner, and the owner may publish
+--   channel     {column} stands for the value in the row, {{ and }} for braces
+--   columns     what is published of a row; NULL means all columns, also those that are added later
+--   condition   an expression about one row, which is called new. It is evaluated with the rights of the owner and
+--               search_path = pg_catalog, so functions and tables need their schemas
+--   operations  which statements: INSERT, UPDATE, DELETE, TRUNCATE; NULL means all
+CREATE FUNCTION sse_pg.publish_changes(
+    source regclass, channel text, columns text[] DEFAULT NULL, condition text DEFAULT NULL, operations text[] DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
+#variable_conflict use_variable
+DECLARE
+    wanted    text[] := coalesce((SELECT array_agg(DISTINCT upper(o)) FROM unnest(operations) o),
+                                 CASE WHEN operations IS NULL THEN ARRAY['DELETE', 'INSERT', 'TRUNCATE', 'UPDATE'] END, '{}');
+    facts     record;
+    wrong     text;
+    settings  jsonb;
+    key       jsonb;
+    uses      text[];
+    before    oid[];         -- the functions that the table has now
+    function  text;
+    view      text;
+    probe     refcursor;
+    part      record;
+    operation text;
+BEGIN
+    IF source IS NULL OR channel IS NULL THEN
+        RAISE EXCEPTION 'publish_changes() needs a table and a channel' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    SELECT c.relkind, c.relpersistence, c.relispartition, c.relowner, c.relname, c.relnamespace, n.nspname,
+           EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) AS inherits,
+           pg_get_userbyid(c.relowner) AS owner
+      INTO facts FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = source;
+    IF facts IS NULL THEN
+        RAISE EXCEPTION 'there is no table with the oid %', source::oid USING ERRCODE = 'undefined_table';
+    END IF;
+    wrong := CASE
+        WHEN facts.relkind NOT IN ('r', 'p') THEN CASE facts.relkind
+            WHEN 'v' THEN 'is a view: publish the changes of its tables'
+            WHEN 'm' THEN 'is a materialized view: publish the changes of its tables'
+            WHEN 'f' THEN 'is a foreign table: what others write to it fires no trigger here'
+            ELSE 'is not a table' END
+        WHEN facts.nspname IN ('sse_pg', 'pg_catalog', 'information_schema') THEN 'belongs to the bus or to PostgreSQL'
+        WHEN facts.relpersistence = 't' THEN 'is a temporary table: only its own session sees it'
+        WHEN facts.relpersistence = 'u' THEN 'is unlogged: PostgreSQL empties it after a crash, and no event would say so'
+        WHEN facts.relispartition THEN
+            format('is a partition: publish the changes of %s', pg_partition_root(source))
+        WHEN facts.relkind = 'r' AND facts.inherits THEN
+            'inherits, or is inherited from: a statement fires only the triggers of the table that it names'
+        WHEN EXISTS (SELECT FROM pg_partition_tree(source) t JOIN pg_class c ON c.oid = t.relid WHERE c.relkind = 'f') THEN
+            'has a partition that is a foreign table: what others write to it fires no trigger here' END;
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION '% %', source, wrong USING ERRCODE = 'wrong_object_type';
+    END IF;
+    IF NOT pg_has_role(facts.relowner, 'USAGE') THEN
+        RAISE EXCEPTION 'only the owner of % can publish its changes', source USING ERRCODE = 'insufficient_privilege',
+            HINT = format('The owner is %I.', facts.owner);
+    END IF;
+    IF NOT has_schema_privilege(facts.relowner, 'sse_pg', 'USAGE')
+       OR EXISTS (SELECT FROM unnest(ARRAY['channel', 'event_type', 'payload']) c
+                   WHERE NOT has_column_privilege(facts.relowner, 'sse_pg.events', c, 'INSERT')) THEN
+        RAISE EXCEPTION '%, the owner of %, may not publish', quote_ident(facts.owner), source
+            USING ERRCODE = 'insufficient_privilege',
+            HINT = format('GRANT USAGE ON SCHEMA sse_pg TO %1$I; '
+                          'GRANT INSERT (channel, event_type, payload) ON sse_pg.events TO %1$I', facts.owner);
+    END IF;
+    IF cardinality(wanted) = 0 OR NOT wanted <@ ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE'] THEN
+        RAISE EXCEPTION 'the operations are INSERT, UPDATE, DELETE and TRUNCATE, not %', operations
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF cardinality(columns) = 0 THEN
+        RAISE EXCEPTION 'the list of columns is empty' USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'NULL means all columns.';
+    END IF;
+    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', source);      -- two calls for one table take turns
+    uses := columns || ARRAY(SELECT jsonb_array_elements_text(sse_pg.channel_template(channel) -> 'columns'));
+    SELECT c.name INTO wrong FROM unnest(uses) AS c(name)
+     WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = source AND a.attname = c.name AND a.attnum > 0
+                          AND NOT a.attisdropped);
+    IF FOUND THEN
+        RAISE EXCEPTION '% has no column %', source, quote_nullable(wrong) USING ERRCODE = 'undefined_column';
+    END IF;
+
+    -- A cursor takes one statement, and plans it without running it. The condition has to be an expression in both places.
+    IF condition IS NOT NULL THEN
+        BEGIN
+            OPEN probe FOR EXECUTE format(E'SELECT FROM %s AS new WHERE CASE WHEN %s\n THEN true END', source, condition);
+            CLOSE probe;
+            OPEN probe FOR EXECUTE format(E'SELECT FROM %s AS new WHERE (%s\n)', source, condition);
+            CLOSE probe;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE EXCEPTION 'the condition % cannot be used: %', quote_literal(condition), SQLERRM USING ERRCODE = SQLSTATE,
+                HINT = 'It is a boolean expression about one row, which is called new. A name that is not in pg_catalog '
+                       'needs its schema.';
+        END;
+    END IF;
+
+    -- The function that the table has already is replaced, unless the table has another owner or schema since.
+    before := ARRAY(SELECT DISTINCT t.tgfoid FROM pg_trigger t
+                     WHERE t.tgrelid = source
+                       AND t.tgname IN ('sse_pg_insert', 'sse_pg_update', 'sse_pg_delete', 'sse_pg_truncate'));
+    function := (SELECT p.proname FROM pg_proc p
+                  WHERE p.oid = ANY (before) AND p.proowner = facts.relowner AND p.pronamespace = facts.relnamespace
+                    AND substring(p.prosrc, 1, 60) LIKE '%Made by sse_pg.publish_changes()%' LIMIT 1);
+    IF function IS NULL THEN
+        function := ('sse_pg_' || left(facts.relname, 40) || '_changes')::name;
+        -- A function that no trigger uses is left from a table that was dropped.
+        WHILE EXISTS (SELECT FROM pg_proc p
+                       WHERE p.pronamespace = facts.relnamespace AND p.proname = function
+                         AND NOT (p.proowner = facts.relowner AND p.prosrc LIKE '%Made by sse_pg.publish_changes()%'
+                                  AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid))) LOOP
+            function := ('sse_pg_' || left(facts.relname, 40) || '_' || left(gen_random_uuid()::text, 8))::name;
+        END LOOP;
+    END IF;
+
+    SELECT coalesce(jsonb_agg(jsonb_build_object(
+               'name', a.attname, 'equals', format('OPERATOR(%I.%s)', s.nspname, o.oprname)) ORDER BY k.place), '[]')
+      INTO key
+      FROM pg_index i
+     CROSS JOIN LATERAL generate_series(0, i.indnkeyatts - 1) AS k(place)
+      JOIN pg_attribute a ON a.attrelid = source AND a.attnum = i.indkey[k.place]
+      JOIN pg_opclass c ON c.oid = i.indclass[k.place]
+      JOIN pg_amop m ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype
+           AND m.amopstrategy = 3          -- equality in a B-tree
+      JOIN pg_operator o ON o.oid = m.amopopr
+      JOIN pg_namespace s ON s.oid = o.oprnamespace
+     WHERE i.indrelid = source AND i.indisprimary;
+    IF condition IS NOT NULL THEN          -- PostgreSQL knows which columns an expression uses
+        view := 'sse_pg_' || gen_random_uuid();
+        EXECUTE format(E'CREATE VIEW %I.%I AS SELECT 1 AS one FROM %s AS new WHERE (%s\n)',
+                       facts.nspname, view, source, condition);
+        uses := uses || ARRAY(
+            SELECT a.attname::text
+              FROM pg_rewrite r
+              JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refobjid = source
+              JOIN pg_attribute a ON a.attrelid = source AND a.attnum = d.refobjsubid AND a.attnum > 0
+             WHERE r.ev_class = format('%I.%I', facts.nspname, view)::regclass);
+        EXECUTE format('DROP VIEW %I.%I', facts.nspname, view);
+    END IF;
+    IF sse_pg.transition_rows(source, 'sse_pg_new') <> 'sse_pg_new' THEN       -- it names every column
+        uses := uses || ARRAY(SELECT a.attname::text FROM pg_attribute a
+                               WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped);
+    END IF;
+    uses := ARRAY(SELECT k ->> 'name' FROM jsonb_array_elements(key) k UNION SELECT unnest(uses) ORDER BY 1);
+    settings := jsonb_build_object(
+        'channel', channel, 'columns', columns, 'condition', condition, 'operations', wanted, 'key', key, 'uses', uses,
+        'most', (SELECT coalesce(min((regexp_match(pg_get_constraintdef(k.oid), 'payload_fits[(]payload, ([0-9]+)'))[1]::integer),
+                                 1048576)
+                   FROM pg_constraint k WHERE k.conrelid = 'sse_pg.events'::regclass AND k.conname = 'events_payload'));
+    IF key = '[]' THEN
+        RAISE NOTICE '% has no primary key: the event of an UPDATE has the new row and not the old one', source;
+    END IF;
+
+    EXECUTE format('CREATE OR REPLACE FUNCTION %I.%I() RETURNS trigger LANGUAGE plpgsql VOLATILE SECURITY DEFINER '
+        'SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on SET row_security = off SET jit = off '
+        'SET plan_cache_mode = force_generic_plan '
+        'SET DateStyle = ''ISO, MDY'' SET IntervalStyle = postgres SET TimeZone = UTC SET bytea_output = hex '
+        'SET extra_float_digits = 1 AS %L', facts.nspname, function, sse_pg.change_function(source, settings));
+    EXECUTE format('REVOKE ALL ON FUNCTION %I.%I() FROM PUBLIC', facts.nspname, function);
+    FOR part IN
+        SELECT t.relid::regclass AS name, t.relid = source AS top, t.isleaf
+          FROM pg_partition_tree(source) t UNION SELECT source, true, facts.relkind = 'r' ORDER BY 2 DESC
+    LOOP
+        FOREACH operation IN ARRAY ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE'] LOOP
+            IF operation = ANY (wanted) AND (operation <> 'TRUNCATE' OR part.top OR part.isleaf) THEN
+                EXECUTE format('CREATE OR REPLACE TRIGGER %I %s %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION %I.%I(%L)',
+                    'sse_pg_' || lower(operation), CASE operation WHEN 'TRUNCATE' THEN 'BEFORE' ELSE 'AFTER' END, operation,
+                    part.name, CASE operation
+                        WHEN 'INSERT' THEN 'REFERENCING NEW TABLE AS sse_pg_new'
+                        WHEN 'UPDATE' THEN 'REFERENCING NEW TABLE AS sse_pg_new OLD TABLE AS sse_pg_old'
+                        WHEN 'DELETE' THEN 'REFERENCING OLD TABLE AS sse_pg_old' ELSE '' END,
+                    facts.nspname, function, CASE WHEN part.top THEN settings::text ELSE 'partition' END);
+            ELSIF EXISTS (SELECT FROM pg_trigger t
+                           WHERE t.tgrelid = part.name AND t.tgname = 'sse_pg_' || lower(operation)) THEN
+                EXECUTE format('DROP TRIGGER %I ON %s', 'sse_pg_' || lower(operation), part.name);
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF facts.relkind = 'p' AND 'TRUNCATE' = ANY (wanted) THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER sse_pg_truncated AFTER TRUNCATE ON %s FOR EACH STATEMENT '
+                       'EXECUTE FUNCTION %I.%I(''truncated'')', source, facts.nspname, function);
+    ELSIF EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = source AND t.tgname = 'sse_pg_truncated') THEN
+        EXECUTE format('DROP TRIGGER sse_pg_truncated ON %s', source);
+    END IF;
+    IF cardinality(uses) > 0 THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER sse_pg_columns BEFORE UPDATE OF %s ON %s FOR EACH STATEMENT '
+                       'EXECUTE FUNCTION %I.%I(''columns'')',
+                       (SELECT string_agg(quote_ident(u), ', ' ORDER BY place) FROM unnest(uses) WITH ORDINALITY AS c(u, place)),
+                       source, facts.nspname, function);
+        EXECUTE format('ALTER TABLE %s DISABLE TRIGGER sse_pg_columns', source);
+    ELSIF EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = source AND t.tgname = 'sse_pg_columns') THEN
+        EXECUTE format('DROP TRIGGER sse_pg_columns ON %s', source);
+    END IF;
+    IF facts.owner <> current_user::text THEN
+        EXECUTE format('ALTER FUNCTION %I.%I() OWNER TO %I', facts.nspname, function, facts.owner);
+    END IF;
+    FOR part IN
+        SELECT p.oid::regprocedure AS name FROM pg_proc p
+         WHERE p.oid = ANY (before) AND pg_has_role(p.proowner, 'USAGE')
+           AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid)
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', part.name);
+    END LOOP;
+END $$;
+
+-- Ends what publish_changes() began. Returns whether the table was published.
+CREATE FUNCTION sse_pg.stop_publishing(source regclass) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    function oid;
+    used     record;
+    found    boolean := false;
+BEGIN
+    FOR function IN
+        SELECT DISTINCT t.tgfoid FROM pg_trigger t
+         WHERE t.tgrelid = source AND substr(t.tgargs, 1, 1) = '{'
+           AND t.tgname IN ('sse_pg_insert', 'sse_pg_update', 'sse_pg_delete', 'sse_pg_truncate')
+    LOOP
+        found := true;
+        FOR used IN
+            SELECT t.tgname AS name, t.tgrelid::regclass AS on_table FROM pg_trigger t WHERE t.tgfoid = function
+        LOOP
+            EXECUTE format('DROP TRIGGER %I ON %s', used.name, used.on_table);
+        END LOOP;
+        IF (SELECT pg_has_role(p.proowner, 'USAGE') FROM pg_proc p WHERE p.oid = function) THEN
+            EXECUTE format('DROP FUNCTION %s', function::regprocedure);
+        END IF;
+    END LOOP;
+    RETURN found;
+END $$;
+
+-- The tables whose changes are published. `problem` is NULL if all is well.
+CREATE VIEW sse_pg.published_tables AS
+SELECT p.source, p.settings ->> 'channel' AS channel,
+       CASE WHEN p.settings ->> 'columns' IS NOT NULL
+            THEN ARRAY(SELECT jsonb_array_elements_text(p.settings -> 'columns')) END AS columns,
+       p.settings ->> 'condition' AS condition,
+       ARRAY(SELECT jsonb_array_elements_text(p.settings -> 'operations')) AS operations,
+       ARRAY(SELECT k.key ->> 'name' FROM jsonb_array_elements(p.settings -> 'key') AS k(key)) AS key,
+       f.oid::regproc AS function, pg_get_userbyid(c.relowner) AS owner,
+       nullif(concat_ws('; ',
+           CASE WHEN f.proowner <> c.relowner
+                THEN format('the function still has the rights of %I', pg_get_userbyid(f.proowner)) END,
+           CASE WHEN NOT has_schema_privilege(f.proowner, 'sse_pg', 'USAGE')
+                     OR NOT has_column_privilege(f.proowner, 'sse_pg.events', 'channel', 'INSERT')
+                     OR NOT has_column_privilege(f.proowner, 'sse_pg.events', 'event_type', 'INSERT')
+                     OR NOT has_column_privilege(f.proowner, 'sse_pg.events', 'payload', 'INSERT')
+                THEN format('%I may not publish, so writing to the table fails', pg_get_userbyid(f.proowner)) END,
+           (SELECT 'it uses columns that no longer exist, so writing to the table fails: ' || string_agg(u.name, ', ')
+              FROM jsonb_array_elements_text(p.settings -> 'uses') WITH ORDINALITY AS u(name, place)
+             WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p.source AND NOT a.attisdropped
+                                  AND a.attname = u.name)
+               AND NOT EXISTS (SELECT FROM pg_trigger h JOIN pg_attribute a ON a.attrelid = h.tgrelid
+                                  AND a.attnum = h.tgattr[u.place - 1] AND NOT a.attisdropped
+                                WHERE h.tgrelid = p.source AND h.tgname = 'sse_pg_columns')),
+           (SELECT 'not published because a trigger is missing or disabled: '
+                   || string_agg(format('%s on %s', lower(w.name), r.relid::regclass), ', ' ORDER BY r.relid, w.name)
+              FROM (SELECT t.relid, t.isleaf FROM pg_partition_tree(p.source) t
+                     UNION SELECT p.source, true) r
+             CROSS JOIN jsonb_array_elements_text(p.settings -> 'operations') AS w(name)
+             WHERE (w.name <> 'TRUNCATE' OR r.isleaf OR r.relid = p.source)
+               AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = r.relid AND t.tgfoid = f.oid
+                                  AND t.tgname = 'sse_pg_' || lower(w.name) AND t.tgenabled IN ('O', 'A'))),
+           CASE WHEN c.relispartition OR c.relkind = 'r' AND EXISTS (
+                         SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))
+                THEN 'it inherits or is inherited from now: a statement that names the other table is not published' END,
+           CASE WHEN jsonb_array_length(p.settings -> 'key') <> coalesce(
+                         (SELECT i.indnkeyatts FROM pg_index i WHERE i.indrelid = p.source AND i.indisprimary), 0)
+                THEN 'the primary key has changed' END), '') AS problem
+  FROM (SELECT DISTINCT ON (t.tgrelid) t.tgrelid::regclass AS source, t.tgfoid,
+               convert_from(substr(t.tgargs, 1, length(t.tgargs) - 1), 'UTF8')::jsonb AS settings
+          FROM pg_trigger t
+         WHERE t.tgname IN ('sse_pg_insert', 'sse_pg_update', 'sse_pg_delete', 'sse_pg_truncate')
+           AND t.tgnargs = 1 AND substr(t.tgargs, 1, 1) = '{'
+         ORDER BY t.tgrelid, t.oid) p
+  JOIN pg_class c ON c.oid = p.source
+  JOIN pg_proc f ON f.oid = p.tgfoid;
+
+COMMENT ON FUNCTION sse_pg.publish_changes(regclass, text, text[], text, text[]) IS
+    'Publishes the changes of a table as events of type INSERT, UPDATE, DELETE and TRUNCATE. See docs/tables.md.';
+COMMENT ON FUNCTION sse_pg.stop_publishing(regclass) IS
+    'Ends what publish_changes() began. Returns whether the table was published.';
+COMMENT ON VIEW sse_pg.published_tables IS
+    'The tables whose changes are published; problem is NULL if all is well.';
+
 -- ------------------------------------------------------------------ rights
 
 -- A function may be called only by roles to which it was granted. USAGE on the schema sse_pg and EXECUTE on publish() are

@@ -31,6 +31,7 @@ BENCHMARKS = {
     "large": "large",
     "outage": "outage",
     "price": "price",
+    "tables": "table_changes",
 }
 
 
