@@ -61,7 +61,8 @@ TO sse_pg_subscriber;
 -- The server reads the log. It makes its changes through functions, except for its own row in sse_pg.servers and its
 -- notes in sse_pg.log of what has been read. It can drop partitions only by purge().
 GRANT SELECT ON
-    sse_pg.migrations, sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers
+    sse_pg.migrations, sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers,
+    sse_pg.published_tables
 TO sse_pg_server;
 GRANT UPDATE (settled_to, open_first, open_last) ON sse_pg.log TO sse_pg_server;
 GRANT INSERT (name, pid, version, migration), UPDATE (active_connections, position, read_to, updated_at), DELETE

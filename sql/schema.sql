@@ -1780,7 +1780,7 @@ END $$;
 CREATE FUNCTION sse_pg.can_publish(payload jsonb, most integer) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN sse_pg.payload_fits(payload, most);
+    RETURN sse_pg.payload_fits(payload, NULL, most);
 EXCEPTION WHEN check_violation THEN
     RETURN false;
 END $$;
@@ -2241,7 +2241,7 @@ BEGIN
     uses := ARRAY(SELECT k ->> 'name' FROM jsonb_array_elements(key) k UNION SELECT unnest(uses) ORDER BY 1);
     settings := jsonb_build_object(
         'channel', channel, 'columns', columns, 'condition', condition, 'operations', wanted, 'key', key, 'uses', uses,
-        'most', (SELECT coalesce(min((regexp_match(pg_get_constraintdef(k.oid), 'payload_fits[(]payload, ([0-9]+)'))[1]::integer),
+        'most', (SELECT coalesce(min((regexp_match(pg_get_constraintdef(k.oid), 'payload_fits[(].*, ([0-9]+)[)]'))[1]::integer),
                                  1048576)
                    FROM pg_constraint k WHERE k.conrelid = 'sse_pg.events'::regclass AND k.conname = 'events_payload'));
     IF key = '[]' THEN

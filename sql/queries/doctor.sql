@@ -44,6 +44,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('table', 'epochs', '{}', 'SELECT'),
     ('table', 'subscriptions', '{}', 'SELECT'),
     ('table', 'servers', '{}', 'SELECT'),
+    ('table', 'published_tables', '{}', 'SELECT'),
     ('table', 'servers', '{}', 'DELETE'),
     ('table', 'log', '{settled_to,open_first,open_last}', 'UPDATE'),
     ('table', 'servers', '{name,pid,version,migration}', 'INSERT'),
@@ -250,6 +251,10 @@ SELECT format('%s may be called by %s', o.signature, a.grantee::regrole),
   FROM ours o CROSS JOIN LATERAL aclexplode(o.proacl) a
  WHERE o.proname IN ('begin_epoch', 'log_identity', 'set_rights') AND a.grantee NOT IN (0, o.proowner)
  ORDER BY 1
+
+-- name: doctor_published
+-- The tables whose changes are published, those with a problem first.
+SELECT p.source::text AS source, p.problem FROM sse_pg.published_tables p ORDER BY p.problem IS NULL, 1
 
 -- name: doctor_user_triggers
 -- Triggers on sse_pg.events that do not belong to the bus, except for those of foreign keys.

@@ -54,6 +54,22 @@ async def user_rules(exam: Examination) -> list[Finding]:
     ]
 
 
+async def published(exam: Examination) -> list[Finding]:
+    """Check that every change of a published table can be published, and is."""
+    rows = await exam.session.rows("doctor_published")
+    bad = [row for row in rows if row.problem]
+    if not bad:
+        names = listed([row.source for row in rows]) or "none"
+        return [ok("published", f"tables whose changes are published: {names}")]
+    return [
+        warning(
+            "published",
+            listed([f"{row.source}: {row.problem}" for row in bad]),
+            "the owner of the table can call sse_pg.publish_changes() again, or sse_pg.stop_publishing()",
+        )
+    ]
+
+
 async def event_triggers(exam: Examination) -> list[Finding]:
     """Check that event triggers of others do not stop maintenance."""
     rows = await exam.session.rows("doctor_event_triggers")

@@ -91,6 +91,7 @@ _CHECKS = (
     _Check("collations", additions.collations, _SCHEMA),
     _Check("user_triggers", additions.user_triggers, _SCHEMA),
     _Check("user_rules", additions.user_rules, _SCHEMA),
+    _Check("published", additions.published, _SCHEMA),
     _Check("event_triggers", additions.event_triggers),
     _Check("locks", log.locks, _SCHEMA),
     _Check("publishers", log.publishers, _SCHEMA),

@@ -335,7 +335,7 @@ def test_values_are_as_to_jsonb_writes_them(db: psycopg.Connection, changes: Cha
 def test_a_key_that_is_too_large_itself(db: psycopg.Connection, changes: Changes) -> None:
     db.execute("CREATE TABLE t (id text PRIMARY KEY)")
     db.execute("ALTER TABLE sse_pg.events DROP CONSTRAINT events_payload")
-    db.execute("ALTER TABLE sse_pg.events ADD CONSTRAINT events_payload CHECK (sse_pg.payload_fits(payload, 1000))")
+    db.execute("ALTER TABLE sse_pg.events ADD CONSTRAINT events_payload CHECK (sse_pg.payload_fits(payload, headers, 1000))")
     publish(db, "t", "t")
     assert changes("INSERT INTO t VALUES (repeat('x', 1500))") == [("t", "INSERT", {"table": "t", "truncated": True})]
 
@@ -644,3 +644,14 @@ def test_names_of_the_payload_are_json(db: psycopg.Connection, changes: Changes)
     ((_, _, payload),) = changes()
     assert payload == {"table": "orders", "new": {"id": 1, 'a"b\\c%s{}': '"}, {\n%s'}}
     assert json.dumps(payload)
+
+
+def test_columns_of_every_type_can_be_added_later(db: psycopg.Connection, changes: Changes) -> None:
+    db.execute("CREATE TABLE t (id integer PRIMARY KEY)")
+    publish(db, "t", "t")
+    db.execute("CREATE DOMAIN document AS json")
+    short = {"table": "t", "new": {"id": 1}, "truncated": True}
+    for kind, value in (*LARGE, ("document", """'"\\u0000"'""")):
+        db.execute(f"ALTER TABLE t ADD v {kind}")  # type: ignore[arg-type]
+        assert changes(f"INSERT INTO t VALUES (1, {value})") == [("t", "INSERT", short)]
+        changes("DELETE FROM t", "ALTER TABLE t DROP v")

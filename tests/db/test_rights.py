@@ -80,8 +80,18 @@ def test_usage_without_execute_is_not_enough(db: psycopg.Connection, role: str, 
         as_role.execute(PUBLISH)
 
 
-#: What a CHECK calls runs with the rights of whoever inserts; whoever looks at pg_locks needs the lock classes.
+#: What a CHECK calls runs with the rights of whoever inserts; whoever looks at pg_locks needs the lock classes. The
+#: function of a published table calls some as the owner of the table, who needs no more than the right to publish.
 FOR_EVERYBODY = {
+    "sse_pg.can_publish(jsonb,integer)",
+    "sse_pg.change_function(regclass,jsonb)",
+    "sse_pg.change_statement(regclass,jsonb,text,text,text,text,regclass)",
+    "sse_pg.channel_template(text)",
+    "sse_pg.column_risks(oid,name[])",
+    "sse_pg.fill_channel(text[],text[])",
+    "sse_pg.row_as_json(record,integer)",
+    "sse_pg.transition_rows(regclass,text)",
+    "sse_pg.truncated_change(text,jsonb,jsonb,integer)",
     "sse_pg.cursor_ids(text)",
     "sse_pg.cursor_text(int8multirange)",
     "sse_pg.id_limit(text,bigint)",
@@ -235,13 +245,21 @@ def test_a_helper_runs_with_the_rights_of_its_caller(
 
 
 def test_no_function_executes_what_it_is_given(db: psycopg.Connection) -> None:
-    """A function that builds statements of its own makes them with format(), and is not given them."""
+    """A function that builds statements of its own makes them with format(), and is not given them.
+
+    publish_changes() is given expressions. It has the rights of its caller, and what it makes those of the table's owner.
+    """
     bodies = db.execute(
         "SELECT p.oid::regprocedure::text, m[1] FROM pg_proc p, regexp_matches(p.prosrc, '^ *EXECUTE ([^;]*);', 'ng') m"
         " WHERE p.pronamespace = 'sse_pg'::regnamespace"
     ).fetchall()
     assert len(bodies) > 5
-    assert [row for row in bodies if not row[1].startswith("format(") and row[1] != "f.statement"] == []
+    made = ("format(", "f.statement", "sse_pg.change_statement(")
+    assert [row for row in bodies if not row[1].startswith(made)] == []
+    assert db.execute(
+        "SELECT count(*) FROM pg_proc WHERE pronamespace = 'sse_pg'::regnamespace AND prosecdef"
+        "   AND proname ~ 'publish_changes|stop_publishing|change_|row_as_json'"
+    ).fetchone() == (0,)
 
 
 @pytest.mark.usefixtures("loose")
