@@ -62,7 +62,9 @@ ONE = "UPDATE orders SET state = %s, changed_at = now() WHERE id = %s"
 
 def run(rounds: int = 3) -> Result:
     """Measure each way in turns: the processor time of the backend, and the time until the commit is answered."""
-    result = Result("tables", f"An UPDATE of {ROWS:,} rows, and {SINGLE:,} of one row, whose changes are kept or published")
+    result = Result(
+        "tables", f"An UPDATE of {ROWS:,} rows, and {SINGLE:,} of one row, whose changes are kept or published"
+    )
     found = Rounds()
     with Stack({"max_wal_size": "8GB", "autovacuum": "off"}) as stack:
         for name, statement in SETUPS.items():

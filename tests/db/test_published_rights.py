@@ -95,7 +95,7 @@ def test_only_the_owner_decides(db: psycopg.Connection, owner: psycopg.Connectio
     other = login(*OWNER, INSERT)
     owner.execute(f"GRANT ALL ON orders TO {other.info.user}")  # type: ignore[arg-type]
     for statement in (PUBLISH, "SELECT sse_pg.publish_changes('orders', 'mine', condition => 'true')"):
-        with pytest.raises(DENIED, match="only the owner of public.orders"):
+        with pytest.raises(DENIED, match=r"only the owner of public\.orders"):
             other.execute(statement)  # type: ignore[arg-type]
     owner.execute(PUBLISH)
     with pytest.raises(DENIED):
@@ -139,7 +139,9 @@ def test_the_function_of_a_table_is_for_no_other_table(owner: psycopg.Connection
     owner.execute(PUBLISH)
     other = login(*OWNER)
     other.execute("CREATE TABLE mine (id integer PRIMARY KEY, state text)")
-    (function,) = owner.execute("SELECT tgfoid::regproc::text FROM pg_trigger WHERE tgname = 'sse_pg_insert'").fetchone()  # type: ignore[misc]
+    (function,) = owner.execute(
+        "SELECT tgfoid::regproc::text FROM pg_trigger WHERE tgname = 'sse_pg_insert'"
+    ).fetchone()  # type: ignore[misc]
     with pytest.raises(DENIED):
         other.execute(
             f"CREATE TRIGGER t AFTER INSERT ON mine REFERENCING NEW TABLE AS sse_pg_new"  # type: ignore[arg-type]
@@ -150,7 +152,9 @@ def test_the_function_of_a_table_is_for_no_other_table(owner: psycopg.Connection
 def test_a_session_cannot_change_what_the_names_mean(
     db: psycopg.Connection, owner: psycopg.Connection, login: Login
 ) -> None:
-    owner.execute("SELECT sse_pg.publish_changes('orders', 'orders.{state}', condition => $$lower(new.state) <> '\\'$$)")
+    owner.execute(
+        "SELECT sse_pg.publish_changes('orders', 'orders.{state}', condition => $$lower(new.state) <> '\\'$$)"
+    )
     writer = login()
     owner.execute(f"GRANT ALL ON orders TO {writer.info.user}")  # type: ignore[arg-type]
     writer.execute("CREATE TEMP TABLE sse_pg_new (id integer, state text)")
@@ -197,17 +201,19 @@ async def test_the_owner_changes(
 
 def test_it_survives_a_dump(db: psycopg.Connection, database_url: str, empty_database_url: str) -> None:
     for statement in (
-        "CREATE TABLE orders (id integer PRIMARY KEY, \"It's\" text)",
+        'CREATE TABLE orders (id integer PRIMARY KEY, "It\'s" text)',
         "CREATE TABLE days (id integer, day integer, PRIMARY KEY (id, day)) PARTITION BY LIST (day)",
         "CREATE TABLE day1 PARTITION OF days FOR VALUES IN (1)",
         "SELECT sse_pg.publish_changes('orders', 'o.{It''s}', condition => $$new.\"It's\" <> 'ä'$$, columns => '{id}')",
         "SELECT sse_pg.publish_changes('days', 'days')",
         "INSERT INTO orders VALUES (1, 'a')",
-        "ALTER TABLE orders RENAME \"It's\" TO note",
+        'ALTER TABLE orders RENAME "It\'s" TO note',
     ):
         db.execute(statement)  # type: ignore[arg-type]
     before = db.execute("SELECT * FROM sse_pg.published_tables ORDER BY source::text").fetchall()
-    dumped = subprocess.run([binaries().bin / "pg_dump", database_url], capture_output=True, check=True, encoding="utf-8")
+    dumped = subprocess.run(
+        [binaries().bin / "pg_dump", database_url], capture_output=True, check=True, encoding="utf-8"
+    )
     statements = [line for line in dumped.stdout.splitlines() if not line.startswith("\\")]
     with psycopg.connect(empty_database_url, autocommit=True) as conn:
         copied: list[str] = []

@@ -33,7 +33,8 @@ def changes(db: psycopg.Connection) -> Changes:
 @pytest.fixture
 def orders(db: psycopg.Connection) -> None:
     db.execute(
-        "CREATE TABLE orders (id integer PRIMARY KEY, item text, state text NOT NULL DEFAULT 'placed', customer integer)"
+        "CREATE TABLE orders (id integer PRIMARY KEY, item text, state text NOT NULL DEFAULT 'placed',"
+        " customer integer)"
     )
 
 
@@ -335,7 +336,9 @@ def test_values_are_as_to_jsonb_writes_them(db: psycopg.Connection, changes: Cha
 def test_a_key_that_is_too_large_itself(db: psycopg.Connection, changes: Changes) -> None:
     db.execute("CREATE TABLE t (id text PRIMARY KEY)")
     db.execute("ALTER TABLE sse_pg.events DROP CONSTRAINT events_payload")
-    db.execute("ALTER TABLE sse_pg.events ADD CONSTRAINT events_payload CHECK (sse_pg.payload_fits(payload, headers, 1000))")
+    db.execute(
+        "ALTER TABLE sse_pg.events ADD CONSTRAINT events_payload CHECK (sse_pg.payload_fits(payload, headers, 1000))"
+    )
     publish(db, "t", "t")
     assert changes("INSERT INTO t VALUES (repeat('x', 1500))") == [("t", "INSERT", {"table": "t", "truncated": True})]
 
@@ -385,7 +388,7 @@ def test_the_table_changes_afterwards(db: psycopg.Connection, changes: Changes) 
         publish(db, "sales", "orders.{buyer}", condition="new.status <> 'draft' AND number > 0")
     db.execute("ALTER TABLE sales DROP status CASCADE")
     assert "status" in str(problem(db, "sales"))
-    with pytest.raises(psycopg.errors.UndefinedColumn, match="status.*no longer exists"):
+    with pytest.raises(psycopg.errors.UndefinedColumn, match=r"status.*no longer exists"):
         db.execute("DELETE FROM sales")
     assert db.execute("SELECT sse_pg.stop_publishing('sales')").fetchone() == (True,)
     assert changes("DELETE FROM sales") == []
@@ -428,10 +431,8 @@ def test_a_new_table_takes_the_name_of_an_old_one(db: psycopg.Connection, change
     db.execute("ALTER TABLE orders RENAME TO old_orders")
     db.execute("CREATE TABLE orders (id integer PRIMARY KEY)")
     publish(db, "orders", "new")
-    assert [name for name, _, _ in changes("INSERT INTO orders VALUES (1)", "INSERT INTO old_orders (id) VALUES (1)")] == [
-        "new",
-        "old",
-    ]  # fmt: skip
+    found = changes("INSERT INTO orders VALUES (1)", "INSERT INTO old_orders (id) VALUES (1)")
+    assert [name for name, _, _ in found] == ["new", "old"]
 
 
 REFUSED = [
@@ -513,7 +514,10 @@ def test_partitions(db: psycopg.Connection, changes: Changes) -> None:
     assert rows(changes("DELETE FROM later WHERE id = 4")) == [("DELETE", 4, 3)]
     assert rows(changes("TRUNCATE later")) == [("DELETE", 3, 3)]
     assert sorted(rows(changes("TRUNCATE day2"))) == [("DELETE", 1, 2), ("DELETE", 2, 2)]
-    assert rows(changes("INSERT INTO days VALUES (1, 1, 'a')", "TRUNCATE days")) == [("INSERT", 1, 1), ("TRUNCATE", 0, 0)]
+    assert rows(changes("INSERT INTO days VALUES (1, 1, 'a')", "TRUNCATE days")) == [
+        ("INSERT", 1, 1),
+        ("TRUNCATE", 0, 0),
+    ]
     with db.transaction():
         assert rows(changes("TRUNCATE days", "INSERT INTO days VALUES (1, 1, 'a')", "TRUNCATE day1")) == [
             ("TRUNCATE", 0, 0), ("INSERT", 1, 1), ("DELETE", 1, 1)
@@ -600,7 +604,8 @@ def test_foreign_keys_that_change_rows(db: psycopg.Connection, changes: Changes)
         "CREATE TABLE letters (id integer PRIMARY KEY,"
         " sender integer REFERENCES people ON UPDATE CASCADE ON DELETE SET NULL,"
         " receiver integer REFERENCES people ON UPDATE CASCADE ON DELETE SET NULL)",
-        "CREATE TABLE tree (id integer PRIMARY KEY, parent integer REFERENCES tree ON UPDATE CASCADE ON DELETE CASCADE)",
+        "CREATE TABLE tree (id integer PRIMARY KEY,"
+        " parent integer REFERENCES tree ON UPDATE CASCADE ON DELETE CASCADE)",
         "INSERT INTO people VALUES (1), (2)",
     ):
         db.execute(statement)

@@ -247,7 +247,8 @@ def test_a_helper_runs_with_the_rights_of_its_caller(
 def test_no_function_executes_what_it_is_given(db: psycopg.Connection) -> None:
     """A function that builds statements of its own makes them with format(), and is not given them.
 
-    publish_changes() is given expressions. It has the rights of its caller, and what it makes those of the table's owner.
+    publish_changes() is given expressions. It has the rights of its caller, and what it makes has those of the owner of
+    the table.
     """
     bodies = db.execute(
         "SELECT p.oid::regprocedure::text, m[1] FROM pg_proc p, regexp_matches(p.prosrc, '^ *EXECUTE ([^;]*);', 'ng') m"

@@ -23,7 +23,7 @@ from support.waiting import wait_for
 from sse_pg.embedded import find_binaries
 
 PAGES = [Page(path) for path in all_pages()]
-START, OPERATING = Page("docs/start.md"), Page("docs/operating.md")
+START, OPERATING, TABLES = Page("docs/start.md"), Page("docs/operating.md"), Page("docs/tables.md")
 #: Paths that pages may print: of an example account, of the system, of a container.
 _OF_EVERY_MACHINE = ("/home/you/",)
 
@@ -153,6 +153,31 @@ def test_operating(home: Path, database_url: str, db: psycopg.Connection) -> Non
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'events_payload'"
     ).fetchone()
     assert "4194304" in limit
+
+
+@pytest.mark.oldest
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl on this machine")
+def test_tables(home: Path, database_url: str, db: psycopg.Connection) -> None:
+    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+        url = server.url()
+        names = {"DATABASE_URL": database_url, "SSE_PG_URL": url, "PYTHONUNBUFFERED": "1"}
+        reader = Reader(home, database_url, str(urlsplit(url).port), **names)
+        assert len(reader.follow(TABLES)) == 1
+        assert db.execute("SELECT count(*) FROM sse_pg.published_tables").fetchone() == (0,)
+        for kind, text in TABLES.blocks[:1]:
+            assert kind == "sql"
+            reader.execute(text)
+        with reader.shell(".venv/bin/python orders_of.py ann") as program:
+            try:
+                assert program.stdout
+                assert program.stdout.readline() == "1 orders\n"
+                db.execute("INSERT INTO orders (item, customer) VALUES ('chair', 'ann'), ('chair', 'bob')")
+                assert program.stdout.readline() == "INSERT: 2 orders\n"
+                db.execute("UPDATE orders SET customer = 'bob' WHERE item = 'book'")
+                assert program.stdout.readline() == "DELETE: 1 orders\n"
+            finally:
+                program.kill()
+        assert server.end() == 0
 
 
 def test_the_pages_have_one_table_of_orders() -> None:
