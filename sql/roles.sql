@@ -43,7 +43,9 @@ TO sse_pg_publisher;
 GRANT SELECT ON sse_pg.published_tables TO sse_pg_publisher;
 
 -- A reader in SQL uses LISTEN sse_pg and calls read() or consume(), which run with their owner's rights.
-GRANT SELECT ON sse_pg.events, sse_pg.epochs, sse_pg.subscriptions, sse_pg.consumers TO sse_pg_subscriber;
+GRANT SELECT ON
+    sse_pg.events, sse_pg.epochs, sse_pg.subscriptions, sse_pg.consumers, sse_pg.expired_channels, sse_pg.retention
+TO sse_pg_subscriber;
 GRANT SELECT (only_row, purged_to, settled_to, open_first, open_last, identity) ON sse_pg.log TO sse_pg_subscriber;
 GRANT EXECUTE ON FUNCTION
     sse_pg.position(),
@@ -62,7 +64,8 @@ TO sse_pg_subscriber;
 -- notes in sse_pg.log of what has been read. It can drop partitions only by purge().
 GRANT SELECT ON
     sse_pg.migrations, sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers,
-    sse_pg.published_tables
+    sse_pg.published_tables,
+    sse_pg.expired_channels, sse_pg.deletions, sse_pg.retention
 TO sse_pg_server;
 GRANT UPDATE (settled_to, open_first, open_last) ON sse_pg.log TO sse_pg_server;
 GRANT INSERT (name, pid, version, migration), UPDATE (active_connections, position, read_to, updated_at), DELETE

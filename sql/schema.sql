@@ -463,8 +463,8 @@ END $$;
 CREATE FUNCTION sse_pg.read_page(
     channels text[], first_ids bigint[], last_ids bigint[], lowest bigint, highest bigint, only_type text,
     most_events bigint, most_octets bigint)
-RETURNS TABLE (purged_to bigint, id bigint, channel text, event_type text, payload text, created_at timestamptz,
-               headers text)
+RETURNS TABLE (purged_to bigint, expired_to bigint, id bigint, channel text, event_type text, payload text,
+               created_at timestamptz, headers text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_sort = off SET enable_incremental_sort = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
@@ -473,8 +473,9 @@ DECLARE
     head   jsonb;
     octets bigint := 0;
 BEGIN
-    FOR purged_to, id, channel, event_type, body, created_at, head IN
-        SELECT l.purged_to, e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+    FOR purged_to, expired_to, id, channel, event_type, body, created_at, head IN
+        SELECT l.purged_to,
+               coalesce((SELECT max(x.up_to) FROM sse_pg.expired_channels x WHERE x.channel = ANY (channels)), 0), e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
           FROM sse_pg.log l
           LEFT JOIN LATERAL (
               SELECT e.*
@@ -507,8 +508,8 @@ END $$;
 CREATE FUNCTION sse_pg.read_page_desc(
     channels text[], first_ids bigint[], last_ids bigint[], lowest bigint, highest bigint, only_type text,
     most_events bigint, most_octets bigint)
-RETURNS TABLE (purged_to bigint, id bigint, channel text, event_type text, payload text, created_at timestamptz,
-               headers text)
+RETURNS TABLE (purged_to bigint, expired_to bigint, id bigint, channel text, event_type text, payload text,
+               created_at timestamptz, headers text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_sort = off SET enable_incremental_sort = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
@@ -517,8 +518,9 @@ DECLARE
     head   jsonb;
     octets bigint := 0;
 BEGIN
-    FOR purged_to, id, channel, event_type, body, created_at, head IN
-        SELECT l.purged_to, e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+    FOR purged_to, expired_to, id, channel, event_type, body, created_at, head IN
+        SELECT l.purged_to,
+               coalesce((SELECT max(x.up_to) FROM sse_pg.expired_channels x WHERE x.channel = ANY (channels)), 0), e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
           FROM sse_pg.log l
           LEFT JOIN LATERAL (
               SELECT e.*
@@ -584,7 +586,7 @@ BEGIN
     ON CONFLICT (key) DO NOTHING;
     IF NOT FOUND THEN
         SELECT * INTO STRICT known FROM sse_pg.idempotency_keys k WHERE k.key = idempotency_key;
-        IF known.digest <> the_digest THEN
+        IF known.digest NOT IN (the_digest, '') THEN       -- '': the event was erased
             RAISE EXCEPTION 'the idempotency key % was used for another event', quote_literal(idempotency_key)
                 USING ERRCODE = 'SP409', DETAIL = idempotency_key, HINT = 'Use a different key for each event.';
         END IF;
@@ -860,6 +862,7 @@ BEGIN
            purged_to = CASE WHEN l.purged_to > p.last THEN 0 ELSE l.purged_to END
       FROM sse_pg.publishers() p
      WHERE greatest(l.settled_to, l.purged_to) > p.last;
+    DELETE FROM sse_pg.expired_channels x WHERE x.up_to > sse_pg.last_id();
     RETURN false;
 END $$;
 
@@ -1354,6 +1357,189 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
      ORDER BY s.id
 $$;
 
+-- ------------------------------------------------------------------ erase, and retention by channel
+
+-- What was deleted from the log row by row. Servers read it when they hear of a deletion, and take the events out of their
+-- memory. The notification itself says nothing, because every login can send one. `transaction` finds the rows that a
+-- reader has not seen: numbers would not do, because transactions commit in another order than they draw them. The channel
+-- is a digest(): what was erased may be in its name too. purge() deletes the rows after a day.
+CREATE TABLE sse_pg.deletions (
+    transaction xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    channel     text NOT NULL,
+    first_id    bigint NOT NULL,
+    last_id     bigint NOT NULL,
+    expired     boolean NOT NULL,             -- deleted because of keep(); otherwise erased
+    deleted_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX deletions_transaction ON sse_pg.deletions (transaction);
+
+-- The retention of single channels, as keep() sets it.
+CREATE TABLE sse_pg.kept_channels (
+    pattern    text COLLATE "C" PRIMARY KEY,
+    period     interval NOT NULL,
+    CONSTRAINT kept_channels_pattern CHECK (sse_pg.is_channel(pattern)),
+    CONSTRAINT kept_channels_period CHECK (period > interval '0')
+);
+
+-- Up to which id events of a channel were deleted because of keep(). A row stays after keep(..., NULL), until the whole log
+-- is purged up to there: a cursor below `up_to` lacks events of this channel.
+CREATE TABLE sse_pg.expired_channels (
+    channel    text COLLATE "C" PRIMARY KEY,
+    up_to      bigint NOT NULL
+);
+
+CREATE FUNCTION sse_pg.refuse_pattern(name text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF strpos(name, '*') > 0 THEN
+        RAISE EXCEPTION '% is a pattern; only the name of one channel is possible here', quote_literal(name)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Call the function once for each channel.';
+    ELSIF sse_pg.is_channel(name) IS NOT TRUE THEN
+        RAISE EXCEPTION '% is not the name of a channel', coalesce(quote_literal(name), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END $$;
+
+-- Notes a deletion. The servers hear of it when the transaction commits.
+CREATE FUNCTION sse_pg.note_deletion(channel text, first_id bigint, last_id bigint, expired boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO sse_pg.deletions (channel, first_id, last_id, expired)
+    VALUES (sse_pg.digest(note_deletion.channel), note_deletion.first_id, note_deletion.last_id, note_deletion.expired);
+    PERFORM pg_notify('sse_pg_control', 'deleted');
+END $$;
+
+-- Deletes the channel's events that were created before a moment and, unless `containing` is NULL, whose payload contains
+-- it (the operator @>). Returns how many those were. When the caller's transaction commits, the servers take the events
+-- out of their memory. Clients get no gap event: an erased id is a hole on purpose.
+--
+-- Events of transactions that have not committed are not seen, and stay. An idempotency key keeps the id of its event and
+-- loses the digest of its payload, so that a repeated publish with this key still does not bring the event back.
+--
+-- The plan is made anew for each call: without `containing` the index on (channel, id) has all the rows, and with it a
+-- channel that has most of the log is read faster without the index.
+CREATE FUNCTION sse_pg.erase(channel text, before timestamptz DEFAULT 'infinity', containing jsonb DEFAULT NULL)
+RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan SET jit = off AS $$
+#variable_conflict use_variable
+DECLARE
+    erased bigint;
+    first  bigint;
+    last   bigint;
+BEGIN
+    PERFORM sse_pg.refuse_pattern(channel);
+    IF before IS NULL THEN
+        RAISE EXCEPTION '"before" is NULL' USING ERRCODE = 'null_value_not_allowed',
+            HINT = 'Leave it out to erase events of any age.';
+    END IF;
+    WITH gone AS (
+        DELETE FROM sse_pg.events e
+         WHERE e.channel = erase.channel AND (before = 'infinity' OR e.created_at < before)
+           AND (containing IS NULL OR e.payload @> containing)
+        RETURNING e.id),
+    forgotten AS (
+        UPDATE sse_pg.idempotency_keys k SET digest = '' FROM gone g WHERE k.event_id = g.id)
+    SELECT count(*), min(g.id), max(g.id) INTO erased, first, last FROM gone g;
+    IF erased > 0 THEN
+        PERFORM sse_pg.note_deletion(channel, first, last, false);
+    END IF;
+    RETURN erased;
+END $$;
+
+-- Keeps the events of a channel for a period and no longer; NULL takes that back. It shortens the retention: the limits of
+-- the whole log hold for the channel too, because they drop whole partitions.
+CREATE FUNCTION sse_pg.keep(pattern text, period interval) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+    oldest timestamptz;
+BEGIN
+    PERFORM sse_pg.refuse_pattern(pattern);
+    IF period IS NULL THEN
+        DELETE FROM sse_pg.kept_channels k WHERE k.pattern = keep.pattern;
+        RETURN;
+    ELSIF period <= interval '0' OR NOT isfinite(period) THEN
+        RAISE EXCEPTION 'the period is %, and must be longer than 0 and finite', period
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'sse_pg.erase() removes what is there now.';
+    END IF;
+    INSERT INTO sse_pg.kept_channels (pattern, period) VALUES (pattern, period)
+    ON CONFLICT ON CONSTRAINT kept_channels_pkey DO UPDATE SET period = excluded.period;
+    SELECT e.created_at INTO oldest FROM sse_pg.events e ORDER BY e.id LIMIT 1;
+    IF oldest > now() - period AND EXISTS (SELECT FROM sse_pg.log l WHERE l.purged_to > 0) THEN
+        RAISE NOTICE 'the whole log is purged sooner than after %', period
+            USING HINT = 'keep() shortens the retention of a channel. For a longer one, raise that of the log.';
+    END IF;
+END $$;
+
+-- The channels with a retention of their own. `oldest` is when the oldest event that is left was created, and `late` for
+-- how long an event has been there that should be deleted; NULL if there is no such event.
+CREATE VIEW sse_pg.retention AS
+SELECT k.pattern, k.period, coalesce(x.up_to, 0) AS expired_to, o.created_at AS oldest,
+       CASE WHEN o.created_at < now() - k.period THEN now() - k.period - o.created_at END AS late
+  FROM sse_pg.kept_channels k
+  LEFT JOIN sse_pg.expired_channels x ON x.channel = k.pattern
+  LEFT JOIN LATERAL (
+      SELECT e.created_at FROM sse_pg.events e
+       WHERE (e.channel, e.id) >= (k.pattern, 0) AND (e.channel, e.id) <= (k.pattern, 9223372036854775807)
+       ORDER BY e.channel, e.id LIMIT 1) o ON true;
+
+-- Deletes what keep() no longer keeps, at most `most` events in a call; purge() calls it. Returns 'done', 'more', or 'busy'
+-- if another session does the same.
+--
+-- It looks at the first `most` ids of each channel. Events are in the order of their ids and nearly in the order of their
+-- times, so this finds what is old without reading the channel. It deletes no event that a server that is up has not read:
+-- the streams of that server would lose it silently. A server that starts waits for a deletion that began before it was
+-- registered; it sees the lock that is taken here. A server that stands still therefore delays these deletions, and the
+-- view `retention` shows for how long.
+CREATE FUNCTION sse_pg.purge_channels(most integer, OUT deleted bigint, OUT state text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off
+SET enable_sort = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    settled bigint;
+    k       sse_pg.kept_channels;
+    ids     bigint[];
+    old     bigint[];
+BEGIN
+    deleted := 0;
+    state := 'done';
+    IF NOT pg_try_advisory_xact_lock(sse_pg.lock_class('maintenance'), 1) THEN
+        state := 'busy';
+        RETURN;
+    END IF;
+    DELETE FROM sse_pg.deletions d WHERE d.deleted_at < now() - interval '1 day';
+    DELETE FROM sse_pg.expired_channels x USING sse_pg.log l WHERE x.up_to <= l.purged_to;
+    IF NOT EXISTS (SELECT FROM sse_pg.kept_channels) THEN
+        RETURN;
+    END IF;
+    SELECT least(p.last, p.least_bound) INTO settled FROM sse_pg.publishers() p;
+    SELECT least(settled, min(s.read_to)) INTO settled FROM sse_pg.live_servers() s;
+    FOR k IN SELECT c.* FROM sse_pg.kept_channels c LOOP
+        SELECT array_agg(e.id ORDER BY e.id),
+               array_agg(e.id ORDER BY e.id) FILTER (WHERE e.created_at < now() - k.period) INTO ids, old
+          FROM (SELECT e.id, e.created_at FROM sse_pg.events e
+                 WHERE (e.channel, e.id) >= (k.pattern, 0) AND (e.channel, e.id) <= (k.pattern, settled)
+                   AND e.id <= settled
+                 ORDER BY e.channel, e.id LIMIT most - deleted) e;
+        CONTINUE WHEN old IS NULL;
+        BEGIN
+            DELETE FROM sse_pg.events e
+             WHERE e.id = ANY (old) AND e.id BETWEEN old[1] AND old[cardinality(old)];
+        EXCEPTION WHEN lock_not_available THEN      -- somebody erases the same events
+            state := 'busy';
+            CONTINUE;
+        END;
+        INSERT INTO sse_pg.expired_channels AS x (channel, up_to) VALUES (k.pattern, old[cardinality(old)])
+        ON CONFLICT (channel) DO UPDATE SET up_to = greatest(x.up_to, excluded.up_to);
+        PERFORM sse_pg.note_deletion(k.pattern, old[1], old[cardinality(old)], true);
+        deleted := deleted + cardinality(old);
+        IF cardinality(ids) >= most - deleted + cardinality(old) THEN
+            state := 'more';
+            EXIT;
+        END IF;
+    END LOOP;
+END $$;
+
 -- ------------------------------------------------------------------ retention
 
 -- The partitions that are ranges of ids, ascending. The pattern has no backslash, because the text of a function is
@@ -1563,11 +1749,12 @@ END $$;
 -- transaction holds sse_pg.events for long, the partitions are truncated instead, which needs no lock on sse_pg.events; a
 -- later call drops them. The function also deletes idempotency keys older than `keep_keys`, at most 10,000 in a call.
 --
--- `events` is how many ids were drawn in the partitions' ranges. `state` is 'done', 'more' (call again) or 'busy' (call
--- again later).
+-- `events` is how many ids were drawn in the partitions' ranges, `deleted` how many events keep() no longer keeps were
+-- deleted, at most 1,000 in a call. `state` is 'done', 'more' (call again) or 'busy' (call again later).
 CREATE FUNCTION sse_pg.purge(
     keep_events bigint DEFAULT NULL, keep interval DEFAULT NULL, keep_keys interval DEFAULT NULL,
-    OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint, OUT purged_to bigint, OUT state text)
+    OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint, OUT purged_to bigint, OUT state text,
+    OUT deleted bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$
 #variable_conflict use_variable
 DECLARE
@@ -1585,8 +1772,11 @@ DECLARE
     sizes   bigint[] := '{}';
     old     integer := 0;            -- how many of the first partitions are to be removed
     gone    integer := 0;            -- how many were removed
+    newest_id bigint;
+    tops    bigint[] := '{}';        -- the highest id of an event in them and those before
+    more    boolean := false;        -- whether the next call can go on at once
 BEGIN
-    partitions := 0; events := 0; bytes := 0; keys := 0; state := 'done';
+    partitions := 0; events := 0; bytes := 0; keys := 0; deleted := 0; state := 'done';
     SELECT l.purged_to INTO noted FROM sse_pg.log l;
     purged_to := noted;
     IF NOT pg_try_advisory_xact_lock(sse_pg.lock_class('maintenance'), 0) THEN
@@ -1598,8 +1788,9 @@ BEGIN
             SELECT o.key FROM sse_pg.idempotency_keys o WHERE o.created_at < now() - keep_keys
              ORDER BY o.created_at LIMIT 10000 FOR UPDATE SKIP LOCKED);
         GET DIAGNOSTICS keys = ROW_COUNT;
-        state := CASE WHEN keys = 10000 THEN 'more' ELSE state END;
+        more := keys = 10000;
     END IF;
+    SELECT c.deleted, c.state, more OR c.state = 'more' INTO deleted, state, more FROM sse_pg.purge_channels(1000) c;
     SELECT f.last, least(f.last, f.least_bound) INTO last, settled FROM sse_pg.publishers() f;
     -- The slowest server counts, unless it is stuck: it has shown no progress for a minute although there was an event to
     -- read. When it continues, it finds in `log` that events it had not read were purged, and its clients get a gap event.
@@ -1645,17 +1836,24 @@ BEGIN
         old := i;
     END LOOP;
     IF old = 0 THEN
+        state := CASE WHEN more THEN 'more' ELSE state END;
         RETURN;
     END IF;
     gone := least(old, 8);
-    IF sse_pg.alone('drop', lasts[gone:gone], parts => parts[1:gone]) THEN
-        state := CASE WHEN old > gone THEN 'more' ELSE state END;      -- stays 'busy' if more must wait
+    -- The newest event of each, 0 if there is none. The note says only what is dropped: a cursor in the empty rest of a
+    -- partition, whose events were erased, lacks nothing.
+    FOR i IN 1 .. old LOOP
+        EXECUTE format('SELECT coalesce(max(id), 0) FROM %s', parts[i]) INTO newest_id;
+        tops := tops || greatest(newest_id, tops[i - 1]);
+    END LOOP;
+    IF sse_pg.alone('drop', tops[gone:gone], parts => parts[1:gone]) THEN
+        more := more OR old > gone;
     ELSE
         gone := 0;
         state := 'busy';
         FOR i IN 1 .. old LOOP
             BEGIN
-                IF lasts[i] > noted THEN
+                IF pg_relation_size(parts[i]) > 0 THEN
                     EXECUTE format('TRUNCATE TABLE ONLY %s', parts[i]);
                 END IF;
             EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -1663,16 +1861,17 @@ BEGIN
             END;
             gone := i;
         END LOOP;
-        PERFORM sse_pg.note_purged(lasts[gone]) WHERE gone > 0;
+        PERFORM sse_pg.note_purged(tops[gone]) WHERE gone > 0;
     END IF;
     FOR i IN 1 .. gone LOOP
-        IF lasts[i] > noted THEN
+        IF spans[i] > 0 THEN             -- 0: it was truncated, and counted then
             partitions := partitions + 1;
             events := events + spans[i];
             bytes := bytes + sizes[i];
         END IF;
-        purged_to := greatest(purged_to, lasts[i]);
+        purged_to := greatest(purged_to, tops[i]);
     END LOOP;
+    state := CASE WHEN more THEN 'more' ELSE state END;
 END $$;
 
 -- All of the maintenance in one call, for pg_cron: purge(), then make_partitions().
@@ -1680,12 +1879,12 @@ CREATE FUNCTION sse_pg.maintain(
     keep_events bigint DEFAULT 10000000, keep interval DEFAULT NULL, keep_keys interval DEFAULT '24 hours',
     ahead integer DEFAULT 4, size bigint DEFAULT 1000000,
     OUT made integer, OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint,
-    OUT purged_to bigint, OUT state text)
+    OUT purged_to bigint, OUT state text, OUT deleted bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
-    SELECT p.partitions, p.events, p.bytes, p.keys, p.purged_to, p.state
-      INTO partitions, events, bytes, keys, purged_to, state
+    SELECT p.partitions, p.events, p.bytes, p.keys, p.purged_to, p.state, p.deleted
+      INTO partitions, events, bytes, keys, purged_to, state, deleted
       FROM sse_pg.purge(keep_events, keep, keep_keys) p;
     made := sse_pg.make_partitions(ahead, size);
 END $$;

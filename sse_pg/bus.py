@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from contextlib import AsyncExitStack
+from functools import partial
 
 from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.control import Control
@@ -22,6 +23,7 @@ from sse_pg.db.registry import Registry, server_identity
 from sse_pg.db.store import Store
 from sse_pg.db.tail_session import log_identity
 from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.erasures import Erasures
 from sse_pg.delivery.heartbeat import Heartbeat
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.replay import Replay
@@ -71,10 +73,11 @@ class Bus:
             streams=lambda: len(self.hub.streams),
             position=lambda: self.hub.position,
         )
+        self.erasures = Erasures(self.hub, tail_store, digests.of)
         self.tail = Tail(
             settings.listen_url,
             self.hub,
-            Control(tail_store, digests, self.followers, self.authorizer),
+            Control(tail_store, digests, self.followers, self.authorizer, self.erasures),
             self.demand,
             order_wait=settings.order_wait,
             poll=settings.poll,
@@ -100,6 +103,7 @@ class Bus:
             WatchedTask("heartbeat", self.heartbeat.run),
             WatchedTask("maintenance", self.maintenance.run),
             WatchedTask("sweeper", self.hub.sweeper.run),
+            WatchedTask("erasures", partial(self.erasures.run, self.replay, self.tail)),
         ]
 
     async def start(self) -> None:
@@ -112,12 +116,15 @@ class Bus:
     async def _on_connect(self, conn: Connection) -> None:
         """Register this server on a new LISTEN connection; the pools must lead to the same log as it does."""
         self.pool.log_identity = self.tail_pool.log_identity = await log_identity(conn)
+        await self.erasures.begin()
         await self.registry.register(conn)
 
     async def _rest(self) -> None:
         """Let go of the database, and return when somebody needs it."""
         log.info("nobody needs the database: all connections are closed until somebody does")
         self.authorizer.revoked(None, None)  # what is revoked from now on is not heard
+        self.hub.begin(self.hub.position)  # nor what is erased, so no event stays in memory
+        self.replay.forget()
         self.pool.log_identity = self.tail_pool.log_identity = None
         await self.pool.let_go()
         await self.tail_pool.let_go()

@@ -1,10 +1,10 @@
 -- name: page
-SELECT purged_to, id, channel, event_type, payload, created_at, headers
+SELECT purged_to, expired_to, id, channel, event_type, payload, created_at, headers
   FROM sse_pg.read_page(
       %(channels)s, %(first)s, %(last)s, %(least)s, %(most)s, %(event_type)s, %(limit)s, %(octets)s)
 
 -- name: page_desc
-SELECT purged_to, id, channel, event_type, payload, created_at, headers
+SELECT purged_to, expired_to, id, channel, event_type, payload, created_at, headers
   FROM sse_pg.read_page_desc(
       %(channels)s, %(first)s, %(last)s, %(least)s, %(most)s, %(event_type)s, %(limit)s, %(octets)s)
 
@@ -40,6 +40,21 @@ SELECT max(e.id)
         AND e.id BETWEEN %(least)s AND %(most)s
       ORDER BY e.channel DESC, e.id DESC OFFSET %(events)s LIMIT 1) e
 
+-- name: deletions
+-- What was deleted row by row in transactions that had not ended at the time of an earlier call, and the oldest transaction
+-- that has not ended now. A transaction's rows become visible when it ends, in whichever order.
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text, d.channel, d.first_id, d.last_id, d.expired
+  FROM (SELECT) one
+  LEFT JOIN sse_pg.deletions d ON d.transaction >= %s::text::xid8
+
+-- name: gone
+-- Which of these events are no longer in the log although it is not purged up to there.
+SELECT log.purged_to, g.id
+  FROM sse_pg.log
+  LEFT JOIN LATERAL (
+      SELECT i.id FROM unnest(%(ids)s::bigint[]) AS i(id)
+       WHERE i.id > log.purged_to AND NOT EXISTS (SELECT FROM sse_pg.events e WHERE e.id = i.id)) g ON true
+
 -- name: visible_position
 SELECT high, gap_first, gap_last FROM sse_pg.visible_position()
 
@@ -48,7 +63,8 @@ SELECT sse_pg.last_id()
 
 -- name: ping
 -- Reads nothing, and fails if this role may not read the tables that requests read.
-SELECT FROM sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers WHERE false
+SELECT FROM sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers, sse_pg.expired_channels
+ WHERE false
 
 -- name: stats
 -- Facts about the log, without scanning it: the oldest id comes from the ends of the partitions' indexes.

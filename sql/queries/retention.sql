@@ -1,5 +1,10 @@
 -- name: purge
-SELECT partitions, events, bytes, keys, purged_to, state FROM sse_pg.purge(%(keep_events)s, %(keep)s, %(keep_keys)s)
+SELECT partitions, events, bytes, keys, purged_to, state, deleted
+  FROM sse_pg.purge(%(keep_events)s, %(keep)s, %(keep_keys)s)
+
+-- name: kept_late
+-- Whether channels have their own retention, and for how many seconds an event of one should have been deleted, at most.
+SELECT count(*) > 0, coalesce(extract(epoch FROM max(r.late)), 0)::float8 FROM sse_pg.retention r
 
 -- name: make_partitions
 SELECT sse_pg.make_partitions(%(ahead)s, %(size)s)

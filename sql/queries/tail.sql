@@ -22,6 +22,18 @@ SELECT sse_pg.check_epoch()
 -- name: epochs
 SELECT settled_to, starts_at FROM sse_pg.epochs ORDER BY starts_at
 
+-- name: deleting
+-- Whether somebody deletes what keep() no longer keeps. A deletion that begins later knows this server; see purge_channels().
+SELECT EXISTS (
+    SELECT FROM pg_locks l
+     WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
+       AND l.classid = sse_pg.lock_class('maintenance') AND l.objid = 1
+       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+
+-- name: expired_channels
+-- The channels of which events above an id were deleted because of their own retention.
+SELECT channel, up_to FROM sse_pg.expired_channels WHERE up_to > %s
+
 -- name: publishers
 -- The last id drawn and the publishers in flight. The tail asks before each read that decides which missing ids are dead.
 SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()

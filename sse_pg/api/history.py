@@ -73,8 +73,9 @@ class HistoryApi:
             "nextCursor": step.cursor.text,
             "hasMore": step.more,
         }
-        if after is not None and after != START and after.missing_up_to(step.purged_to):
-            body["gap"] = {"reason": "expired", "after": after.text, "before": str(step.purged_to)}
+        lost_to = max(step.purged_to, step.expired_to)
+        if after is not None and after != START and after.missing_up_to(lost_to):
+            body["gap"] = {"reason": "expired", "after": after.text, "before": str(lost_to)}
         return body
 
     async def _descending(

@@ -6,6 +6,7 @@ from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.digests import Digests
 from sse_pg.auth.followers import Followers
 from sse_pg.db.store import Store
+from sse_pg.delivery.erasures import Erasures
 
 #: Maximum length of a notification that is looked at. Those of the database's own functions are shorter.
 MAX_NOTIFICATION_CHARS = 100
@@ -18,11 +19,19 @@ class Control:
     known here, and changes nothing. One that was heard before and is sent again costs another check.
     """
 
-    def __init__(self, store: Store, digests: Digests, followers: Followers, authorizer: Authorizer) -> None:
+    def __init__(
+        self,
+        store: Store,
+        digests: Digests,
+        followers: Followers,
+        authorizer: Authorizer,
+        erasures: Erasures,
+    ) -> None:
         self._store = store
         self._digests = digests
         self._followers = followers
         self._authorizer = authorizer
+        self._erasures = erasures
         self._heard: set[tuple[str, ...]] = set()
         self._missed = True
         self.epoch_began = False
@@ -32,12 +41,15 @@ class Control:
         """Note one notification: what has changed, and for whom."""
         if text == "epoch":
             self.epoch_began = True
+        elif text == "deleted":
+            self._erasures.heard()
         elif len(text) <= MAX_NOTIFICATION_CHARS:
             self._heard.add(tuple(text.split(" ")))
 
     def missed(self) -> None:
         """Assume that anything may have changed, because nobody listened."""
         self._missed = True
+        self._erasures.missed()
 
     async def apply(self) -> None:
         """Hold the streams that the changes concern. What they may have now is decided while delivery goes on."""

@@ -34,8 +34,9 @@ async def history(settings: Settings, channel: str, after: str | None, limit: in
             position = await store.position()
             count = PAGE_EVENTS if left is None else min(PAGE_EVENTS, left)
             step = await store.step([channel], cursor, position, count)
-            if cursor != START and cursor.missing_up_to(step.purged_to):
-                click.echo(f"sse-pg: the events after {cursor} up to {step.purged_to} were purged", err=True)
+            lost_to = max(step.purged_to, step.expired_to)
+            if cursor != START and cursor.missing_up_to(lost_to):
+                click.echo(f"sse-pg: the events after {cursor} up to {lost_to} were purged", err=True)
             for event in step.events:
                 sys.stdout.write(msgspec.json.encode(event_json(event)).decode() + "\n")
             if left is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 
 import click
 
@@ -30,13 +29,7 @@ async def purge(settings: Settings) -> None:
                 await asyncio.sleep(RETRY_PAUSE_S)
             made = await maintenance.make_partitions()
             now = await maintenance.purge(settings.keep_events, settings.keep_hours)
-            total = dataclasses.replace(
-                now,
-                partitions=total.partitions + now.partitions,
-                events=total.events + now.events,
-                bytes=total.bytes + now.bytes,
-                keys=total.keys + now.keys,
-            )
+            total = total.and_then(now)
             if now.state == "done" and made is not None:
                 click.echo(f"purged {total}")
                 return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from math import exp
 from typing import NamedTuple
@@ -117,6 +117,11 @@ class Meter:
             self.channels[name] = channel
         while len(self.channels) > MAX_CHANNELS:
             self.channels.popitem(last=False)
+
+    def forget(self, ids: Set[int]) -> None:
+        """Drop the channels whose last event is one of these."""
+        for name in [name for name, channel in self.channels.items() if channel.last.id in ids]:
+            del self.channels[name]
 
     def _second(self, at: int) -> Second:
         if not self.recent or self.recent[-1].at < at:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Set
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
@@ -77,6 +77,8 @@ class Ring:
         self._turn = 0
         self._all: deque[Entry] = deque()
         self._by_channel: dict[str, deque[Entry]] = {}
+        self._expired: dict[str, int] = {}
+        """By channel, up to which id events were taken out because the channel's retention has ended for them."""
 
     def __len__(self) -> int:
         return len(self._all)
@@ -101,13 +103,49 @@ class Ring:
         if not same_channel:
             del self._by_channel[oldest.event.channel]
 
+    @property
+    def channels(self) -> Iterable[str]:
+        """The channels that have events here."""
+        return self._by_channel
+
+    def ids(self, channel: str, first: int, last: int) -> list[int]:
+        """Return the ids of a channel's events here that lie in a range."""
+        return [entry.event.id for entry in self._by_channel.get(channel, ()) if first <= entry.event.id <= last]
+
+    def erase(self, ids: Set[int]) -> None:
+        """Take events out. A reader is not told: they were erased on purpose."""
+        for channel in {entry.event.channel for entry in self._all if entry.event.id in ids}:
+            kept = deque(entry for entry in self._by_channel[channel] if entry.event.id not in ids)
+            if kept:
+                self._by_channel[channel] = kept
+            else:
+                del self._by_channel[channel]
+        for entry in self._all:
+            if entry.event.id in ids:
+                self._held.bytes -= entry.size
+                entry.held = None
+        self._all = deque(entry for entry in self._all if entry.event.id not in ids)
+
+    def expire(self, channel: str, up_to: int) -> None:
+        """Note that events of a channel up to an id are no longer retained. Who lacks them is sent to the table."""
+        self._expired = {name: last for name, last in self._expired.items() if not self.base.offered(last)}
+        self._expired[channel] = max(up_to, self._expired.get(channel, 0))
+
+    def drop(self, up_to: int) -> None:
+        """Forget everything up to the last event whose id is not above ``up_to``, as if the ring were smaller."""
+        for _ in range(max((n for n, entry in enumerate(self._all, 1) if entry.event.id <= up_to), default=0)):
+            self._evict()
+
     def since(self, cursor: Cursor, channels: Collection[str]) -> list[Entry] | None:
         """Return what a reader at ``cursor`` has missed in these channels, in the order of the ring.
 
-        Returns None if the ring does not reach back far enough to know. The cost depends on how much was missed, not on
+        Returns None if the ring does not reach back far enough to know, or if events were taken out that are no longer
+        retained. The cost depends on how much was missed, not on
         the size of the ring.
         """
         if not cursor.covers(self.base):
+            return None
+        if self._expired and any(cursor.missing_up_to(self._expired.get(channel, 0)) for channel in channels):
             return None
         missed: list[Entry] = []
         for channel in channels:

@@ -78,12 +78,14 @@ def position(cursor: Cursor) -> bytes:
     return block(POSITION, "{}", cursor)
 
 
-def gap(reason: str, after: str, before: Cursor) -> bytes:
+def gap(reason: str, after: str, before: Cursor, *, cursor: Cursor | None = None) -> bytes:
     """Return the block that says that events after ``after`` and up to ``before`` can no longer be delivered.
 
-    ``after`` is the text of a cursor, or what the client sent instead of one."""
+    ``after`` is the text of a cursor, or what the client sent instead of one. The client resumes from ``cursor``, or
+    from ``before`` if nothing in between can be delivered.
+    """
     data = _encode({"reason": reason, "after": after, "before": before.text}).decode()
-    return block(GAP, data, before)
+    return block(GAP, data, before if cursor is None else cursor)
 
 
 def chunk(data: bytes) -> bytes:

@@ -49,6 +49,8 @@ class Purged:
     purged_to: int = 0
     state: str = "done"
     """``done``, or ``busy``: something may be left, because others hold the table, have not read it, or purge."""
+    deleted: int = 0
+    """Events that were deleted because of their channel's own retention."""
 
     def and_then(self, later: Purged) -> Purged:
         """Return the sum of this purge and a later one."""
@@ -59,12 +61,14 @@ class Purged:
             self.keys + later.keys,
             later.purged_to,
             later.state,
+            self.deleted + later.deleted,
         )
 
     def __str__(self) -> str:
+        of_channels = f"{self.deleted} events of channels with their own retention, " if self.deleted else ""
         return (
             f"{self.partitions} partitions with up to {self.events} events ({self.bytes / 2**20:.1f} MiB), "
-            f"now up to id {self.purged_to}, and {self.keys} idempotency keys"
+            f"now up to id {self.purged_to}, {of_channels}and {self.keys} idempotency keys"
         )
 
 
@@ -88,6 +92,8 @@ class Maintenance:
         """Partitions made by this process."""
         self.purged = Purged()
         """The sum of all rounds."""
+        self.late_s = 0.0
+        """For how long the event that is most overdue in a channel with its own retention should have been deleted."""
 
     async def run(self) -> None:
         """Maintain the log until cancelled. A server at rest does it once it is back."""
@@ -113,9 +119,10 @@ class Maintenance:
         await self.make_partitions()
         purged = await self.purge(self._settings.keep_events, self._settings.keep_hours)
         self._report(purged)
+        keeps_channels, self.late_s = await self._row("kept_late")
         pause = await self._pause()
         self.succeeded_at = time.time()
-        self._is_complete = purged.state == "done"
+        self._is_complete = purged.state == "done" and not keeps_channels
         return pause
 
     @property
@@ -161,7 +168,7 @@ class Maintenance:
 
     def _report(self, purged: Purged) -> None:
         self.rounds[purged.state] += 1
-        if purged.partitions or purged.keys:
+        if purged.partitions or purged.keys or purged.deleted:
             log.info("purged %s", purged)
         self._busy = self._busy + 1 if purged.state == "busy" else 0
         if self._busy and self._busy % BUSY_ROUNDS_BEFORE_WARNING == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -33,6 +33,8 @@ class Page:
     purged_to: int
     full: bool
     """Whether the read ended because it reached a limit, of events or of bytes."""
+    expired_to: int = 0
+    """Up to which id events of one of the channels were deleted at that moment because of its own retention."""
     reach: int | None = None
     """The id at which the read ended because it had looked at many events of other types; it is not part of it."""
 
@@ -48,6 +50,19 @@ class Step:
     """Whether events are left below the position that the step was made at."""
     purged_to: int
     """Up to which id the log was purged when the events were read."""
+    expired_to: int
+    """Up to which id events of one of the channels were deleted by then because of its own retention."""
+
+
+class Deletion(NamedTuple):
+    """Events that one transaction deleted."""
+
+    channel: str
+    """The digest of the channel."""
+    first: int
+    last: int
+    expired: bool
+    """Whether the channel's own retention had ended for them. Otherwise they were erased."""
 
 
 class Store:
@@ -94,14 +109,14 @@ class Store:
                 rows = await (await conn.execute(query(name), params, prepare=True, binary=True)).fetchall()
                 if not rows:
                     raise BusUnavailable("sse_pg.log is empty; a server that starts makes its row anew")
-                # purged_to never goes back, so that of the last window holds for the windows before it.
-                purged_to = rows[0][0]
-                events += [Event(*row[1:]) for row in rows if row[1] is not None]
-                full = len(events) == limit or (rows[-1][1] is None and rows[-1][3] is not None)  # not an event: more
+                # These never go back, so those of the last window hold for the windows before it.
+                purged_to, expired_to = rows[0][:2]
+                events += [Event(*row[2:]) for row in rows if row[2] is not None]
+                full = len(events) == limit or (rows[-1][2] is None and rows[-1][4] is not None)  # not an event: more
                 if full:
                     reach = None
                     break
-        return Page(events, purged_to, full, reach)
+        return Page(events, purged_to, full, expired_to, reach)
 
     async def step(
         self,
@@ -130,7 +145,8 @@ class Store:
         else:
             covered = position
         events = [event for event in rows if position.offered(event.id)]
-        return Step(events, cursor | covered, page.full or page.reach is not None, page.purged_to)
+        more = page.full or page.reach is not None
+        return Step(events, cursor | covered, more, page.purged_to, page.expired_to)
 
     async def position(self) -> Cursor:
         """Return the position of a reader that has read everything that is visible now."""
@@ -143,6 +159,24 @@ class Store:
         """Return the last id that was drawn, 0 if there is none."""
         ((last,),) = await self._rows("last_id")
         return int(last)
+
+    async def deletions(self, since: int | None) -> tuple[list[Deletion], int]:
+        """Return what was deleted row by row since an earlier call, and what to pass to the next call.
+
+        None returns nothing. If the second value is lower than ``since``, this is another database.
+        """
+        rows = await self._rows("deletions", (None if since is None else str(since),), upkeep=True)
+        oldest_running = int(rows[0][0])
+        return [Deletion(*row[1:]) for row in rows if row[1] is not None], oldest_running
+
+    async def gone(self, ids: Sequence[int]) -> tuple[set[int], int]:
+        """Return which of these events are no longer in the log, of those above the id up to which it was purged.
+
+        Returns this id too.
+        """
+        async with connection(self.pool, upkeep=True) as conn:
+            rows = await _planned(conn, "gone", {"ids": list(ids)})
+        return {row[1] for row in rows if row[1] is not None}, rows[0][0]
 
     async def subscribe(self, user_id: str, channel: str) -> bool:
         """Subscribe a user to a channel; return whether the subscription is new."""

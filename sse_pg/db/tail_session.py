@@ -25,6 +25,10 @@ SLEEP_ATTEMPTS = 10
 SLEEP_PAUSE_S = 0.005
 #: A read ends after the event with which its payloads have so many bytes, whatever its limit in events is.
 READ_BYTES = 4_194_304
+#: How often, and with which pause, a server looks whether a deletion has ended that began before it was registered. One
+#: takes a fraction of a second. A session that only holds its lock must not keep the server from starting.
+DELETION_LOOKS = 100
+DELETION_PAUSE_S = 0.02
 
 
 class Publishers(NamedTuple):
@@ -188,6 +192,19 @@ async def _events_before_fault(conn: Connection, seen: int, missing: Ranges, lim
 async def epochs(conn: Connection) -> list[tuple[int, int]]:
     """Read, for each epoch, up to where the log before it is settled, and where the epoch starts."""
     return [(settled_to, starts_at) for settled_to, starts_at in await (await conn.execute(query("epochs"))).fetchall()]
+
+
+async def expired_channels(conn: Connection, after: int) -> dict[str, int]:
+    """Read of which channels events above an id were deleted because of their own retention, and up to which id.
+
+    The server must be registered: a deletion that begins later spares what it has not read.
+    """
+    for _ in range(DELETION_LOOKS):
+        ((deleting,),) = await (await conn.execute(query("deleting"))).fetchall()
+        if not deleting:
+            break
+        await asyncio.sleep(DELETION_PAUSE_S)
+    return dict(await (await conn.execute(query("expired_channels"), (after,))).fetchall())
 
 
 async def queue_usage(conn: Connection) -> float:

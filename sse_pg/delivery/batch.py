@@ -20,6 +20,7 @@ class Delivery:
         "_entries",
         "before",
         "deliveries",
+        "erased",
         "gap",
         "log",
         "number",
@@ -52,6 +53,8 @@ class Delivery:
         self.reason, self.gap = gap or (None, b"")
         self.deliveries = 0
         """Writes of events to streams so far."""
+        self.erased = False
+        """Whether one of the events was erased since."""
         self._entries = entries or {}
         self._batches: dict[tuple[str | None, Envelope | None], Batch] = {}
 
@@ -131,6 +134,11 @@ class Missing:
         self.mark = Mark(last.number, last.position, now)
         self.reasons = [batch.delivery.reason for batch in batches if batch.delivery.reason is not None]
         """Those of the gap events in it."""
+
+    @property
+    def has_erased(self) -> bool:
+        """Whether one of its events was erased since."""
+        return any(batch.delivery.erased for batch in self._batches)
 
     @property
     def data(self) -> bytes:

@@ -16,6 +16,7 @@ class EndReason(Enum):
     EXPIRED = "expired", "the token has expired"
     REVOKED = "revoked", "access was withdrawn"
     RULE_FAILED = "rule_failed", "the access rule could not be evaluated"
+    ERASED = "erased", "an erased event was still to be sent"
     ERROR = "error", "an error"
 
     def __new__(cls, label: str, description: str) -> EndReason:
@@ -28,4 +29,4 @@ class EndReason(Enum):
     @property
     def aborts(self) -> bool:
         """Whether the connection is aborted. Otherwise the response is ended properly."""
-        return self in (EndReason.SLOW, EndReason.ERROR)
+        return self in (EndReason.SLOW, EndReason.ERASED, EndReason.ERROR)

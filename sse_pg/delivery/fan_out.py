@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.meter import Meter
@@ -152,6 +152,11 @@ class FanOut:
         """Forget the pending deliveries, because all live streams end."""
         self._pending.clear()
 
+    def erase(self, ids: Set[int]) -> None:
+        """Mark the pending deliveries that have one of these events: their bytes are not written any more."""
+        for delivery in self._pending:
+            delivery.erased |= any(event.id in ids for event, _ in delivery.released)
+
     def slices(self) -> Iterator[float]:
         """Write what is pending. Between two slices anything may happen to the streams, and deliveries may come.
 
@@ -208,7 +213,7 @@ class FanOut:
         The loop is the price of a delivery, so it does what Stream.push does without a call.
         """
         since, missing, written = -1, None, 0
-        data, size, mark, is_too_much = b"", 0, None, False
+        data, size, mark, is_late = b"", 0, None, False
         for stream in streams:
             if stream.group is not group:
                 continue  # it has left in the meantime
@@ -218,14 +223,15 @@ class FanOut:
                 missing = group.missing(since, now)
                 if missing is not None:
                     size, mark = missing.size, missing.mark
-                    is_too_much = size > self.max_write and missing.events > 1
-                    if not is_too_much:
+                    is_late = (size > self.max_write and missing.events > 1) or missing.has_erased
+                    if not is_late:
                         data = missing.data
                         size = len(data)
             if missing is None:
                 continue
-            if is_too_much:
-                # In one write each stream would buffer all of it. They read it from the ring, at their own speed.
+            if is_late:
+                # In one write each stream would buffer all of it. They read it from the ring, at their own speed, and
+                # the ring has no erased event.
                 self._fall_behind(stream)
                 continue
             assert mark is not None

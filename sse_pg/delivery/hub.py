@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
 from sse_pg.core import wire
@@ -108,6 +108,27 @@ class Hub:
         delivery = self._gap("expired", position)
         self.begin(position)
         self.fan_out.hand_on(delivery)
+
+    def erase(self, ids: Set[int]) -> None:
+        """Take events out of everything that is kept for streams. What was not sent yet is made anew without them."""
+        self.ring.erase(ids)
+        self._catch_ups.clear()
+        self.meter.forget(ids)
+        self.fan_out.erase(ids)
+
+    def expire_channels(self, up_to: Mapping[str, int]) -> list[Stream]:
+        """Note that single channels are no longer retained up to an id, although this server has not read that far.
+
+        Returns their live streams, which are suspended. Bring them up when the position has passed these ids: they find
+        out from the table what they have lost.
+        """
+        for channel, last in up_to.items():
+            self.ring.expire(channel, last)
+        self._catch_ups.clear()
+        concerned = [stream for stream in self.streams if stream.live and not stream.channels.isdisjoint(up_to)]
+        for stream in concerned:
+            self.suspend(stream)
+        return concerned
 
     def abandon(self, position: Cursor) -> None:
         """Go on at a position after a delivery that failed: which streams were sent what is uncertain.

@@ -41,6 +41,8 @@ class FramedPage(NamedTuple):
     """At least one; the cursor of the last covers the page."""
     expired: bool
     """Whether it begins with a gap event because events were purged."""
+    expired_to: int
+    """Up to which id the retention of one of its channels had ended; 0 if the cursor lacks nothing up to there."""
 
     @property
     def size(self) -> int:
@@ -66,6 +68,8 @@ class Replay:
         self._reading: dict[Key, asyncio.Task[FramedPage]] = {}
         self._cached: dict[Key, FramedPage] = {}
         self._cached_bytes = 0
+        self._erasures = 0
+        """How often pages were forgotten. What was read before is not sent any more."""
         self.sources: Counter[str] = Counter()
         """Streams that became live, by the source of what they had missed: table, ring, none."""
         self.events = 0
@@ -108,6 +112,11 @@ class Replay:
         self.sources["ring" if stream.replayed > before else "none"] += 1
         return True
 
+    def forget(self) -> None:
+        """Forget all pages, also those that are being read or sent: an event in them was erased."""
+        self._erasures += 1
+        self._reading, self._cached, self._cached_bytes = {}, {}, 0
+
     async def validate(self, claimed: Cursor) -> tuple[Cursor, bool]:
         """Return the part of a client's cursor that is true, and whether some of it belongs to a log that was lost.
 
@@ -135,13 +144,17 @@ class Replay:
         If the client has to read first, the rest of the page is dropped, and read again later: thousands of clients
         that read nothing must not hold a page each.
         """
-        cursor, channels = stream.cursor, stream.channels
+        cursor, channels, erasures = stream.cursor, stream.channels, self._erasures
         page = await self._framed_page((channels, stream.envelope, stream.chunked, cursor, limit))
         for number, part in enumerate(page.parts):
             if stream.paused:
                 return limit
             if stream.log != self._hub.log or stream.channels != channels or stream.held is not None:
                 return limit  # the log was replaced in the meantime, or a channel was revoked, or may be
+            if self._erasures != erasures:
+                return limit  # the page may have an event that was erased since
+            if page.expired_to > stream.expired_to:
+                self._say_expired(stream, page.expired_to)
             stream.cursor = cursor = part.cursor
             if part.framed:
                 now = time.monotonic()
@@ -152,6 +165,16 @@ class Replay:
                     self._hub.gap_notices["expired"] += 1
                 stream.note_position(cursor, now)
         return min(self._page, limit * 2)
+
+    def _say_expired(self, stream: Stream, up_to: int) -> None:
+        """Tell a stream that some of its channels were not retained for as long as it was absent.
+
+        Its cursor stays: what it lacks of the other channels follows.
+        """
+        stream.expired_to = up_to
+        gap = wire.gap("expired", stream.cursor.text, stream.cursor | Cursor(up_to), cursor=stream.cursor)
+        stream.write_position(gap, stream.cursor, time.monotonic())
+        self._hub.gap_notices["expired"] += 1
 
     async def _framed_page(self, key: Key) -> FramedPage:
         """Return a page from the cache, wait for it if it is being read, or read it."""
@@ -168,10 +191,10 @@ class Replay:
             task = reading[key] = asyncio.create_task(self._read(key, at))
 
             def finished(task: asyncio.Task[FramedPage]) -> None:
-                del reading[key]
+                reading.pop(key, None)
                 # Fetch the exception even if every waiting stream has ended: asyncio reports one that nobody fetches.
                 failed = task.cancelled() or task.exception() is not None
-                if not failed and self._cache_position is at:
+                if not failed and self._cache_position is at and reading is self._reading:
                     self._cache(key, task.result())
 
             task.add_done_callback(finished)
@@ -194,11 +217,13 @@ class Replay:
             cursor_after_gap = cursor | Cursor(step.purged_to)
             blocks.append((wire.gap("expired", cursor.text, cursor_after_gap), cursor_after_gap, 0))
             cursor = cursor_after_gap
+        expired_to = step.expired_to if cursor.missing_up_to(step.expired_to) else 0
         for event in step.events:
             if not cursor.offered(event.id):
                 after = cursor | position.clip(event.id)
                 blocks.append((wire.frame(event, after, envelope=envelope), after, 1))
-        return FramedPage(_parts(blocks, cursor | step.cursor, self._hub.fan_out.max_write, chunked=chunked), expired)
+        parts = _parts(blocks, cursor | step.cursor, self._hub.fan_out.max_write, chunked=chunked)
+        return FramedPage(parts, expired, expired_to)
 
 
 def _parts(blocks: list[tuple[bytes, Cursor, int]], reached: Cursor, max_write: int, *, chunked: bool) -> list[Part]:

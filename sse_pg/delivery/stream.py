@@ -47,6 +47,7 @@ class Stream(asyncio.Protocol):
         "cursor",
         "envelope",
         "events",
+        "expired_to",
         "expiry",
         "follows",
         "greeted",
@@ -126,6 +127,8 @@ class Stream(asyncio.Protocol):
         """Live events sent to it. While it is in a group, minus those that the group was sent before it entered."""
         self.replayed = 0
         """Events sent to it while it caught up."""
+        self.expired_to = 0
+        """Up to which id a gap event has said that events of single channels are no longer retained."""
         self._on_end = on_end
         self._drained: asyncio.Future[None] | None = None
 
@@ -186,6 +189,11 @@ class Stream(asyncio.Protocol):
             self.reason = reason
             if self.ledger is not None:
                 self.ledger.finish_soon(self._finish)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent to it and that the operating system has not taken yet."""
+        return self.transport.get_write_buffer_size()
 
     async def drained(self) -> None:
         """Wait until nothing of what was sent is left in this process; end the stream if it takes nothing for a while.

@@ -24,10 +24,12 @@ from sse_pg.core.tail_meter import TailMeter
 from sse_pg.db import tail_session
 from sse_pg.db.connection import Connection, connect_listener, deadline, is_unavailable, summary
 from sse_pg.db.demand import Demand
+from sse_pg.db.store import read_to
 from sse_pg.db.tail_session import Publishers
 from sse_pg.delivery.bell import Bell
 from sse_pg.delivery.control_listener import ControlListener
 from sse_pg.delivery.hub import Hub
+from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.waiters import Waiters
 from sse_pg.errors import BusUnavailable, LogUnreadable
 
@@ -200,17 +202,27 @@ class Tail:
             epochs = await self._epochs(conn)
             publishers = await self._publishers(conn)
         start = publishers.start
+        concerned: list[Stream] = []
         if self._frontier is None:
             # Ids that are missing now hold nothing back: a stream that starts now gets no event from before.
             self._frontier = Frontier(start, 0.0, self.gaps)
             self._hub.begin(start)
         elif publishers.last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
             self._begin_anew(publishers)
+        else:
+            with deadline(conn, RESPONSE_DEADLINE_S):
+                expired = await tail_session.expired_channels(conn, read_to(self._frontier.position))
+            concerned = self._hub.expire_channels(expired)
         self._hub.epochs = epochs
         self._fell_asleep_at = None if self.awake else publishers.last
         self._complete_to = None
         self._control.missed()
-        await self._read_log(conn, settle=True)
+        try:
+            await self._read_log(conn, settle=True)
+        finally:
+            for stream in concerned:
+                if stream.reason is None and stream.task is None and stream.held is None and not stream.live:
+                    self._hub.bring_up(stream)
         self.last_error = ""
         self.meter.connections += 1
         self.meter.enter("awake" if self.awake else "asleep", time.monotonic())

@@ -101,6 +101,7 @@ FOR_EVERYBODY = {
     "sse_pg.partition_name(bigint)",
     "sse_pg.payload_fits(jsonb,jsonb,integer)",
     "sse_pg.refuse_long_numbers(jsonb)",
+    "sse_pg.refuse_pattern(text)",
 }
 
 
