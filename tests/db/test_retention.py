@@ -313,7 +313,7 @@ def test_nobody_may_call_it_unless_granted(db: psycopg.Connection) -> None:
            AND EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0)"""
     # What a CHECK calls runs with the rights of whoever inserts; whoever looks at pg_locks needs the classes.
     for_all = {"id_limit", "is_channel", "is_event_type", "lock_class", "partition_name", "payload_fits"}
-    for_all |= {"refuse_long_numbers", "refuse_pattern"}
+    for_all |= {"cursor_ids", "cursor_text", "refuse_long_numbers", "refuse_pattern"}
     assert set(value(db, callable_by_all)) == for_all
 
 
