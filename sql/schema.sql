@@ -2011,8 +2011,10 @@ BEGIN
                     -- numeric with at most 100 digits, and at most 100 after the point
                     WHEN a.atttypid = 1700 AND a.atttypmod > 0 AND (a.atttypmod - 4) >> 16 <= 100
                          AND (a.atttypmod - 4) & 2047 <= 100 THEN 0
-                    WHEN a.atttypid IN (1700, 3802, 1231, 3807, 1009, 1007, 1016, 1015) THEN 4     -- numeric, jsonb, some arrays
-                    ELSE (SELECT CASE WHEN t.typtype IN ('e', 'r', 'm') THEN 0 ELSE 6 END FROM pg_type t WHERE t.oid = a.atttypid)
+                    -- numeric, jsonb, their arrays, and those of text, varchar, int4 and int8
+                    WHEN a.atttypid IN (1700, 3802, 1231, 3807, 1009, 1007, 1016, 1015) THEN 4
+                    ELSE (SELECT CASE WHEN t.typtype IN ('e', 'r', 'm') THEN 0 ELSE 6 END
+                            FROM pg_type t WHERE t.oid = a.atttypid)
                     END), 0)
           FROM pg_attribute a WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped);
 END $$;
@@ -2154,17 +2156,19 @@ BEGIN
     new_rows := side || new_rows || ' AS new' || pick || condition;
     old_rows := side || old_rows || ' AS new' || pick || condition;
     IF operation = 'UPDATE' AND keyed THEN
-        pairs := format(E'SELECT %1$s AS channel,\n'
-            '               CASE WHEN o.k1 IS NULL THEN ''INSERT'' WHEN n.k1 IS NULL THEN ''DELETE'' ELSE ''UPDATE'' END AS event_type,\n'
-            '               CASE WHEN %3$s & 2 > 0 OR pg_column_size(n.r) > %4$s OR pg_column_size(o.r) > %4$s\n'
-            '                    THEN jsonb_build_object(''table'', %2$s)\n'
-            '                         || CASE WHEN n.k1 IS NULL THEN ''{}'' ELSE jsonb_set(''{"new": 0}'', ''{new}'', sse_pg.row_as_json(n.r, %5$s)) END\n'
-            '                         || CASE WHEN o.k1 IS NULL THEN ''{}'' ELSE jsonb_set(''{"old": 0}'', ''{old}'', sse_pg.row_as_json(o.r, %5$s)) END\n'
-            '                    WHEN o.k1 IS NULL THEN jsonb_build_object(''table'', %2$s, ''new'', n.r)\n'
-            '                    WHEN n.k1 IS NULL THEN jsonb_build_object(''table'', %2$s, ''old'', o.r)\n'
-            '                    ELSE jsonb_build_object(''table'', %2$s, ''new'', n.r, ''old'', o.r) END AS payload, %6$s\n'
-            '          FROM (%7$s) n\n'
-            '          FULL JOIN (%8$s) o ON %9$s',
+        pairs := format($pairs$SELECT %1$s AS channel,
+               CASE WHEN o.k1 IS NULL THEN 'INSERT' WHEN n.k1 IS NULL THEN 'DELETE' ELSE 'UPDATE' END AS event_type,
+               CASE WHEN %3$s & 2 > 0 OR pg_column_size(n.r) > %4$s OR pg_column_size(o.r) > %4$s
+                    THEN jsonb_build_object('table', %2$s)
+                         || CASE WHEN n.k1 IS NULL THEN '{}'
+                                 ELSE jsonb_set('{"new": 0}', '{new}', sse_pg.row_as_json(n.r, %5$s)) END
+                         || CASE WHEN o.k1 IS NULL THEN '{}'
+                                 ELSE jsonb_set('{"old": 0}', '{old}', sse_pg.row_as_json(o.r, %5$s)) END
+                    WHEN o.k1 IS NULL THEN jsonb_build_object('table', %2$s, 'new', n.r)
+                    WHEN n.k1 IS NULL THEN jsonb_build_object('table', %2$s, 'old', o.r)
+                    ELSE jsonb_build_object('table', %2$s, 'new', n.r, 'old', o.r) END AS payload, %6$s
+          FROM (%7$s) n
+          FULL JOIN (%8$s) o ON %9$s$pairs$,
             CASE WHEN varies THEN 'coalesce(n.channel, o.channel)' ELSE channel END, name, risks, large, most,
             (SELECT string_agg(format('n.k%1$s AS n%1$s, o.k%1$s AS o%1$s', i), ', ')
                FROM generate_series(1, jsonb_array_length(settings -> 'key')) i),
@@ -2173,11 +2177,12 @@ BEGIN
         old_key := format('CASE WHEN e.o1 IS NOT NULL THEN %s END', old_key);
     ELSE
         word := CASE operation WHEN 'DELETE' THEN 'old' ELSE 'new' END;
-        pairs := format(E'SELECT s.channel, %1$L AS event_type,\n'
-            '               CASE WHEN %3$s & 2 > 0 OR pg_column_size(s.r) > %4$s\n'
-            '                    THEN jsonb_set(jsonb_build_object(''table'', %2$s, %6$L, 0), ''{%6$s}'', sse_pg.row_as_json(s.r, %5$s))\n'
-            '                    ELSE jsonb_build_object(''table'', %2$s, %6$L, s.r) END AS payload%7$s\n'
-            '          FROM (%8$s) s', operation, name, risks, large, most, word,
+        pairs := format($rows$SELECT s.channel, %1$L AS event_type,
+               CASE WHEN %3$s & 2 > 0 OR pg_column_size(s.r) > %4$s
+                    THEN jsonb_set(jsonb_build_object('table', %2$s, %6$L, 0), '{%6$s}', sse_pg.row_as_json(s.r, %5$s))
+                    ELSE jsonb_build_object('table', %2$s, %6$L, s.r) END AS payload%7$s
+          FROM (%8$s) s$rows$,
+            operation, name, risks, large, most, word,
             (SELECT string_agg(format(', s.k%1$s AS n%1$s, s.k%1$s AS o%1$s', i), '')
                FROM generate_series(1, jsonb_array_length(settings -> 'key')) i),
             CASE word WHEN 'old' THEN old_rows ELSE new_rows END);
@@ -2271,8 +2276,8 @@ BEGIN
     RETURN NULL;
 END $body$,
         settings,
-        CASE WHEN varies THEN 'EXECUTE sse_pg.change_statement("sse_pg source", "sse_pg settings", ''TRUNCATE'', ''table'', ''$1'', '
-                              '''$2'', TG_RELID) USING "sse_pg name", "sse_pg risks";'
+        CASE WHEN varies THEN 'EXECUTE sse_pg.change_statement("sse_pg source", "sse_pg settings", ''TRUNCATE'', ''table'', '
+                              '''$1'', ''$2'', TG_RELID) USING "sse_pg name", "sse_pg risks";'
              ELSE format('INSERT INTO sse_pg.events (channel, event_type, payload) '
                          'VALUES (%L, ''TRUNCATE'', jsonb_build_object(''table'', "sse_pg name"));',
                          sse_pg.channel_template(settings ->> 'channel') -> 'literals' ->> 0) END,
@@ -2301,7 +2306,8 @@ END $$;
 --               search_path = pg_catalog, so functions and tables need their schemas
 --   operations  which statements: INSERT, UPDATE, DELETE, TRUNCATE; NULL means all
 CREATE FUNCTION sse_pg.publish_changes(
-    source regclass, channel text, columns text[] DEFAULT NULL, condition text DEFAULT NULL, operations text[] DEFAULT NULL)
+    source regclass, channel text, columns text[] DEFAULT NULL, condition text DEFAULT NULL,
+    operations text[] DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 #variable_conflict use_variable
@@ -2440,7 +2446,7 @@ BEGIN
     uses := ARRAY(SELECT k ->> 'name' FROM jsonb_array_elements(key) k UNION SELECT unnest(uses) ORDER BY 1);
     settings := jsonb_build_object(
         'channel', channel, 'columns', columns, 'condition', condition, 'operations', wanted, 'key', key, 'uses', uses,
-        'most', (SELECT coalesce(min((regexp_match(pg_get_constraintdef(k.oid), 'payload_fits[(].*, ([0-9]+)[)]'))[1]::integer),
+        'most', (SELECT coalesce(min(substring(pg_get_constraintdef(k.oid) FROM 'payload_fits[(].*, ([0-9]+)[)]')::integer),
                                  1048576)
                    FROM pg_constraint k WHERE k.conrelid = 'sse_pg.events'::regclass AND k.conname = 'events_payload'));
     IF key = '[]' THEN
@@ -2459,8 +2465,10 @@ BEGIN
     LOOP
         FOREACH operation IN ARRAY ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE'] LOOP
             IF operation = ANY (wanted) AND (operation <> 'TRUNCATE' OR part.top OR part.isleaf) THEN
-                EXECUTE format('CREATE OR REPLACE TRIGGER %I %s %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION %I.%I(%L)',
-                    'sse_pg_' || lower(operation), CASE operation WHEN 'TRUNCATE' THEN 'BEFORE' ELSE 'AFTER' END, operation,
+                EXECUTE format(
+                    'CREATE OR REPLACE TRIGGER %I %s %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION %I.%I(%L)',
+                    'sse_pg_' || lower(operation),
+                    CASE operation WHEN 'TRUNCATE' THEN 'BEFORE' ELSE 'AFTER' END, operation,
                     part.name, CASE operation
                         WHEN 'INSERT' THEN 'REFERENCING NEW TABLE AS sse_pg_new'
                         WHEN 'UPDATE' THEN 'REFERENCING NEW TABLE AS sse_pg_new OLD TABLE AS sse_pg_old'
@@ -2481,8 +2489,8 @@ BEGIN
     IF cardinality(uses) > 0 THEN
         EXECUTE format('CREATE OR REPLACE TRIGGER sse_pg_columns BEFORE UPDATE OF %s ON %s FOR EACH STATEMENT '
                        'EXECUTE FUNCTION %I.%I(''columns'')',
-                       (SELECT string_agg(quote_ident(u), ', ' ORDER BY place) FROM unnest(uses) WITH ORDINALITY AS c(u, place)),
-                       source, facts.nspname, function);
+                       (SELECT string_agg(quote_ident(u.name), ', ' ORDER BY u.place)
+                          FROM unnest(uses) WITH ORDINALITY AS u(name, place)), source, facts.nspname, function);
         EXECUTE format('ALTER TABLE %s DISABLE TRIGGER sse_pg_columns', source);
     ELSIF EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = source AND t.tgname = 'sse_pg_columns') THEN
         EXECUTE format('DROP TRIGGER sse_pg_columns ON %s', source);

@@ -660,3 +660,21 @@ def test_columns_of_every_type_can_be_added_later(db: psycopg.Connection, change
         db.execute(f"ALTER TABLE t ADD v {kind}")  # type: ignore[arg-type]
         assert changes(f"INSERT INTO t VALUES (1, {value})") == [("t", "INSERT", short)]
         changes("DELETE FROM t", "ALTER TABLE t DROP v")
+
+
+def test_one_statement_that_deletes_and_inserts_a_key(db: psycopg.Connection, changes: Changes) -> None:
+    db.execute("CREATE TABLE t (id integer PRIMARY KEY, v integer)")
+    publish(db, "t", "t")
+    found = changes("INSERT INTO t VALUES (1, 1)")
+    merge = (
+        "MERGE INTO t USING (SELECT * FROM (VALUES (1, 'first'), (1, 'then')) AS s (id, what) ORDER BY what) AS s"
+        " ON t.id = s.id AND s.what = 'first' WHEN MATCHED THEN {} WHEN NOT MATCHED THEN INSERT VALUES (s.id, 9)"
+    )
+    for statement in (
+        "WITH gone AS (DELETE FROM t WHERE id = 1 RETURNING v) INSERT INTO t SELECT 1, v + 1 FROM gone",
+        "WITH moved AS (UPDATE t SET id = 7 WHERE id = 1 RETURNING v) INSERT INTO t SELECT 1, v + 1 FROM moved",
+        merge.format("DELETE"),
+        merge.format("UPDATE SET id = 2"),
+    ):
+        found += changes(statement)
+        assert table(db, "t") == last(found), statement
