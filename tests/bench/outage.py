@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ class Clients:
                         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
                     body = b'{"channel":"bench","payload":{"n":%d,"filler":"%s"}}' % (number, b"x" * PAYLOAD_BYTES)
                     writer.write(
-                        b"POST /api/events/publish HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+                        b"POST /api/events/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                         b"Content-Length: %d\r\n\r\n" % len(body) + body
                     )
                     head = await reader.readuntil(b"\r\n\r\n")
@@ -110,6 +111,8 @@ class Clients:
 
 def run(rounds: int = 1) -> Result:
     """Measure."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     result = Result("outage", f"{CLIENTS} clients publish while the database is unavailable for {OUTAGE_S:.0f} s")
     with Stack() as stack:
         for kind in KINDS:
@@ -126,8 +129,9 @@ async def _outage(stack: Stack, kind: str) -> tuple[Found, set[int]]:
     clients = Clients(server.port)
     tasks = [asyncio.create_task(clients.run(number)) for number in range(CLIENTS)]
     try:
-        while len(clients.lasting) < CLIENTS:
-            await asyncio.sleep(0.1)
+        async with asyncio.timeout(RECOVERY_S):
+            while len(clients.lasting) < CLIENTS:
+                await asyncio.sleep(0.1)
         found = clients.found = Found()
         found.before = memory(server.process.pid)["now"]
         clients.outage = True
