@@ -208,22 +208,24 @@ END $$;
 -- window. It assigns the transaction id at once: a statement nested in it may run before its first row is inserted, and
 -- must not take itself for the first.
 --
--- The expressions are few and long, because each takes about as long to prepare as to run. `void IS NULL` is false.
+-- The expressions are few and long, because each takes about as long to prepare as to run. `void IS NULL` is false. NEW is
+-- NULL in a trigger of a statement, and RETURN NEW evaluates no expression.
 CREATE FUNCTION sse_pg.announce() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     held  text[];
     bound bigint;
-    ring  boolean;
     done  boolean;
 BEGIN
-    IF pg_current_xact_id_if_assigned() IS NULL THEN
-        -- bigint to its low half, signed as int4 is
-        IF NOT (pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_low'),
-                    (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer)
-                AND pg_current_xact_id() IS NOT NULL) THEN
-            done := sse_pg.announce_below(sse_pg.lock_class('first_low')) IS NULL OR pg_current_xact_id() IS NULL;
-        END IF;
+    IF (CASE WHEN pg_current_xact_id_if_assigned() IS NULL
+             -- bigint to its low half, signed as int4 is
+             THEN pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_low'),
+                      (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer)
+                  AND pg_current_xact_id() IS NOT NULL
+             ELSE false END) THEN
+        NULL;                            -- the usual case
+    ELSIF pg_current_xact_id_if_assigned() IS NULL THEN
+        done := sse_pg.announce_below(sse_pg.lock_class('first_low')) IS NULL OR pg_current_xact_id() IS NULL;
     ELSE
         held := string_to_array(current_setting('sse_pg.announced', true), ':');
         IF held[1] IS DISTINCT FROM pg_current_xact_id()::text THEN
@@ -250,25 +252,37 @@ BEGIN
             RETURN NULL;
         END IF;
     END IF;
-    ring := CASE coalesce(current_setting('sse_pg.bell', true), '')
-        WHEN 'off' THEN false            -- for PREPARE TRANSACTION, which allows no NOTIFY
-        WHEN 'always' THEN true
-        ELSE CASE WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 1)
-                  THEN NOT pg_advisory_unlock(sse_pg.lock_class('tail'), 1)
-                  WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 1)
-                  THEN NOT pg_advisory_unlock(sse_pg.lock_class('tail'), 1)
-                  ELSE true END                                                                 -- somebody is asleep
-          OR CASE WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 2)
-                  THEN pg_advisory_unlock(sse_pg.lock_class('tail'), 2) ELSE false END END;     -- nobody is awake
     -- If a crash lost a commit that was already visible, its ids would be drawn again. The commit of a publishing
     -- transaction is therefore flushed, whatever the session's setting is.
-    IF current_setting('synchronous_commit') = 'off' THEN
-        done := set_config('synchronous_commit', 'local', true) IS NULL;
+    done := CASE WHEN current_setting('synchronous_commit') = 'off'
+                 THEN set_config('synchronous_commit', 'local', true) IS NULL ELSE false END
+         OR CASE WHEN CASE coalesce(current_setting('sse_pg.bell', true), '')
+                      WHEN 'off' THEN false            -- for PREPARE TRANSACTION, which allows no NOTIFY
+                      WHEN 'always' THEN true
+                      ELSE CASE WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 1)
+                                THEN NOT pg_advisory_unlock(sse_pg.lock_class('tail'), 1)
+                                WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 1)
+                                THEN NOT pg_advisory_unlock(sse_pg.lock_class('tail'), 1)
+                                ELSE true END                                           -- somebody is asleep
+                        OR CASE WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 2)
+                                THEN pg_advisory_unlock(sse_pg.lock_class('tail'), 2)
+                                ELSE false END END                                      -- nobody is awake
+                 THEN pg_notify('sse_pg', '') IS NULL ELSE false END;
+    RETURN NEW;
+END $$;
+
+-- For a session that has written the setting before: the statement may be its transaction's first write all the same.
+CREATE FUNCTION sse_pg.close_later_window() RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    held text := current_setting('sse_pg.announced', true);
+BEGIN
+    IF NOT starts_with(held, pg_current_xact_id() || ':') THEN
+        RETURN pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_high'), (sse_pg.last_id() << 32 >> 32)::integer);
+    ELSIF held NOT LIKE '%:open' THEN
+        RETURN pg_try_advisory_xact_lock_shared(sse_pg.lock_class('window_high'), (sse_pg.last_id() << 32 >> 32)::integer);
     END IF;
-    IF ring THEN
-        done := pg_notify('sse_pg', '') IS NULL;
-    END IF;
-    RETURN NULL;
+    RETURN true;
 END $$;
 
 -- Runs after each INSERT or COPY: the statement has drawn no id above the sequence's last value. If the setting is not
@@ -277,17 +291,13 @@ END $$;
 CREATE FUNCTION sse_pg.close_window() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    held text := coalesce(current_setting('sse_pg.announced', true), '');
     done boolean;
 BEGIN
-    IF held = '' OR NOT starts_with(held, pg_current_xact_id() || ':') THEN
-        done := pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_high'),
-            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer);
-    ELSIF held NOT LIKE '%:open' THEN
-        done := pg_try_advisory_xact_lock_shared(sse_pg.lock_class('window_high'),
-            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer);
-    END IF;
-    RETURN NULL;
+    done := CASE WHEN coalesce(current_setting('sse_pg.announced', true), '') = ''
+        THEN pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_high'),
+            (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer)
+        ELSE sse_pg.close_later_window() END;
+    RETURN NEW;
 END $$;
 
 CREATE TRIGGER announce BEFORE INSERT ON sse_pg.events
