@@ -702,17 +702,15 @@ BEGIN
         RETURN (upper(offered) - 1)::text;
     END IF;
     spans := ARRAY(SELECT unnest(offered));
-    top := cardinality(spans);
+    top := least(cardinality(spans), 65);       -- more gaps never fit
     LOOP
-        IF top <= 65 THEN       -- more gaps never fit
-            printed := (upper(spans[top]) - 1)::text;
-            FOR i IN REVERSE top .. 2 LOOP
-                missing := lower(spans[i]) - upper(spans[i - 1]);
-                printed := printed || CASE WHEN i = top THEN '~' ELSE ',' END || (upper(spans[i]) - lower(spans[i]))
-                    || CASE WHEN missing > 1 THEN '-' || missing ELSE '' END;
-            END LOOP;
-            EXIT WHEN length(printed) <= 128;
-        END IF;
+        printed := (upper(spans[top]) - 1)::text;
+        FOR i IN REVERSE top .. 2 LOOP
+            missing := lower(spans[i]) - upper(spans[i - 1]);
+            printed := printed || CASE WHEN i = top THEN '~' ELSE ',' END || (upper(spans[i]) - lower(spans[i]))
+                || CASE WHEN missing > 1 THEN '-' || missing ELSE '' END;
+        END LOOP;
+        EXIT WHEN length(printed) <= 128;
         top := top - 1;
     END LOOP;
     RETURN printed;
@@ -932,6 +930,7 @@ DECLARE
     found   boolean;
 BEGIN
     found := (SELECT lower(missing[1]) <= l.purged_to FROM sse_pg.log l)
+        OR EXISTS (SELECT FROM sse_pg.expired_channels x WHERE x.channel = ANY (channels) AND lower(missing[1]) <= x.up_to)
         OR EXISTS (SELECT FROM unnest(channels) c(channel) CROSS JOIN unnest(missing) m(ids)
                     CROSS JOIN LATERAL (
                         SELECT FROM sse_pg.events e
@@ -989,7 +988,8 @@ END $$;
 -- The events of these channels that a cursor lacks, ascending, each with the cursor after it: at most `most`, and at most
 -- 8 MiB or one larger event. A row without event_type comes last if nothing is left; its cursor covers everything that is
 -- settled. NULL is the cursor of a reader that begins at the oldest event. If ids that the cursor lacks were purged, the
--- first row has the type sse-pg.gap.
+-- first row has the type sse-pg.gap. If events of one channel were deleted because of keep(), such a row with the name of
+-- the channel comes between the events below the newest one that was deleted and those above it.
 --
 -- `#> '{}'` fetches a payload that is stored outside of its row, so that the row can outlive the locks.
 CREATE FUNCTION sse_pg.lacked(offered int8multirange, channels text[], most integer)
@@ -1008,6 +1008,7 @@ DECLARE
     bytes        bigint := 0;
     is_cut_off   boolean := false;
     is_checked   boolean := false;
+    start        int8multirange;
 BEGIN
     reached := coalesce(offered, '{[0,0]}');
     missing := ARRAY(SELECT unnest(int8multirange(int8range(1, NULL)) - reached));
@@ -1017,17 +1018,21 @@ BEGIN
                    r.created_at, 100 + pg_column_size(r.payload) + coalesce(pg_column_size(r.headers), 0) AS bytes
               FROM sse_pg.log l
               LEFT JOIN LATERAL (
-                  SELECT f.*
-                    FROM unnest(channels) c(channel) CROSS JOIN unnest(missing) m(ids)
-                   CROSS JOIN LATERAL (
-                       SELECT * FROM sse_pg.events s
-                        WHERE (s.channel, s.id) >= (c.channel, lower(m.ids))
-                          AND (s.channel, s.id) < (c.channel, coalesce(upper(m.ids), 9223372036854775807))
-                          AND s.id >= lower(missing[1])
-                        ORDER BY s.channel, s.id LIMIT most) f
-                   ORDER BY f.id LIMIT most) r ON true
+                  (SELECT f.*
+                     FROM unnest(channels) c(channel) CROSS JOIN unnest(missing) m(ids)
+                    CROSS JOIN LATERAL (
+                        SELECT s.id, s.channel, s.event_type, s.payload, s.headers, s.created_at FROM sse_pg.events s
+                         WHERE (s.channel, s.id) >= (c.channel, lower(m.ids))
+                           AND (s.channel, s.id) < (c.channel, coalesce(upper(m.ids), 9223372036854775807))
+                           AND s.id >= lower(missing[1])
+                         ORDER BY s.channel, s.id LIMIT most) f
+                    ORDER BY f.id LIMIT most)
+                  UNION ALL
+                  SELECT x.up_to, x.channel, 'sse-pg.gap', NULL, NULL, NULL
+                    FROM sse_pg.expired_channels x WHERE x.channel = ANY (channels)) r ON true
              ORDER BY r.id
         LOOP
+            EXIT WHEN is_cut_off;
             IF NOT is_checked THEN
                 is_checked := true;
                 part := int8multirange(int8range(0, e.purged_to, '[]'));
@@ -1041,19 +1046,30 @@ BEGIN
                         RETURN NEXT;
                     END IF;
                 END IF;
+                start := CASE WHEN offered IS NOT NULL THEN reached END;
             END IF;
-            CONTINUE WHEN e.id IS NULL OR reached @> e.id;
+            IF e.event_type = 'sse-pg.gap' THEN
+                part := int8multirange(int8range(0, e.id, '[]'));
+                IF NOT start @> part THEN
+                    id := NULL; channel := e.channel; event_type := e.event_type; headers := NULL;
+                    payload := jsonb_build_object('reason', 'expired', 'after', sse_pg.cursor_text(reached),
+                                                  'before', sse_pg.cursor_text(reached + part));
+                    created_at := clock_timestamp();
+                    reached := reached + part;
+                    previous := e.id;
+                    RETURN NEXT;
+                END IF;
+            END IF;
+            CONTINUE WHEN e.id IS NULL OR e.event_type = 'sse-pg.gap' OR reached @> e.id;
             bytes := bytes + CASE WHEN e.bytes < 2000 THEN e.bytes      -- it may be compressed
                                   ELSE octet_length(e.payload::text) + coalesce(octet_length(e.headers::text), 0) END;
             is_cut_off := given > 0 AND bytes > 8388608;
             EXIT WHEN is_cut_off;
             -- Ids of other channels that are visible among the unsettled ones leave no gaps.
             part := int8multirange(int8range(previous + 1, e.id)) * unsettled - reached;
-            reached := reached + (int8multirange(int8range(0, e.id, '[]')) - unsettled)
-                     + int8multirange(int8range(e.id, e.id, '[]'));
-            IF NOT isempty(part) THEN
-                reached := reached + sse_pg.visible_elsewhere(part, channels);
-            END IF;
+            part := CASE WHEN isempty(part) THEN part ELSE sse_pg.visible_elsewhere(part, channels) END;
+            reached := reached + (part + int8multirange(int8range(e.id, e.id, '[]'))
+                                  + (int8multirange(int8range(previous, e.id)) - unsettled));
             id := e.id; channel := e.channel; event_type := e.event_type; payload := e.payload; headers := e.headers;
             created_at := e.created_at;
             RETURN NEXT;
@@ -1187,8 +1203,8 @@ BEGIN
             RETURN NEXT;
         END IF;
     END LOOP;
-    IF (SELECT count(*) FROM unnest(known.offered)) > 10000 THEN
-        RAISE EXCEPTION 'the cursor of the consumer % has more than 10000 gaps', quote_literal(consumer)
+    IF (SELECT count(*) FROM unnest(known.offered)) > 2000 THEN
+        RAISE EXCEPTION 'the cursor of the consumer % has more than 2000 gaps', quote_literal(consumer)
             USING ERRCODE = 'SP503', HINT = 'A transaction that publishes has been open for long; see sse-pg doctor. In '
                 'REPEATABLE READ, a server must be running too.';
     END IF;
@@ -1233,6 +1249,48 @@ BEGIN
                          AND (e.channel, e.id) < (k.channel, coalesce(upper(m.ids), 9223372036854775807))
                        ORDER BY e.channel, e.id LIMIT 100000) i) n) b
      ORDER BY c.name;
+END $$;
+
+-- The consumers whose cursors lack ids up to this one, which must all be settled. `lacks` is the lowest id of an event among
+-- them, NULL if the consumer lacks none.
+CREATE FUNCTION sse_pg.consumers_below(up_to bigint) RETURNS TABLE (name text, lacks bigint)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET jit = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT c.name, (SELECT min(f.id)
+                      FROM unnest(c.channels) k(channel)
+                     CROSS JOIN unnest(int8multirange(int8range(1, up_to, '[]')) - c.offered) m(ids)
+                     CROSS JOIN LATERAL (
+                         SELECT e.id FROM sse_pg.events e
+                          WHERE (e.channel, e.id) >= (k.channel, lower(m.ids))
+                            AND (e.channel, e.id) < (k.channel, upper(m.ids))
+                          ORDER BY e.channel, e.id LIMIT 1) f)
+      FROM sse_pg.consumer_cursors c
+     WHERE NOT c.offered @> int8multirange(int8range(1, up_to, '[]'));
+END $$;
+
+-- After a purge up to this id: moves the cursors of these consumers, which lack no event below it, so that they get no gap.
+-- The cursor of a consumer that is just taking events stays.
+CREATE FUNCTION sse_pg.pass_purged(names text[], up_to bigint) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE sse_pg.consumer_cursors c SET offered = c.offered + int8multirange(int8range(0, up_to, '[]'))
+      FROM (SELECT l.name FROM sse_pg.consumer_cursors l WHERE l.name = ANY (names) FOR UPDATE SKIP LOCKED) free
+     WHERE c.name = free.name
+$$;
+
+-- Says that these consumers lack events that are gone. Returns their names, each once.
+CREATE FUNCTION sse_pg.note_behind(names text[]) RETURNS text[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    behind text[] := ARRAY(SELECT DISTINCT n.name FROM unnest(names) n(name) ORDER BY 1);
+BEGIN
+    IF cardinality(behind) > 0 THEN
+        RAISE NOTICE 'events were purged that these consumers lack: %', array_to_string(behind, ', ');
+    END IF;
+    RETURN behind;
 END $$;
 
 CREATE VIEW sse_pg.consumers AS
@@ -1758,12 +1816,12 @@ END $$;
 -- transaction holds sse_pg.events for long, the partitions are truncated instead, which needs no lock on sse_pg.events; a
 -- later call drops them. The function also deletes idempotency keys older than `keep_keys`, at most 10,000 in a call.
 --
--- `events` is how many ids were drawn in the partitions' ranges, `deleted` how many events keep() no longer keeps were
--- deleted, at most 1,000 in a call. `state` is 'done', 'more' (call again) or 'busy' (call again later).
+-- `behind` names the consumers that lack events which this call purged. `events` is how many ids were drawn in the
+-- partitions' ranges, `deleted` how many events keep() no longer keeps were deleted, at most 1,000 in a call. `state` is 'done', 'more' (call again) or 'busy' (call again later).
 CREATE FUNCTION sse_pg.purge(
     keep_events bigint DEFAULT NULL, keep interval DEFAULT NULL, keep_keys interval DEFAULT NULL,
     OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint, OUT purged_to bigint, OUT state text,
-    OUT deleted bigint)
+    OUT deleted bigint, OUT behind text[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$
 #variable_conflict use_variable
 DECLARE
@@ -1784,8 +1842,10 @@ DECLARE
     newest_id bigint;
     tops    bigint[] := '{}';        -- the highest id of an event in them and those before
     more    boolean := false;        -- whether the next call can go on at once
+    names   text[];                  -- consumers that lack ids of these partitions
+    lacked  bigint[];                -- the lowest id of an event that each of them lacks, or NULL
 BEGIN
-    partitions := 0; events := 0; bytes := 0; keys := 0; deleted := 0; state := 'done';
+    partitions := 0; events := 0; bytes := 0; keys := 0; deleted := 0; behind := '{}'; state := 'done';
     SELECT l.purged_to INTO noted FROM sse_pg.log l;
     purged_to := noted;
     IF NOT pg_try_advisory_xact_lock(sse_pg.lock_class('maintenance'), 0) THEN
@@ -1800,6 +1860,10 @@ BEGIN
         more := keys = 10000;
     END IF;
     SELECT c.deleted, c.state, more OR c.state = 'more' INTO deleted, state, more FROM sse_pg.purge_channels(1000) c;
+    IF deleted > 0 THEN
+        behind := ARRAY(SELECT c.name FROM sse_pg.consumer_cursors c JOIN sse_pg.expired_channels x
+                            ON x.channel = ANY (c.channels) AND NOT c.offered @> x.up_to);
+    END IF;
     SELECT f.last, least(f.last, f.least_bound) INTO last, settled FROM sse_pg.publishers() f;
     -- The slowest server counts, unless it is stuck: it has shown no progress for a minute although there was an event to
     -- read. When it continues, it finds in `log` that events it had not read were purged, and its clients get a gap event.
@@ -1845,9 +1909,11 @@ BEGIN
         old := i;
     END LOOP;
     IF old = 0 THEN
+        behind := sse_pg.note_behind(behind);
         state := CASE WHEN more THEN 'more' ELSE state END;
         RETURN;
     END IF;
+    SELECT array_agg(c.name), array_agg(c.lacks) INTO names, lacked FROM sse_pg.consumers_below(lasts[old]) c;
     gone := least(old, 8);
     -- The newest event of each, 0 if there is none. The note says only what is dropped: a cursor in the empty rest of a
     -- partition, whose events were erased, lacks nothing.
@@ -1880,6 +1946,10 @@ BEGIN
         END IF;
         purged_to := greatest(purged_to, tops[i]);
     END LOOP;
+    PERFORM sse_pg.pass_purged(ARRAY(SELECT c.name FROM unnest(names, lacked) c(name, lacks)
+                                      WHERE coalesce(c.lacks > purged_to, true)), purged_to);
+    behind := sse_pg.note_behind(
+        behind || ARRAY(SELECT c.name FROM unnest(names, lacked) c(name, lacks) WHERE c.lacks <= purged_to));
     state := CASE WHEN more THEN 'more' ELSE state END;
 END $$;
 
@@ -1888,12 +1958,12 @@ CREATE FUNCTION sse_pg.maintain(
     keep_events bigint DEFAULT 10000000, keep interval DEFAULT NULL, keep_keys interval DEFAULT '24 hours',
     ahead integer DEFAULT 4, size bigint DEFAULT 1000000,
     OUT made integer, OUT partitions integer, OUT events bigint, OUT bytes bigint, OUT keys bigint,
-    OUT purged_to bigint, OUT state text, OUT deleted bigint)
+    OUT purged_to bigint, OUT state text, OUT deleted bigint, OUT behind text[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 BEGIN
-    SELECT p.partitions, p.events, p.bytes, p.keys, p.purged_to, p.state, p.deleted
-      INTO partitions, events, bytes, keys, purged_to, state, deleted
+    SELECT p.partitions, p.events, p.bytes, p.keys, p.purged_to, p.state, p.deleted, p.behind
+      INTO partitions, events, bytes, keys, purged_to, state, deleted, behind
       FROM sse_pg.purge(keep_events, keep, keep_keys) p;
     made := sse_pg.make_partitions(ahead, size);
 END $$;

@@ -219,6 +219,12 @@ SELECT f.last, p.count AS partitions, greatest(p.top - f.last, 0) AS room,
        'SELECT sse_pg.make_partitions()' AS fix_partitions
   FROM facts f CROSS JOIN parts p
 
+-- name: doctor_consumers
+-- The named consumers, the one with the most ids above the oldest event that it lacks first. The age is in seconds.
+SELECT s.name, s.lag, s.ids_behind, extract(epoch FROM clock_timestamp() - s.oldest_at)::float8 AS age,
+       format('SELECT sse_pg.drop_consumer(%L)', s.name) AS fix
+  FROM sse_pg.consumer_states() s ORDER BY s.ids_behind DESC, s.name
+
 -- name: doctor_ring
 -- The age in seconds of the newest event that a ring of this size has dropped; no row if all events fit.
 SELECT extract(epoch FROM clock_timestamp() - e.created_at)::float8

@@ -136,6 +136,10 @@ def _upkeep(bus: Bus) -> Numbers:
         "sse_pg_purged_bytes_total": {"": done.purged.bytes},
         "sse_pg_purged_keys_total": {"": done.purged.keys},
         "sse_pg_purged_to_id": {"": done.purged.purged_to},
+        "sse_pg_consumers": {"": done.consumers.count},
+        "sse_pg_consumer_lag_events": {"": done.consumers.lag},
+        "sse_pg_consumer_retention_used_ratio": {"": done.consumers.retention_used},
+        "sse_pg_consumers_fallen_behind_total": {"": done.fallen_behind},
     }
 
 

@@ -238,6 +238,26 @@ METRICS = (
     Metric("sse_pg_purged_bytes_total", "counter", "Disk space of the partitions that these processes purged."),
     Metric("sse_pg_purged_keys_total", "counter", "Idempotency keys that these processes deleted."),
     Metric("sse_pg_purged_to_id", "gauge", "The highest id that was purged, by any process.", combine="max"),
+    # ---- consumers in SQL, as of the last round of maintenance
+    Metric("sse_pg_consumers", "gauge", "Named consumers: rows of sse_pg.consumers.", combine="max"),
+    Metric(
+        "sse_pg_consumer_lag_events",
+        "gauge",
+        "Events that the consumer lacks that is furthest behind. Counting ends at 100,000 in a channel.",
+        combine="max",
+    ),
+    Metric(
+        "sse_pg_consumer_retention_used_ratio",
+        "gauge",
+        "Share of the retention, by count or by age, that the oldest event which a consumer lacks has behind it. From "
+        "1 on, a purge may take events from a consumer.",
+        combine="max",
+    ),
+    Metric(
+        "sse_pg_consumers_fallen_behind_total",
+        "counter",
+        "Consumers that lacked events which these processes purged, counted once for each round. Each gets a gap.",
+    ),
     # ---- refusals
     Metric(
         "sse_pg_refused_requests_total",

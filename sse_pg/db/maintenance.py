@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from random import random
@@ -51,6 +51,8 @@ class Purged:
     """``done``, or ``busy``: something may be left, because others hold the table, have not read it, or purge."""
     deleted: int = 0
     """Events that were deleted because of their channel's own retention."""
+    behind: Sequence[str] = ()
+    """Consumers that lack events which were purged or deleted."""
 
     def and_then(self, later: Purged) -> Purged:
         """Return the sum of this purge and a later one."""
@@ -62,6 +64,7 @@ class Purged:
             later.purged_to,
             later.state,
             self.deleted + later.deleted,
+            sorted({*self.behind, *later.behind}),
         )
 
     def __str__(self) -> str:
@@ -70,6 +73,29 @@ class Purged:
             f"{self.partitions} partitions with up to {self.events} events ({self.bytes / 2**20:.1f} MiB), "
             f"now up to id {self.purged_to}, {of_channels}and {self.keys} idempotency keys"
         )
+
+
+@dataclass(frozen=True)
+class Consumers:
+    """The named consumers of the log, as far as retention concerns them."""
+
+    count: int = 0
+    lag: int = 0
+    """Events that the one lacks that is furthest behind."""
+    retention_used: float = 0.0
+    """How much of the retention the oldest event that one of them lacks has behind it. From 1 on it may be purged."""
+
+    @classmethod
+    def of(cls, settings: Settings, count: int, lag: int, ids: int, age_s: float) -> Consumers:
+        """Compare the ids above the oldest event, and its age, with the limits of the settings."""
+        return cls(count, lag, retention_used(settings, ids, age_s))
+
+
+def retention_used(settings: Settings, ids: int, age_s: float) -> float:
+    """Return the share of the retention that an event has behind it, with so many ids above it and of this age."""
+    by_count = ids / settings.keep_events if settings.keep_events else 0.0
+    by_age = age_s / (settings.keep_hours * 3600) if settings.keep_hours else 0.0
+    return max(by_count, by_age)
 
 
 class Maintenance:
@@ -92,6 +118,10 @@ class Maintenance:
         """Partitions made by this process."""
         self.purged = Purged()
         """The sum of all rounds."""
+        self.fallen_behind = 0
+        """Consumers that lost events in a round, counted in each round."""
+        self.consumers = Consumers()
+        """What the last round found."""
         self.late_s = 0.0
         """For how long the event that is most overdue in a channel with its own retention should have been deleted."""
 
@@ -120,6 +150,7 @@ class Maintenance:
         purged = await self.purge(self._settings.keep_events, self._settings.keep_hours)
         self._report(purged)
         keeps_channels, self.late_s = await self._row("kept_late")
+        self.consumers = Consumers.of(self._settings, *await self._row("consumers"))
         pause = await self._pause()
         self.succeeded_at = time.time()
         self._is_complete = purged.state == "done" and not keeps_channels
@@ -170,6 +201,9 @@ class Maintenance:
         self.rounds[purged.state] += 1
         if purged.partitions or purged.keys or purged.deleted:
             log.info("purged %s", purged)
+        if purged.behind:
+            log.warning("events were purged that these consumers lack: %s", ", ".join(purged.behind))
+            self.fallen_behind += len(purged.behind)
         self._busy = self._busy + 1 if purged.state == "busy" else 0
         if self._busy and self._busy % BUSY_ROUNDS_BEFORE_WARNING == 0:
             log.warning(

@@ -97,6 +97,7 @@ _CHECKS = (
     _Check("publishers", log.publishers, _SCHEMA),
     _Check("queue", log.queue),
     _Check("retention", log.retention, _LOG),
+    _Check("consumers", log.consumers, _SCHEMA),
     _Check("ring", log.ring, _SCHEMA),
     _Check("servers", log.servers, _SCHEMA),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sse_pg.db.maintenance import retention_used
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import MAX_NAMED, Finding, error, ok, unchecked, warning
 from sse_pg.version import VERSION
@@ -14,6 +15,8 @@ QUEUE_WARNING_FRACTION, QUEUE_ERROR_FRACTION = 0.05, 0.5
 SLACK_PARTITIONS = 2
 #: The same for a limit by age.
 AGE_SLACK_S = 3600.0
+#: Fraction of the retention from which an event that a consumer lacks is about to be purged.
+CONSUMER_WARNING_FRACTION = 0.5
 
 
 async def locks(exam: Examination) -> list[Finding]:
@@ -150,6 +153,28 @@ async def retention(exam: Examination) -> list[Finding]:
     return found or [
         ok("retention", f"{here.kept} ids in the log, {here.partitions} partitions, room for {here.room} more ids")
     ]
+
+
+async def consumers(exam: Examination) -> list[Finding]:
+    """Find named consumers from which a purge will soon take events."""
+    rows = await exam.session.rows("doctor_consumers")
+    found = [
+        warning(
+            "consumers",
+            f"the consumer {row.name} lacks {row.lag} events, and the oldest of them has {used:.0%} of the retention "
+            "behind it: when it is purged, the consumer gets a gap",
+            "see whether the consumer runs; if it is not used any more, drop it:",
+            row.fix,
+        )
+        for row in rows
+        if (used := retention_used(exam.settings, row.ids_behind, row.age or 0.0)) >= CONSUMER_WARNING_FRACTION
+    ]
+    if len(found) > MAX_NAMED:
+        found = [*found[:MAX_NAMED], warning("consumers", f"and {len(found) - MAX_NAMED} more", "as above")]
+    if not rows:
+        return [ok("consumers", "there are no named consumers")]
+    lag = max(row.lag for row in rows)
+    return found or [ok("consumers", f"{len(rows)} named consumers; the furthest behind lacks {lag} events")]
 
 
 async def servers(exam: Examination) -> list[Finding]:
