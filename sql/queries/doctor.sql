@@ -65,6 +65,8 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('function', 'authorize', '{}', 'EXECUTE'),
     ('function', 'live_servers', '{}', 'EXECUTE'),
     ('function', 'consumer_states', '{}', 'EXECUTE'),
+    ('function', 'read_above', '{}', 'EXECUTE'),
+    ('function', 'read_open', '{}', 'EXECUTE'),
     ('function', 'partitions', '{}', 'EXECUTE'),
     ('function', 'make_partitions', '{}', 'EXECUTE'),
     ('function', 'purge', '{}', 'EXECUTE')),
