@@ -247,6 +247,13 @@ class Settings:
         low=1024,
         high=2**40,
     )
+    compression: str = setting(
+        "SSE_PG_COMPRESSION",
+        "on",
+        "Whether streams are compressed for clients that accept gzip. Each batch of events is compressed once for all "
+        "of them and does not wait for more. docs/security.md says when to turn it off.",
+        choices=("on", "off"),
+    )
     ring_events: int = setting(
         "SSE_PG_RING_EVENTS",
         10000,

@@ -17,9 +17,11 @@ from sse_pg.bus import Bus
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope, source_of
+from sse_pg.core.framing import Framing
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.stream import Stream
 from sse_pg.errors import BusUnavailable, ClientGone, CursorError
+from sse_pg.http.accept_encoding import accepts_gzip
 from sse_pg.http.problem import FieldError, Problem, invalid, unavailable
 from sse_pg.http.query import query_channels, query_flag, query_user
 from sse_pg.http.takeover import StreamHead, take_over
@@ -30,7 +32,9 @@ HEADERS = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
+    "Vary": "Accept-Encoding",
 }
+HEADERS_GZIP = {**HEADERS, "Content-Encoding": "gzip"}
 #: Maximum time that a stream without a cursor waits for the tail to read what is committed.
 FRESH_TIMEOUT_S = 1.0
 #: Maximum number of channels that a log line names.
@@ -72,7 +76,7 @@ class StreamApi:
         bus = self._bus
         user = query_user(request.query)
         stream = await self._admit(request, user, bus.access.user(identity, user))
-        response = StreamHead(headers=HEADERS)
+        response = StreamHead(headers=HEADERS_GZIP if stream.framing is Framing.GZIP else HEADERS)
         response.force_close()
         bus.limits.streams.take(stream.user, stream.remote)
         try:
@@ -147,13 +151,21 @@ class StreamApi:
             channels=frozenset(channels),
             cursor=START,
             envelope=envelope,
-            chunked=request.version >= HttpVersion11,
+            framing=self._framing(request),
             buffer_limit=bus.settings.stream_buffer,
             now=time.monotonic(),
             user=asked_about,
             follows=user if not channels else None,
             remote=bus.limits.proxies.client(request),
         )
+
+    def _framing(self, request: web.Request) -> Framing:
+        """Return how the bytes travel: compressed if the client accepts that and the setting allows it."""
+        if request.version < HttpVersion11:
+            return Framing.PLAIN
+        if self._bus.settings.compression == "on" and accepts_gzip(request.headers.getall("Accept-Encoding", ())):
+            return Framing.GZIP
+        return Framing.CHUNKED
 
     def _envelope(self, request: web.Request) -> Envelope | None:
         """Return the form of the data that a request asks for; None if it is the payload alone."""

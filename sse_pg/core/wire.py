@@ -1,6 +1,6 @@
-"""The event stream format: blocks of fields, and the chunks of HTTP/1.1 around them.
+"""The event stream format: blocks of fields.
 
-All bytes of a stream are made here. A CR, LF or NUL in a field would let its author forge fields, so they are refused
+All blocks of a stream are made here. A CR, LF or NUL in a field would let its author forge fields, so they are refused
 here too, although the HTTP interface and the table have already refused them.
 The format is defined in WHATWG HTML, "Server-sent events".
 """
@@ -86,11 +86,3 @@ def gap(reason: str, after: str, before: Cursor, *, cursor: Cursor | None = None
     """
     data = _encode({"reason": reason, "after": after, "before": before.text}).decode()
     return block(GAP, data, before if cursor is None else cursor)
-
-
-def chunk(data: bytes) -> bytes:
-    """Return the data as one chunk of an HTTP/1.1 body."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-LAST_CHUNK = b"0\r\n\r\n"

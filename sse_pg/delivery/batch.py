@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
 from sse_pg.core.event import Event
+from sse_pg.core.framing import Framing
 from sse_pg.core.ring import Entry
 from sse_pg.delivery.stream import Mark
 
@@ -104,27 +104,27 @@ class Batch:
         self.blocks = blocks
         """Not joined here: for streams that lack more than one write may have, that would be in vain."""
         self.events = events
-        self._alone: dict[bool, Missing] = {}
+        self._alone: dict[Framing, Missing] = {}
 
-    def alone(self, chunked: bool, now: float) -> Missing:
+    def alone(self, framing: Framing, now: float) -> Missing:
         """Return what a stream is written that lacks this batch and no other."""
-        found = self._alone.get(chunked)
+        found = self._alone.get(framing)
         if found is None:
-            found = self._alone[chunked] = Missing((self,), chunked, now)
+            found = self._alone[framing] = Missing((self,), framing, now)
         return found
 
 
 class Missing:
     """What some streams of a group were not sent yet, joined once for all that lack the same."""
 
-    __slots__ = ("_batches", "_chunked", "_data", "before", "delivery", "events", "log", "mark", "reasons", "size")
+    __slots__ = ("_batches", "_data", "_framing", "before", "delivery", "events", "log", "mark", "reasons", "size")
 
-    def __init__(self, batches: Sequence[Batch], chunked: bool, now: float) -> None:
+    def __init__(self, batches: Sequence[Batch], framing: Framing, now: float) -> None:
         self._batches = batches
-        self._chunked = chunked
+        self._framing = framing
         self._data: bytes | None = None
         self.size = sum(sum(map(len, batch.blocks)) for batch in batches)
-        """Bytes of all blocks."""
+        """Bytes of all blocks, before they are framed."""
         self.events = sum(batch.events for batch in batches)
         first, last = batches[0].delivery, batches[-1].delivery
         self.before = first.before
@@ -145,7 +145,7 @@ class Missing:
         """What is written."""
         if self._data is None:
             data = b"".join([block for batch in self._batches for block in batch.blocks])
-            self._data = wire.chunk(data) if self._chunked else data
+            self._data = self._framing.batch(data)
         return self._data
 
 

@@ -79,7 +79,7 @@ class FanOut:
 
     def enter(self, stream: Stream, position: Cursor, at: float) -> None:
         """Make a stream live that has everything up to now; it was sent ``position`` at a time."""
-        key = (stream.channels, stream.envelope, stream.chunked)
+        key = (stream.channels, stream.envelope, stream.framing)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(*key, self._number)

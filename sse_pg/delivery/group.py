@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Sequence
 
 from sse_pg.core.envelope import Envelope
+from sse_pg.core.framing import Framing
 from sse_pg.delivery.batch import Batch, Missing
 from sse_pg.delivery.stream import Stream
 
-Key = tuple[frozenset[str], Envelope | None, bool]
-"""The channels, the envelope, and whether the connection has chunks around its data."""
+Key = tuple[frozenset[str], Envelope | None, Framing]
+"""The channels, the envelope, and how the bytes travel in the body of the response."""
 
 
 class Group:
@@ -20,12 +21,12 @@ class Group:
     there was for its group; ``seen`` says up to which number the group has its batches.
     """
 
-    __slots__ = ("_missing", "batches", "channels", "chunked", "envelope", "events", "number", "seen", "streams")
+    __slots__ = ("_missing", "batches", "channels", "envelope", "events", "framing", "number", "seen", "streams")
 
-    def __init__(self, channels: frozenset[str], envelope: Envelope | None, chunked: bool, number: int) -> None:
+    def __init__(self, channels: frozenset[str], envelope: Envelope | None, framing: Framing, number: int) -> None:
         self.channels = channels
         self.envelope = envelope
-        self.chunked = chunked
+        self.framing = framing
         self.streams: set[Stream] = set()
         self.events = 0
         """Events in all batches so far. Streams compare it when they enter and when they leave."""
@@ -38,7 +39,7 @@ class Group:
     @property
     def key(self) -> Key:
         """What the streams of the group have in common."""
-        return self.channels, self.envelope, self.chunked
+        return self.channels, self.envelope, self.framing
 
     def has(self, number: int) -> bool:
         """Return whether all streams of the group were sent everything up to a number."""
@@ -58,7 +59,7 @@ class Group:
         found = self._missing.get(number)
         if found is None:
             batches = [batch for batch in self.batches if batch.number > number]
-            found = batches[0].alone(self.chunked, now) if len(batches) == 1 else Missing(batches, self.chunked, now)
+            found = batches[0].alone(self.framing, now) if len(batches) == 1 else Missing(batches, self.framing, now)
             self._missing[number] = found
         return found
 

@@ -192,7 +192,7 @@ class Hub:
         cursor = stream.cursor
         if not self.position.covers(cursor):
             return "ahead"
-        key = (stream.channels, stream.envelope, stream.chunked)
+        key = (stream.channels, stream.envelope, stream.framing)
         catch_up = self._catch_ups.get((key, cursor))
         if catch_up is None:
             missed = self.ring.since(cursor, stream.channels)
@@ -280,5 +280,5 @@ def _catch_up(missed: list[Entry], stream: Stream, max_write: int) -> CatchUp:
         size += len(block)
         blocks.append(block)
     data = b"".join(blocks)
-    framed = wire.chunk(data) if data and stream.chunked else data
+    framed = stream.framing.batch(data) if data else data
     return CatchUp(framed, None if len(blocks) == len(missed) else cursor, len(blocks))

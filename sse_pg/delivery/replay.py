@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
+from sse_pg.core.framing import Framing
 from sse_pg.db.store import Store
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
@@ -23,7 +24,7 @@ FIRST_PAGE_EVENTS = 50
 MAX_CACHED_PAGES = 16
 MAX_CACHED_BYTES = 4_194_304
 
-Key = tuple[frozenset[str], Envelope | None, bool, Cursor, int]
+Key = tuple[frozenset[str], Envelope | None, Framing, Cursor, int]
 
 
 class Part(NamedTuple):
@@ -145,7 +146,7 @@ class Replay:
         that read nothing must not hold a page each.
         """
         cursor, channels, erasures = stream.cursor, stream.channels, self._erasures
-        page = await self._framed_page((channels, stream.envelope, stream.chunked, cursor, limit))
+        page = await self._framed_page((channels, stream.envelope, stream.framing, cursor, limit))
         for number, part in enumerate(page.parts):
             if stream.paused:
                 return limit
@@ -209,7 +210,7 @@ class Replay:
             self._cached_bytes -= self._cached.pop(next(iter(self._cached))).size
 
     async def _read(self, key: Key, position: Cursor) -> FramedPage:
-        channels, envelope, chunked, cursor, limit = key
+        channels, envelope, framing, cursor, limit = key
         step = await self._store.step(sorted(channels), cursor, position, limit, max_bytes=self._page_bytes)
         blocks: list[tuple[bytes, Cursor, int]] = []
         expired = bool(cursor.missing_up_to(step.purged_to))
@@ -222,11 +223,11 @@ class Replay:
             if not cursor.offered(event.id):
                 after = cursor | position.clip(event.id)
                 blocks.append((wire.frame(event, after, envelope=envelope), after, 1))
-        parts = _parts(blocks, cursor | step.cursor, self._hub.fan_out.max_write, chunked=chunked)
+        parts = _parts(blocks, cursor | step.cursor, self._hub.fan_out.max_write, framing)
         return FramedPage(parts, expired, expired_to)
 
 
-def _parts(blocks: list[tuple[bytes, Cursor, int]], reached: Cursor, max_write: int, *, chunked: bool) -> list[Part]:
+def _parts(blocks: list[tuple[bytes, Cursor, int]], reached: Cursor, max_write: int, framing: Framing) -> list[Part]:
     """Join blocks, each with the cursor after it and the number of its events, to parts of ``max_write`` bytes.
 
     ``reached`` is the cursor after all of them. A block that is larger is a part of its own.
@@ -235,8 +236,8 @@ def _parts(blocks: list[tuple[bytes, Cursor, int]], reached: Cursor, max_write: 
     data, cursor, events = b"", reached, 0
     for block, after, count in blocks:
         if data and len(data) + len(block) > max_write:
-            parts.append(Part(wire.chunk(data) if chunked else data, cursor, events))
+            parts.append(Part(framing.batch(data), cursor, events))
             data, events = b"", 0
         data, cursor, events = data + block, after, events + count
-    parts.append(Part(wire.chunk(data) if data and chunked else data, reached, events))
+    parts.append(Part(framing.batch(data) if data else data, reached, events))
     return parts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
+from sse_pg.core.framing import Framing
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.ledger import Ledger
 
@@ -43,13 +43,13 @@ class Stream(asyncio.Protocol):
         "_on_end",
         "buffer_limit",
         "channels",
-        "chunked",
         "cursor",
         "envelope",
         "events",
         "expired_to",
         "expiry",
         "follows",
+        "framing",
         "greeted",
         "group",
         "held",
@@ -78,7 +78,7 @@ class Stream(asyncio.Protocol):
         channels: frozenset[str],
         cursor: Cursor,
         envelope: Envelope | None,
-        chunked: bool,
+        framing: Framing,
         buffer_limit: int,
         now: float,
         user: str | None = None,
@@ -98,7 +98,7 @@ class Stream(asyncio.Protocol):
         self.log = 0
         """The number of the log that the cursor belongs to, among those that this server has read."""
         self.envelope = envelope
-        self.chunked = chunked
+        self.framing = framing
         self.buffer_limit = buffer_limit
         self.greeted = False
         """Whether its first block was sent."""
@@ -134,7 +134,7 @@ class Stream(asyncio.Protocol):
 
     def write(self, data: bytes, now: float) -> None:
         """Send unframed blocks to this client alone."""
-        self.push(wire.chunk(data) if self.chunked else data, now)
+        self.push(self.framing.single(data), now)
 
     def push(self, framed: bytes, now: float) -> None:
         """Send bytes that are framed for this connection already; end the stream if the client does not read."""
@@ -219,8 +219,8 @@ class Stream(asyncio.Protocol):
         if self.reason is not None and self.reason.aborts:
             transport.abort()
         elif not transport.is_closing():
-            if self.chunked:
-                transport.write(wire.LAST_CHUNK)
+            if self.framing.end:
+                transport.write(self.framing.end)
             transport.close()
             if transport.get_write_buffer_size():
                 asyncio.get_running_loop().call_later(END_TIMEOUT_S, transport.abort)

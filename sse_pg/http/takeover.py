@@ -37,6 +37,8 @@ def take_over(request: web.Request, stream: Stream) -> None:
         raise ClientGone
     transport.set_protocol(stream)
     transport.set_write_buffer_limits(high=0)  # the stream hears of every byte that the kernel does not take
+    if stream.framing.head:
+        transport.write(stream.framing.head)
     transport.resume_reading()  # aiohttp pauses it if the client pipelines requests
     sock = transport.get_extra_info("socket")
     if sock is not None:

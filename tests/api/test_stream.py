@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import Any
 
 import psycopg
@@ -54,8 +55,8 @@ async def test_the_response_s_head(client: Client) -> None:
     assert headers["Content-Type"] == "text/event-stream"
     assert headers["Cache-Control"] == "no-cache, no-transform"
     assert headers["X-Accel-Buffering"] == "no"
+    assert headers["Vary"] == "Accept-Encoding"
     assert "Content-Length" not in headers
-    assert "Content-Encoding" not in headers
 
 
 async def test_an_open_stream_is_no_request_to_aiohttp(launch: Launcher) -> None:
@@ -197,6 +198,60 @@ async def test_http_1_1_gets_whole_chunks_and_the_last_one(launch: Launcher) -> 
             assert await reader.readexactly(2) == b"\r\n"
         await server.bus.end_streams(0)
         assert await read_until(reader, b"0\r\n\r\n") == b"0\r\n\r\n"
+        assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "setting", "encoding"),
+    [("gzip, deflate", "on", "gzip"), ("gzip", "off", None), ("deflate, br, gzip;q=0", "on", None), ("", "on", None)],
+)
+async def test_a_stream_is_compressed_if_the_client_accepts_that(
+    launch: Launcher, accepted: str, setting: str, encoding: str | None
+) -> None:
+    server = await launch(compression=setting)
+    async with (
+        Client(server.url) as client,
+        client.session.get(f"{client.url}{STREAM}?channels=a", headers={"Accept-Encoding": accepted}) as response,
+    ):
+        assert response.headers.get("Content-Encoding") == encoding
+
+
+async def test_nothing_of_a_compressed_stream_is_held_back(launch: Launcher) -> None:
+    """Missed events, a burst, single events, a large event and a heartbeat, each read when it is there."""
+    server = await launch(heartbeat=0.2)
+    async with Client(server.url) as client:
+        await client.publish("a", "missed " * 100)
+        reader, writer = await raw_stream(
+            client,
+            b"GET /api/events/stream?channels=a HTTP/1.1\r\nHost: localhost\r\n"
+            b"Accept-Encoding: gzip\r\nLast-Event-ID: 0\r\n\r\n",
+        )
+        assert b"content-encoding: gzip" in (await read_until(reader, b"\r\n\r\n")).lower()
+        inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        text = b""
+
+        async def arrives(mark: bytes) -> None:
+            nonlocal text
+            while mark not in text:
+                size = int(await read_until(reader, b"\r\n"), 16)
+                assert size, "the stream has ended"
+                text += inflate.decompress(await reader.readexactly(size))
+                await reader.readexactly(2)
+            text = text.partition(mark)[2]
+
+        await arrives(b"event: sse-pg.hello")
+        await arrives(b"missed missed")
+        await eventually(lambda: any(s.live for s in server.bus.hub.streams))
+        await client.publish("a", "single")
+        await arrives(b'data: "single"\n\n')
+        await client.post("/api/events/publish", [{"channel": "a", "payload": f"burst {n}"} for n in range(50)])
+        await arrives(b'data: "burst 49"\n\n')
+        await client.publish("a", "x" * 200_000)
+        await arrives(b"x" * 200_000)
+        await arrives(b"\n:\n")
+        await server.bus.end_streams(0)
+        assert await read_until(reader, b"0\r\n\r\n")
         assert await reader.read() == b""
         writer.close()
 

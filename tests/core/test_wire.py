@@ -161,19 +161,3 @@ def test_breaks_in_json_strings_are_escaped_in_the_envelope(bad: str) -> None:
 def test_moments_are_printed_in_rfc_3339(moment: int, printed: str) -> None:
     ((seen,), _) = browser(wire.frame(Event(1, "c", "t", "1", moment), Cursor(1), envelope=WHOLE))
     assert json.loads(seen.data)["createdAt"] == printed
-
-
-@given(st.lists(st.binary(min_size=1, max_size=300), max_size=5))
-def test_chunks_are_read_back(parts: list[bytes]) -> None:
-    body = b"".join(map(wire.chunk, parts)) + wire.LAST_CHUNK
-    read = []
-    while True:
-        size, _, body = body.partition(b"\r\n")
-        length = int(size, 16)
-        read.append(body[:length])
-        assert body[length : length + 2] == b"\r\n"
-        body = body[length + 2 :]
-        if length == 0:
-            break
-    assert read == [*parts, b""]
-    assert body == b""

@@ -22,6 +22,7 @@ from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope
 from sse_pg.core.event import Event
+from sse_pg.core.framing import Framing
 from sse_pg.core.frontier import Frontier
 from sse_pg.core.ranges import Ranges
 from sse_pg.core.ring import Entry, Ring
@@ -71,7 +72,7 @@ class Wire:
 
 
 def opened(
-    hub: Hub, *channels: str, at: Cursor = START, envelope: Envelope | None = None, chunked: bool = False
+    hub: Hub, *channels: str, at: Cursor = START, envelope: Envelope | None = None, framing: Framing = Framing.PLAIN
 ) -> tuple[Stream, Wire]:
     transport = Wire()
     stream = Stream(
@@ -80,7 +81,7 @@ def opened(
         channels=frozenset(channels),
         cursor=at,
         envelope=envelope,
-        chunked=chunked,
+        framing=framing,
         buffer_limit=LIMIT,
         now=0.0,
     )
@@ -134,15 +135,15 @@ async def test_one_write_for_a_batch(hub: Hub) -> None:
 
 
 async def test_chunked_and_envelope(hub: Hub) -> None:
-    _, chunked = live(hub, "a", chunked=True)
+    _, chunked = live(hub, "a", framing=Framing.CHUNKED)
     _, envelope = live(hub, "a", envelope=WHOLE)
-    _, both = live(hub, "a", envelope=WHOLE, chunked=True)
+    _, both = live(hub, "a", envelope=WHOLE, framing=Framing.CHUNKED)
     deliver(hub, event(11), event(12))
     plain = wire.frame(event(11), Cursor(11)) + wire.frame(event(12), Cursor(12))
-    assert chunked.writes == [wire.chunk(plain)]
+    assert chunked.writes == [Framing.CHUNKED.batch(plain)]
     wrapped = b"".join(wire.frame(event(n), Cursor(n), envelope=WHOLE) for n in (11, 12))
     assert envelope.writes == [wrapped]
-    assert both.writes == [wire.chunk(wrapped)]
+    assert both.writes == [Framing.CHUNKED.batch(wrapped)]
     assert [json.loads(block.data)["channel"] for block in envelope.blocks()] == ["a", "a"]
 
 
@@ -188,7 +189,11 @@ async def test_an_ended_stream_is_left_alone(hub: Hub) -> None:
 
 
 async def test_an_answer_ends_in_order_unless_the_stream_failed(hub: Hub) -> None:
-    (whole, one), (plain, two), (failed, three) = live(hub, "a", chunked=True), live(hub, "a"), live(hub, "a")
+    (whole, one), (plain, two), (failed, three) = (
+        live(hub, "a", framing=Framing.CHUNKED),
+        live(hub, "a"),
+        live(hub, "a"),
+    )
     whole.end(EndReason.DRAIN)
     whole.end("later")
     plain.end(EndReason.DRAIN)
@@ -274,9 +279,9 @@ async def test_the_same_catch_up_is_made_once_until_the_position_moves(hub: Hub)
     late, transport = opened(hub, "a", at=Cursor(10))
     assert hub.join(late) == "joined"
     assert transport.ids() == ["11", "12", "13"]
-    chunked, framed = opened(hub, "a", at=Cursor(10), chunked=True)
+    chunked, framed = opened(hub, "a", at=Cursor(10), framing=Framing.CHUNKED)
     assert hub.join(chunked) == "joined"
-    assert framed.writes == [wire.chunk(transport.writes[0])]
+    assert framed.writes == [Framing.CHUNKED.batch(transport.writes[0])]
 
 
 async def test_behind_the_ring() -> None:
@@ -514,7 +519,7 @@ async def test_a_long_sweep_is_followed_by_a_pause(
 
 
 async def test_the_bytes_of_all_streams_are_counted_as_they_are_sent(hub: Hub, slices: Iterator[float]) -> None:
-    crowd = [live(hub, "a", chunked=number == 1) for number in range(3)]
+    crowd = [live(hub, "a", framing=Framing.CHUNKED if number == 1 else Framing.PLAIN) for number in range(3)]
     deliver(hub, event(11))
     for _ in slices:
         pass

@@ -66,7 +66,9 @@ class Reader:
                     await asyncio.sleep(self._random.uniform(0.02, 0.3))
 
     async def _connection(self, session: aiohttp.ClientSession) -> None:
-        headers = {} if self.cursor is None else {"Last-Event-ID": self.cursor}
+        headers = {"Accept-Encoding": self._random.choice(("gzip", "identity"))}
+        if self.cursor is not None:
+            headers["Last-Event-ID"] = self.cursor
         if self.cursor is not None and len(self.cursor) > 100:
             self.excused.update(self.marks[-5000:])
         life = self._random.expovariate(1 / 4) if self.dropping else 3600
