@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "auth": "errors config core db delivery",
     "http": "errors config core db delivery auth",
     "bus": "config watched_task db delivery auth http",
-    "doctor": "errors version config db auth client",
+    "doctor": "errors version config core db auth client",
     "api": "errors version logs core db delivery auth http bus",
     "app": "config http bus api",
     "server": "errors config either heap http bus app",

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ import aiohttp
 from sse_pg.auth.exposure import is_loopback
 from sse_pg.client.parser import Block, Parser
 from sse_pg.client.responses import reason_of
+from sse_pg.core.framing import GZIP_HEAD
 from sse_pg.doctor.finding import Finding, error, ok, unchecked, warning
 from sse_pg.errors import ClientError
 
@@ -50,13 +52,29 @@ class _Stream:
     parser: Parser = field(default_factory=Parser)
     blocks: list[Block] = field(default_factory=list)
     comments: int = 0
+    head: bytes = b""
+    """The first bytes as they arrive, compressed or not."""
+    _inflate: Callable[[bytes], bytes] | None = None
 
     async def read(self) -> bool:
-        """Wait for the next data; return False at the end of the stream."""
+        """Wait for the next data; return False at the end of the stream. Raises zlib.error if it cannot be read."""
         chunk = await self.response.content.readany()
-        self.blocks += self.parser.feed(chunk)
+        self.head += chunk[: len(GZIP_HEAD) - len(self.head)]
+        self.blocks += self.parser.feed(self._decoded(chunk))
         self.comments = self.parser.comments
         return bool(chunk)
+
+    def _decoded(self, chunk: bytes) -> bytes:
+        if self.encoding != "gzip":
+            return chunk
+        if self._inflate is None:
+            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress
+        return self._inflate(chunk)
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of the response."""
+        return self.response.headers.get("Content-Encoding", "identity")
 
 
 async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Finding]:
@@ -78,7 +96,7 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
             found += _access(target, headers)
             found += [_compression(stream), await _protocol(target), await _resumes(target, headers)]
             found.append(await _quiet(stream, wait))
-    except (aiohttp.ClientError, ClientError) as problem:
+    except (aiohttp.ClientError, ClientError, zlib.error) as problem:
         untrusted = isinstance(problem, aiohttp.ClientConnectorCertificateError)
         fix = FIX_CERTIFICATE if untrusted else "check that the proxy and a server are up"
         found.append(error("stream", f"{target} cannot be read: {_reason(problem)}", fix))
@@ -90,11 +108,11 @@ async def proxy(url: str, *, wait: float, headers: Mapping[str, str]) -> list[Fi
 
 @asynccontextmanager
 async def _opened(target: str, headers: Mapping[str, str], **more: str) -> AsyncIterator[_Stream]:
-    """Open a stream as a browser does, which accepts compressed responses."""
-    sent = {"Accept": "text/event-stream", "Accept-Encoding": "gzip, deflate", "Cache-Control": "no-cache"}
+    """Open a stream as a browser does, which accepts compressed responses. It is decoded here: see _compression()."""
+    sent = {"Accept": "text/event-stream", "Accept-Encoding": "gzip", "Cache-Control": "no-cache"}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
     started = time.monotonic()
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session:
         async with asyncio.timeout(RESPONSE_TIMEOUT_S):
             response = await session.get(
                 target, params={"channels": CHANNEL}, headers={**sent, **headers, **more}, allow_redirects=False
@@ -167,12 +185,14 @@ def _access(target: str, headers: Mapping[str, str]) -> list[Finding]:
 
 
 def _compression(stream: _Stream) -> Finding:
-    encoding = stream.response.headers.get("Content-Encoding", "identity")
-    if encoding == "identity":
+    if stream.encoding == "identity":
         return ok("compression", "none")
+    if stream.head == GZIP_HEAD:
+        return ok("compression", "gzip, by the server, which holds nothing back")
     return warning(
         "compression",
-        f"the stream is compressed ({encoding}): a compressor holds events back until a block of it is full",
+        f"the stream is compressed on its way ({stream.encoding}): "
+        "a compressor holds events back until a block of it is full",
         "do not compress text/event-stream; nginx: `gzip off;` for /api/events/stream",
     )
 

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "http": "http_publish",
     "fanout": "fan_out",
     "crowd": "crowd_latency",
+    "compression": "compression",
     "storm": "reconnect_storm",
     "workers": "workers",
     "growth": "growth",

@@ -94,10 +94,16 @@ async def look(url: str, wait: float = 0.0, **headers: str) -> dict[str, Finding
 async def test_a_server_without_a_proxy(launch: Launcher) -> None:
     server = await launch(heartbeat=0.1)
     findings = await look(server.url, wait=1)
+    assert "gzip, by the server" in findings["compression"].found
     assert {name: finding.state for name, finding in findings.items()} == dict.fromkeys(
         ("stream", "buffering", "compression", "protocol", "resume", "quiet"), "ok"
     )
     assert (await look(server.url))["quiet"].state == "unchecked"
+
+
+async def test_a_stream_that_is_not_compressed(launch: Launcher) -> None:
+    server = await launch(compression="off")
+    assert (await look(server.url))["compression"].found == "none"
 
 
 @needs_nginx
@@ -108,10 +114,16 @@ async def test_nginx_with_its_defaults(launch: Launcher, nginx: Nginx) -> None:
     assert {finding.state for finding in findings.values()} == {"ok"}
 
 
+COMPRESSING = [
+    'proxy_set_header Accept-Encoding "";',
+    "gzip on;",
+    "gzip_types text/event-stream;",
+    "gzip_min_length 0;",
+]
 BROKEN = [
     ("buffering", "error", ["proxy_buffering on;", "proxy_ignore_headers X-Accel-Buffering;"], "held back"),
     ("resume", "error", ['proxy_set_header Last-Event-ID "";'], "Last-Event-ID does not reach"),
-    ("compression", "warning", ["gzip on;", "gzip_types text/event-stream;", "gzip_min_length 0;"], "gzip"),
+    ("compression", "warning", COMPRESSING, "on its way (gzip)"),
     ("caching", "warning", ["proxy_hide_header Cache-Control;"], "Cache-Control is missing"),
     ("stream", "error", ["return 200 'hello';"], "not text/event-stream"),
     ("stream", "error", ["return 301 https://elsewhere/;"], "responds with 301"),
