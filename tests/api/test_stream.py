@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import zlib
 from typing import Any
 
@@ -254,6 +255,23 @@ async def test_nothing_of_a_compressed_stream_is_held_back(launch: Launcher) -> 
         assert await read_until(reader, b"0\r\n\r\n")
         assert await reader.read() == b""
         writer.close()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_curl_reads_a_compressed_stream(client: Client) -> None:
+    await client.post("/api/events/publish", [{"channel": "a", "payload": f"burst {n}"} for n in range(50)])
+    url = f"{client.url}{STREAM}?channels=a&lastEventId=0"
+    process = await asyncio.create_subprocess_exec(
+        "curl", "--silent", "--no-buffer", "--compressed", "--include", url, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    head = await read_until(process.stdout, b"\r\n\r\n")
+    assert b"content-encoding: gzip" in head.lower()
+    await read_until(process.stdout, b'data: "burst 49"\n\n')
+    await client.publish("a", "live")
+    await read_until(process.stdout, b'data: "live"\n\n')
+    process.terminate()
+    await process.wait()
 
 
 # ------------------------------------------------------------ what a stream gets
