@@ -249,9 +249,9 @@ class Settings:
     )
     compression: str = setting(
         "SSE_PG_COMPRESSION",
-        "on",
+        "off",
         "Whether streams are compressed for clients that accept gzip. Each batch of events is compressed once for all "
-        "of them and does not wait for more. docs/security.md says when to turn it off.",
+        "of them and does not wait for more. docs/security.md says when it should stay off.",
         choices=("on", "off"),
     )
     ring_events: int = setting(

@@ -17,6 +17,11 @@ STREAMS = 400
 IDLE_STREAMS = 2000
 BURSTS = {1: 100, 10: 40, 100: 10}
 """Events of a burst, and how many such bursts are measured."""
+QUIET = {
+    "SSE_PG_COMPRESSION": "on",
+    "SSE_PG_HEARTBEAT_SECONDS": "3600",
+    "SSE_PG_POSITION_SECONDS": "86400",
+}
 CODINGS = ("identity", "gzip")
 
 
@@ -26,12 +31,12 @@ def run(rounds: int = 3) -> Result:
     found = Rounds()
     with Stack() as stack:
         for round_number in range(rounds):
-            server = stack.serve(SSE_PG_HEARTBEAT_SECONDS="3600", SSE_PG_POSITION_SECONDS="86400")
+            server = stack.serve(**QUIET)
             for coding in CODINGS if round_number % 2 == 0 else reversed(CODINGS):
                 _measure(server, coding, found)
             server.process.stop()
             for coding in CODINGS:
-                server = stack.serve()
+                server = stack.serve(**QUIET)
                 found.add(f"{coding} idle", _idle(server, coding))
                 server.process.stop()
     for events in BURSTS:

@@ -97,6 +97,23 @@ async def again(driver: Driver, proxy: Proxy, requests: int) -> None:
 
 
 @every_client
+async def test_every_client_reads_a_compressed_stream(kind: Kind, launch: Launcher, database_url: str) -> None:
+    """Bursts, single events, and a connection that is cut, which has no end of the gzip member."""
+    server = await launch(**{**SETTINGS, "compression": "on"})
+    async with kind.make() as driver, Proxy(port(server), driver.pages) as proxy:
+        await driver.open(stream_url(proxy), [*TYPES[1:], *OWN])
+        await eventually(lambda: driver.gave_up or any(r["type"] == HELLO for r in driver.records))
+        async with Traffic(database_url):
+            await more(driver, 50)
+            requests = len(proxy.requests)
+            proxy.cut()
+            await again(driver, proxy, requests)
+            requests = len(proxy.requests)
+            await server.bus.end_streams(0)
+            await again(driver, proxy, requests)
+
+
+@every_client
 async def test_nothing_is_lost_and_nothing_is_doubled(kind: Kind, launch: Launcher, database_url: str) -> None:
     server = await launch(**SETTINGS)
     async with kind.make() as driver, Proxy(port(server), driver.pages) as proxy:

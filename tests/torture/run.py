@@ -73,7 +73,7 @@ async def torture(plan: Plan) -> Report:
 
 async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Report:
     migrate(postgres.url)
-    env = plan.server_env
+    env = {**plan.server_env, "SSE_PG_COMPRESSION": "on"}  # every other connection of a reader accepts gzip
     if plan.keep_events:
         with psycopg.connect(postgres.url, autocommit=True) as conn:
             conn.execute(KEEP_COPIES)
