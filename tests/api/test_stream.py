@@ -260,20 +260,21 @@ async def test_nothing_of_a_compressed_stream_is_held_back(launch: Launcher) -> 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 async def test_curl_reads_a_compressed_stream(launch: Launcher) -> None:
-    client = Client((await launch(compression="on")).url)
-    await client.post("/api/events/publish", [{"channel": "a", "payload": f"burst {n}"} for n in range(50)])
-    url = f"{client.url}{STREAM}?channels=a&lastEventId=0"
-    process = await asyncio.create_subprocess_exec(
-        "curl", "--silent", "--no-buffer", "--compressed", "--include", url, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    head = await read_until(process.stdout, b"\r\n\r\n")
-    assert b"content-encoding: gzip" in head.lower()
-    await read_until(process.stdout, b'data: "burst 49"\n\n')
-    await client.publish("a", "live")
-    await read_until(process.stdout, b'data: "live"\n\n')
-    process.terminate()
-    await process.wait()
+    server = await launch(compression="on")
+    async with Client(server.url) as client:
+        await client.post("/api/events/publish", [{"channel": "a", "payload": f"burst {n}"} for n in range(50)])
+        url = f"{client.url}{STREAM}?channels=a&lastEventId=0"
+        process = await asyncio.create_subprocess_exec(
+            "curl", "--silent", "--no-buffer", "--compressed", "--include", url, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        head = await read_until(process.stdout, b"\r\n\r\n")
+        assert b"content-encoding: gzip" in head.lower()
+        await read_until(process.stdout, b'data: "burst 49"\n\n')
+        await client.publish("a", "live")
+        await read_until(process.stdout, b'data: "live"\n\n')
+        process.terminate()
+        await process.wait()
 
 
 # ------------------------------------------------------------ what a stream gets
