@@ -23,6 +23,16 @@ class Event(msgspec.Struct, frozen=True):
         return msgspec.json.decode(self.data, type=type)
 
 
+class Snapshot(Event, frozen=True):
+    """The state that a subscription with ``snapshot`` begins with. It is one again after a gap.
+
+    ``id`` is its position: the events that follow are those that the state lacks. ``data`` is empty.
+    """
+
+    state: Any = None
+    """What the function has returned beside the position."""
+
+
 class Gap(msgspec.Struct, frozen=True):
     """The events after one cursor and up to another can no longer be delivered."""
 

@@ -8,13 +8,13 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import aiohttp
 import msgspec
 
 from sse_pg.client.backoff import MAX_WAIT_S, Backoff
-from sse_pg.client.events import Event, Gap, Reconnect
+from sse_pg.client.events import Event, Gap, Reconnect, Snapshot
 from sse_pg.client.parser import Block, Parser
 from sse_pg.client.responses import (
     CONNECTION_ERRORS,
@@ -25,7 +25,7 @@ from sse_pg.client.responses import (
     reason_of,
     requested_wait,
 )
-from sse_pg.errors import ClientError
+from sse_pg.errors import BusUnavailable, ClientError
 
 T = TypeVar("T")
 
@@ -33,6 +33,8 @@ _log = logging.getLogger("sse_pg.client")  # part of the interface; __name__ is 
 
 _MAX_ID_DIGITS = 19  # of a bigint
 _OWN_NAMES = "sse-pg."
+#: The type of the events that are Snapshots.
+SNAPSHOT = "sse-pg.snapshot"
 #: A server that sends "retry: 0" must not make clients reconnect in a busy loop.
 _MIN_RETRY_S = 0.05
 
@@ -56,6 +58,7 @@ class Subscription:
         user_id: str | int | None = None,
         cursor: str | int | None = None,
         envelope: bool | Literal["cloudevents"] = False,
+        snapshot: Callable[[], Awaitable[tuple[Any, str | int]]] | None = None,
         headers: Mapping[str, str] | None = None,
         session: aiohttp.ClientSession | None = None,
         on_gap: Callable[[Gap], object] | None = None,
@@ -70,10 +73,15 @@ class Subscription:
         :param cursor: where to resume; 0 for everything that is retained, None to start now.
         :param envelope: ask for the whole event in the data: id, channel, eventType, payload, headers (if it has any)
             and createdAt; with ``"cloudevents"``, for a CloudEvent.
+        :param snapshot: an async function that returns a state and its position (sse_pg.position()). It is called at
+            the start and after each gap. The iteration yields the state as a Snapshot, and then what comes after it.
+            If the function raises OSError, aiohttp.ClientError or BusUnavailable, it is called again later, as a lost
+            stream is opened again. ``close`` cancels it.
         :param headers: sent with each request, for example Authorization.
         :param session: used and left open; without one, the subscription creates and closes its own.
         :param on_gap: called if events can no longer be delivered, and awaited if it is async.
-        :param on_reconnect: called likewise before each wait for the next attempt. Both log a warning by default.
+        :param on_reconnect: called likewise before each wait for the next attempt. Both log a warning by default;
+            with ``snapshot``, a gap is no loss and is not logged.
         :param max_silence: seconds without any data, heartbeats included, after which a stream counts as lost.
         :param max_block: maximum size of one event in bytes.
 
@@ -88,6 +96,8 @@ class Subscription:
             raise ValueError("pass channels, or the user_id whose channels to follow")
         if max_silence is not None and max_silence <= 0:
             raise ValueError("max_silence must be a number of seconds above 0, or None")
+        if snapshot is not None and cursor is not None:
+            raise ValueError("pass a cursor or a snapshot: the snapshot has a position of its own")
         self.cursor = None if cursor is None else str(cursor)
         self._url = endpoint(url, "stream")
         self._params = {
@@ -97,7 +107,12 @@ class Subscription:
         }
         self._headers = dict(headers or {})
         self._given_session = session
-        self._on_gap = on_gap or _log_gap
+        self._snapshot = snapshot
+        self._outdated = snapshot is not None
+        """Whether the snapshot is to be taken before a stream is opened."""
+        self._unproven = False
+        """Whether no stream has gone on from the position of the last snapshot yet."""
+        self._on_gap = on_gap or (_log_gap if snapshot is None else _ignore)
         self._on_reconnect = on_reconnect or _log_reconnect
         self._max_silence = max_silence
         self._max_block = max_block
@@ -163,6 +178,8 @@ class Subscription:
                 continue
             wait = 0.0
             try:
+                if self._outdated:
+                    return await self._take_snapshot()
                 if self._response is None:
                     await self._connect()
                 else:
@@ -172,7 +189,7 @@ class Subscription:
                 raise ClientError(f"{self._url} cannot be used: {reason_of(error)}") from error
             except _RetryLater as later:
                 reason, wait = str(later), later.wait
-            except CONNECTION_ERRORS as error:
+            except (*CONNECTION_ERRORS, BusUnavailable) as error:
                 reason = reason_of(error)
             self._drop()
             if not self._closed:
@@ -188,6 +205,14 @@ class Subscription:
             except msgspec.DecodeError as error:
                 raise ClientError(f"the server sent a gap that cannot be decoded: {error}") from error
             await _call(self._on_gap, gap)  # if this raises, the gap is passed again
+            if self._snapshot is not None:
+                self._drop()
+                self._blocks.clear()  # what follows the gap is part of the next snapshot
+                self._outdated = True
+                # A position that gets a gap at once may be an old one, from a cache.
+                delay = self._backoff.next_delay() if self._unproven else 0.0
+                self._not_before = asyncio.get_running_loop().time() + delay
+                return None
         elif block.event == "sse-pg.hello":
             self._backoff.reset()
         if block.retry is not None:
@@ -195,14 +220,29 @@ class Subscription:
         self._blocks.popleft()
         if block.id:
             self.cursor = block.id
+        self._unproven = self._unproven and block.event == "sse-pg.hello"
         if block.event.startswith(_OWN_NAMES):
             return None
         return Event(block.id, block.event, block.data, _number(block))
 
-    async def _connect(self) -> None:
+    async def _take_snapshot(self) -> Snapshot:
+        assert self._snapshot is not None
+        await self._pause()
+        if self._closed:
+            raise StopAsyncIteration
+        state, position = await self._bounded(self._snapshot(), None)
+        self.cursor = str(position)
+        self._outdated, self._unproven = False, True
+        return Snapshot(self.cursor, SNAPSHOT, "", state=state)
+
+    async def _pause(self) -> None:
+        """Wait until the next attempt may be made."""
         delay = self._not_before - asyncio.get_running_loop().time()
-        if delay > 0:
+        if delay > 0 and not self._closed:
             await self._bounded(asyncio.sleep(delay), None)
+
+    async def _connect(self) -> None:
+        await self._pause()
         if self._closed:
             return
         headers = {
@@ -285,6 +325,10 @@ async def _call(callback: Callable[[T], object], argument: T) -> None:
     result = callback(argument)
     if inspect.isawaitable(result):
         await result
+
+
+def _ignore(_gap: Gap) -> None:
+    """Do nothing: the next snapshot has what the stream lacks."""
 
 
 def _log_gap(gap: Gap) -> None:

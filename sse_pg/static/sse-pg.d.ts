@@ -1,4 +1,4 @@
-/** An event of a stream. With `envelope`, `type` is "message" and `data` the whole event. */
+/** An event of a stream. With `snapshot`, the type "sse-pg.snapshot" has the state as `data`, and no `number` and `text`. With `envelope`, `type` is "message" and `data` the whole event. */
 export interface StreamEvent<T = unknown> {
   /** The cursor after this event. It is opaque: send it back unchanged. It can differ between servers. */
   id: string
@@ -35,6 +35,12 @@ export interface StreamOptions {
   envelope?: boolean | 'cloudevents'
   /** The cursor to start at; "0" means everything that is retained. Without it and without a stored cursor, the stream starts now. */
   from?: string
+  /**
+   * Returns a state and its position (`sse_pg.position()`). It is called at the start and after each gap. The state is
+   * yielded as an event of the type "sse-pg.snapshot", and then what comes after it. If it throws, that is a lost
+   * connection: `onLost`, and another attempt. Not with `from` or `key`.
+   */
+  snapshot?: (signal: AbortSignal) => Promise<{ state: unknown, position: string | number }>
   /** A bearer token, or a function that returns one; it is called for each connection, and again after a 401. */
   token?: string | (() => string | undefined | Promise<string | undefined>)
   headers?: HeadersInit

@@ -7,13 +7,16 @@ export class StreamError extends Error {
 
 /** Follow a stream until the signal aborts or the loop ends: `for await (const event of subscribe(url, options))`. */
 export async function * subscribe (url, options = {}) {
-  const { key, signal, silence = 45000, onOpen, onLost, onGap } = options
+  const { key, signal, silence = 45000, onOpen, onLost, onGap, snapshot } = options
+  if (snapshot && (key ?? options.from) !== undefined) throw new TypeError('a snapshot has its own position: leave out key and from')
   const storage = key === undefined ? undefined : options.storage ?? globalThis.sessionStorage
   let cursor = storage?.getItem(key) ?? options.from ?? ''
   let retry = 2000
   let pause = 0
   let failures = 0 // number of consecutive connections that received nothing
   let refused = false // whether the last token was refused
+  let outdated = snapshot !== undefined // whether the snapshot is to be taken
+  let unproven = false // whether no stream has gone on from the position of the last snapshot yet
 
   while (!signal?.aborted) {
     const attempt = new AbortController()
@@ -24,6 +27,14 @@ export async function * subscribe (url, options = {}) {
     }
     try {
       if (pause > 0) await sleep(pause, attempt.signal)
+      if (outdated) {
+        const { state, position } = await timed((async () => snapshot(attempt.signal))())
+        if (signal?.aborted) return
+        outdated = false
+        unproven = true
+        cursor = String(position)
+        yield { id: cursor, number: 0, type: 'sse-pg.snapshot', data: state, text: '' }
+      }
       const response = await timed(open(url, options, cursor, attempt.signal))
       refused = false
       for await (const block of blocks(response.body.getReader(), timed)) {
@@ -32,12 +43,19 @@ export async function * subscribe (url, options = {}) {
         retry = Number(block.retry) || retry
         if (type === 'sse-pg.hello') onOpen?.({ id, resumed: cursor })
         else if (type === 'sse-pg.gap') onGap?.(JSON.parse(text))
-        else if (text && !type.startsWith('sse-pg.')) yield { id, number: Number(block.number ?? id.split('~')[0]), type, data: JSON.parse(text), text }
+        if (type === 'sse-pg.gap' && snapshot) { // what follows the gap is part of the next snapshot
+          outdated = true
+          break
+        }
+        unproven &&= type === 'sse-pg.hello'
+        if (text && !type.startsWith('sse-pg.')) yield { id, number: Number(block.number ?? id.split('~')[0]), type, data: JSON.parse(text), text }
         // Only now: if the page is closed while it handles an event, it gets that event again.
         cursor = id
         if (cursor) storage?.setItem(key, cursor)
       }
-      throw new Error('the stream ended')
+      if (!outdated) throw new Error('the stream ended')
+      // A position that gets a gap at once may be an old one, from a cache.
+      pause = unproven ? retry * (0.5 + Math.random() / 2) : 0
     } catch (error) {
       if (signal?.aborted) return
       const stale = error.status === 401 && typeof options.token === 'function' && !refused

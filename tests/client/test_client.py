@@ -23,6 +23,7 @@ from sse_pg.client import (
     Gap,
     Published,
     Reconnect,
+    Snapshot,
     Subscription,
     publish,
     retry_after,
@@ -705,3 +706,114 @@ async def test_publish_with_a_response_that_is_not_utf8(bus: Bus) -> None:
     bus.answers = [answer]
     with pytest.raises(ClientError, match="cannot be decoded"):
         await publish(bus.url, "orders", 1)
+
+
+# Snapshots
+
+GAP = block(200, '{"reason": "expired", "after": "101", "before": "200"}', "sse-pg.gap")
+
+
+class Table:
+    """A source of snapshots: each answer is a position, or an error to raise. The state is the number of the call."""
+
+    def __init__(self, *answers: str | int | Exception) -> None:
+        self.answers = list(answers)
+        self.calls = 0
+
+    async def __call__(self) -> tuple[int, str | int]:
+        self.calls += 1
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return self.calls, answer
+
+
+async def test_a_snapshot_comes_first_and_the_stream_goes_on_from_its_position(bus: Bus) -> None:
+    bus.answers = [bus.stream(HELLO, block(101)), bus.stream(HELLO, block(102))]
+    events = [event async for event in follow(bus, snapshot=Table("100~2"))]
+    assert [(event.type, event.id) for event in events] == [
+        ("sse-pg.snapshot", "100~2"),
+        ("order", "101"),
+        ("order", "102"),
+    ]
+    assert isinstance(events[0], Snapshot)
+    assert events[0].state == 1
+    assert bus.resumed_from() == ["100~2", "101", "102"]
+
+
+async def test_after_a_gap_there_is_another_snapshot(bus: Bus) -> None:
+    """What follows the gap is part of it, though it has arrived already."""
+    bus.answers = [bus.stream(HELLO, block(101) + GAP + block(201), stay=True), bus.stream(HELLO, block(301))]
+    gaps: list[Gap] = []
+    found = [event async for event in follow(bus, snapshot=Table(100, 300), on_gap=gaps.append)]
+    assert [(event.id, getattr(event, "state", None)) for event in found] == [
+        ("100", 1),
+        ("101", None),
+        ("300", 2),
+        ("301", None),
+    ]
+    assert gaps == [Gap("expired", "101", "200")]
+    assert bus.resumed_from() == ["100", "300", "301"]
+    await bus.left.wait()
+
+
+async def test_a_gap_is_no_loss_and_is_not_logged(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+    bus.answers = [bus.stream(HELLO, GAP), bus.stream(HELLO, block(301))]
+    found = [event.id async for event in follow(bus, snapshot=Table(100, 300))]
+    assert found == ["100", "300", "301"]
+    assert not caplog.records
+
+
+async def test_a_position_that_gets_a_gap_at_once_waits(bus: Bus) -> None:
+    """An endless loop otherwise, if the snapshots come from a cache. After an event the next one may come at once."""
+    backoff = Impatient()
+    bus.answers = [bus.stream(HELLO, GAP), bus.stream(HELLO, GAP), bus.stream(HELLO, block(102), GAP)]
+    found = [event.id async for event in follow(bus, snapshot=Table(100, 100, 101, 300), backoff=backoff)]
+    assert found == ["100", "100", "101", "102", "300"]
+    assert len(backoff.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionRefusedError(), TimeoutError(), aiohttp.ServerDisconnectedError(), BusUnavailable("away")]
+)
+async def test_a_snapshot_that_cannot_be_reached_is_taken_later(bus: Bus, error: Exception) -> None:
+    lost: list[Reconnect] = []
+    table = Table(error, error, 100)
+    bus.answers = [bus.stream(HELLO, block(101))]
+    found = [event.id async for event in follow(bus, snapshot=table, on_reconnect=lost.append)]
+    assert (found, table.calls) == (["100", "101"], 3)
+    assert [one.cursor for one in lost[:2]] == [None, None]
+
+
+async def test_another_error_of_a_snapshot_is_raised(bus: Bus) -> None:
+    table = Table(KeyError("orders"), 100)
+    bus.answers = [bus.stream(HELLO, block(101))]
+    async with follow(bus, snapshot=table) as events:
+        with pytest.raises(KeyError, match="orders"):
+            await anext(events)
+        assert (await anext(events)).id == "100", "the iteration can continue"
+
+
+async def test_close_ends_a_snapshot(bus: Bus) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def never() -> tuple[None, str]:
+        begun.set()
+        try:
+            await bus.over.wait()
+        finally:
+            ended.set()
+        return None, "1"
+
+    events = follow(bus, snapshot=never)
+    consumer = asyncio.create_task(anext(events, None))
+    await begun.wait()
+    await events.close()
+    assert await consumer is None
+    assert ended.is_set()
+    assert bus.requests == []
+
+
+def test_a_snapshot_has_a_position_of_its_own() -> None:
+    with pytest.raises(ValueError, match="snapshot"):
+        subscribe("http://127.0.0.1:1", ["orders"], cursor=7, snapshot=Table(1))
