@@ -81,7 +81,12 @@ def test_a_statement_is_published_once_and_with_its_transaction(db: psycopg.Conn
     db.execute("LISTEN sse_pg")
     assert len(changes("INSERT INTO orders (id) SELECT generate_series(1, 500)")) == 500
     assert len(list(db.notifies(timeout=0))) == 1
-    assert changes("UPDATE orders SET id = id WHERE false") == []
+    none = (
+        "UPDATE orders SET id = id WHERE false",
+        "DELETE FROM orders WHERE false",
+        "INSERT INTO orders (id) SELECT 1 LIMIT 0",
+    )
+    assert changes(*none) == []
     assert list(db.notifies(timeout=0)) == [], "a statement that changes no row does not ring"
 
 
