@@ -16,6 +16,7 @@ from support.waiting import wait_for
 
 pytestmark = pytest.mark.oldest
 PAGE = Page("docs/consumers.md")
+LAG = "SELECT sum(lag), count(*) FROM sse_pg.consumers WHERE name <> 'report'"
 
 
 class MailServer(socketserver.ThreadingTCPServer):
@@ -78,8 +79,7 @@ def test_the_workers(home: Path, database_url: str, db: psycopg.Connection, mail
         with contextlib.ExitStack() as stack:
             for program in ("search.py", "mail.py"):
                 stack.callback(stack.enter_context(reader.shell(f".venv/bin/python {program}")).kill)
-            lag = "SELECT sum(lag), count(*) FROM sse_pg.consumers WHERE name <> 'report'"
-            wait_for(lambda: db.execute(lag).fetchone() == (0, 2), "the end of both")
+            wait_for(lambda: db.execute(LAG).fetchone() == (0, 2), "the end of both")
     subjects = [mail.partition("Subject: ")[2].partition("\r\n")[0] for mail in mail_server.mails]
     assert subjects == ["Your order: lamp", "Your order: chair"]
     assert db.execute("SELECT event_id, sent_to FROM mails ORDER BY 1").fetchall() == [

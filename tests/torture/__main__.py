@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     for name in ("seconds", "pause", "fault_pause", "catch_up"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Plan(0), name))
-    for name in ("writers", "readers", "servers", "keep_events"):
+    for name in ("writers", "readers", "servers", "workers", "keep_events"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Plan(0), name))
     parser.add_argument("--postgres-bin", default=None)
     plan = Plan(**vars(parser.parse_args()))

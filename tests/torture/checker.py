@@ -11,6 +11,7 @@ import psycopg
 
 from sse_pg.core.cursor import Cursor
 from torture.readers import Reader, checksum
+from torture.workers import CONSUMERS, Worker
 from torture.writers import Answers
 
 #: Keeps a copy of every event, in its own transaction, so that what is purged is known to the checker.
@@ -64,6 +65,14 @@ class Report:
     announced: int = 0
     """Events that readers lack because they were purged, as such a gap event has said."""
     purged_to: int = 0
+    consumed: int = 0
+    """Events that workers of named consumers took and committed."""
+    worker_failures: int = 0
+    """Batches that were rolled back, and connections that were lost."""
+    consumer_lost: int = 0
+    consumer_doubled: int = 0
+    consumer_announced: int = 0
+    """Events that consumers lack because they were purged, as a gap has said."""
     faults_injected: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
@@ -79,6 +88,8 @@ class Report:
             + self.http_lost
             + self.http_unasked
             + self.gaps_told
+            + self.consumer_lost
+            + self.consumer_doubled
         )
 
 
@@ -109,6 +120,28 @@ def purged_to(conninfo: str) -> int:
     with psycopg.connect(conninfo) as conn:
         ((number,),) = conn.execute("SELECT purged_to FROM sse_pg.log").fetchall()
         return int(number)
+
+
+def check_workers(report: Report, rows: dict[int, Row], workers: list[Worker], conninfo: str) -> None:
+    """Count what the consumers lack. What came twice, the workers saw: their table accepts each event once."""
+    report.worker_failures = sum(worker.failures for worker in workers)
+    report.consumer_doubled = sum(worker.doubled for worker in workers)
+    with psycopg.connect(conninfo) as conn:
+        for name in {worker.name for worker in workers}:
+            taken = {number for (number,) in conn.execute("SELECT id FROM consumed WHERE consumer = %s", [name])}
+            gaps = [
+                Cursor.parse(after).missing(Cursor.parse(before))
+                for after, before in conn.execute(
+                    "SELECT after, before FROM consumer_gaps WHERE consumer = %s", [name]
+                ).fetchall()
+            ]
+            missing = {row.id for row in rows.values() if row.channel in CONSUMERS[name]} - taken
+            announced = {number for number in missing if any(number in gap for gap in gaps)}
+            report.consumed += len(taken)
+            report.consumer_announced += len(announced)
+            report.consumer_lost += len(missing - announced)
+            if missing - announced:
+                report.examples.append(f"consumer {name} lacks {sorted(missing - announced)[:3]}")
 
 
 def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: Answers) -> Report:

@@ -18,9 +18,10 @@ from support.database_proxy import Proxy
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from torture.checker import KEEP_COPIES, Report, Row, check, purged_to, table
+from torture.checker import KEEP_COPIES, Report, Row, check, check_workers, purged_to, table
 from torture.faults import Faults, ServerProcess, free_ports
 from torture.readers import Reader
+from torture.workers import TABLES, Worker, caught_up
 from torture.writers import CHANNELS, Answers, Writer
 
 #: Small partitions and frequent maintenance, so that much is purged in a short run.
@@ -44,6 +45,8 @@ class Plan:
     """SQL that breaks the mechanism, to show that the checker notices."""
     keep_events: int = 0
     """Newest events to keep: what is older is purged while readers resume. 0: nothing is purged."""
+    workers: int = 7
+    """Takers of named consumers; there are three names."""
     ignore_gaps: bool = False
     """Let the readers ignore gaps, as if ids were committed in order, to show the same."""
     server_env: dict[str, str] = field(default_factory=dict)
@@ -105,12 +108,16 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         )
         for n in range(plan.readers)
     ]
+    with psycopg.connect(postgres.url, autocommit=True) as conn:
+        conn.execute(TABLES)
+    workers = [Worker(n, plan.seed, postgres.url, by_hand=n % 2 == 1) for n in range(plan.workers)]
     answers = Answers()
     writers = [Writer(n, plan.seed, postgres.url, urls, answers) for n in range(1, plan.writers + 1)]
     faults = Faults(plan.seed, postgres, servers, proxies)
     tasks = [asyncio.create_task(reader.run()) for reader in readers]
     try:
         await asyncio.wait_for(asyncio.gather(*(reader.opened.wait() for reader in readers)), 60)
+        tasks += [asyncio.create_task(worker.run()) for worker in workers]
         writing = [asyncio.create_task(writer.run(plan.pause)) for writer in writers]
         breaking = asyncio.create_task(faults.run(plan.fault_pause, database_faults=plan.database_faults))
         # Clients that come later and want all that is retained.
@@ -124,6 +131,8 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         for reader in readers:
             reader.dropping = False
         await _caught_up(readers, rows, plan.catch_up, postgres.url)
+        if workers:
+            await caught_up(postgres.url, workers, plan.catch_up)
         purged = purged_to(postgres.url)
     finally:
         for task in tasks:
@@ -134,6 +143,8 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         for proxy in proxies:
             await proxy.close()
     report = Report(plan.seed, purged_to=purged, faults_injected=dict(Counter(faults.done)))
+    if workers:
+        check_workers(report, rows, workers, postgres.url)
     return check(report, rows, readers, answers)
 
 

@@ -23,6 +23,8 @@ def test_nothing_lost_nothing_doubled() -> None:
     assert report.delivered > report.events
     assert report.connects > 20
     assert report.ids_with_gaps > 0
+    assert report.consumed > report.events
+    assert report.worker_failures > 20
 
 
 def test_the_checker_sees_publishers_that_do_not_show_themselves() -> None:
@@ -37,7 +39,9 @@ def test_the_checker_sees_publishers_that_do_not_show_themselves() -> None:
         postgres_bin=PROGRAMS,
         keep=False,
     )
-    assert asyncio.run(torture(plan)).lost > 0
+    report = asyncio.run(torture(plan))
+    assert report.lost > 0
+    assert report.consumer_lost > 0
 
 
 #: Changes the headers of events after they were delivered.
