@@ -67,6 +67,8 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('function', 'consumer_states', '{}', 'EXECUTE'),
     ('function', 'read_above', '{}', 'EXECUTE'),
     ('function', 'read_open', '{}', 'EXECUTE'),
+    ('function', 'read_page', '{}', 'EXECUTE'),
+    ('function', 'read_page_desc', '{}', 'EXECUTE'),
     ('function', 'partitions', '{}', 'EXECUTE'),
     ('function', 'make_partitions', '{}', 'EXECUTE'),
     ('function', 'purge', '{}', 'EXECUTE')),
@@ -375,3 +377,7 @@ SELECT f.pid, f.role, f.program, array_agg(DISTINCT f.class ORDER BY f.class) AS
             AND (f.age IS NULL OR f.age >= %(old_s)s) END
  GROUP BY f.pid, f.role, f.program
  ORDER BY f.pid
+
+-- name: doctor_kept
+-- The channels with their own retention, those that are most overdue first.
+SELECT r.pattern, extract(epoch FROM r.late)::float8 AS late FROM sse_pg.retention r ORDER BY r.late DESC NULLS LAST

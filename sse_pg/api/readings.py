@@ -140,6 +140,9 @@ def _upkeep(bus: Bus) -> Numbers:
         "sse_pg_consumer_lag_events": {"": done.consumers.lag},
         "sse_pg_consumer_retention_used_ratio": {"": done.consumers.retention_used},
         "sse_pg_consumers_fallen_behind_total": {"": done.fallen_behind},
+        "sse_pg_expired_events_total": {"": done.purged.deleted},
+        "sse_pg_expired_late_seconds": {"": done.late_s},
+        "sse_pg_erased_from_memory_total": {"": bus.erasures.erased},
     }
 
 

@@ -18,6 +18,7 @@ from sse_pg import logs
 from sse_pg.auth import exposure
 from sse_pg.cli import database as databases
 from sse_pg.cli import doctor as doctor_command
+from sse_pg.cli import erase as erase_command
 from sse_pg.cli import history as history_command
 from sse_pg.cli import publish as publish_command
 from sse_pg.cli import purge as purge_command
@@ -26,6 +27,7 @@ from sse_pg.cli import tail as tail_command
 from sse_pg.cli import token as token_command
 from sse_pg.config import Settings, misspelt
 from sse_pg.db.connection import describe, refuse_pooler
+from sse_pg.db.erasing import Wanted
 from sse_pg.db.migrate import migrate as apply_migrations
 from sse_pg.errors import EmbeddedError
 from sse_pg.http.loop import run as run_in_server_loop
@@ -247,6 +249,29 @@ def purge(keep_events: int | None, keep_hours: float | None, database_url: str |
         _settings(keep_events=keep_events, keep_hours=keep_hours, database_url=database_url, data_dir=data_dir)
     )
     _run(purge_command.purge(settings))
+
+
+@cli.command(short_help="Take events out of the log for good.")
+@click.argument("channel")
+@click.option(
+    "--before", metavar="T", default="infinity", help="Only events that were created before this moment [all]."
+)
+@click.option(
+    "--containing", metavar="JSON", help='Only events whose payload contains this, such as {"user": 42} [all].'
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_database_url
+@_data_dir
+@_debug
+def erase(
+    channel: str, before: str, containing: str | None, yes: bool, database_url: str | None, data_dir: Path | None
+) -> None:
+    """Take events out of the log and out of every server's memory, as when a user asks for the deletion of their data.
+
+    Clients are not told. Says what it does not reach: backups, WAL, subscribers.
+    """
+    settings = databases.running(_settings(database_url=database_url, data_dir=data_dir))
+    _run(erase_command.erase(settings, Wanted(channel, before, containing), yes=yes))
 
 
 @cli.command(short_help="Say what is wrong, and how to fix it.")

@@ -91,7 +91,7 @@ METRICS = (
         "server stopped. expired: the token expired. revoked: access was withdrawn. rule_failed: the access rule "
         "could not be evaluated. error: an error that the server's log describes.",
         ("reason",),
-        ("client", "slow", "drain", "expired", "revoked", "rule_failed", "error"),
+        ("client", "slow", "drain", "expired", "revoked", "rule_failed", "erased", "error"),
     ),
     Metric(
         "sse_pg_groups",
@@ -216,7 +216,7 @@ METRICS = (
         "counter",
         "Failures of tasks that run for as long as the server. A failed task is started again.",
         ("task",),
-        ("tail", "registry", "heartbeat", "maintenance", "sweeper"),
+        ("tail", "registry", "heartbeat", "maintenance", "sweeper", "erasures"),
     ),
     # ---- maintenance
     Metric(
@@ -237,6 +237,23 @@ METRICS = (
     Metric("sse_pg_purged_partitions_total", "counter", "Partitions that these processes purged."),
     Metric("sse_pg_purged_bytes_total", "counter", "Disk space of the partitions that these processes purged."),
     Metric("sse_pg_purged_keys_total", "counter", "Idempotency keys that these processes deleted."),
+    Metric(
+        "sse_pg_expired_events_total",
+        "counter",
+        "Events that these processes deleted because of their channel's own retention (keep).",
+    ),
+    Metric(
+        "sse_pg_expired_late_seconds",
+        "gauge",
+        "For how long an event should have been deleted that is beyond its channel's own retention, at most; measured "
+        "after each round of maintenance.",
+        combine="max",
+    ),
+    Metric(
+        "sse_pg_erased_from_memory_total",
+        "counter",
+        "Events taken out of the memory of a process, because they were erased or their channel's retention had ended.",
+    ),
     Metric("sse_pg_purged_to_id", "gauge", "The highest id that was purged, by any process.", combine="max"),
     # ---- consumers in SQL, as of the last round of maintenance
     Metric("sse_pg_consumers", "gauge", "Named consumers: rows of sse_pg.consumers.", combine="max"),

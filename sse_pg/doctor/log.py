@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sse_pg.db.maintenance import retention_used
 from sse_pg.doctor.examination import Examination
-from sse_pg.doctor.finding import MAX_NAMED, Finding, error, ok, unchecked, warning
+from sse_pg.doctor.finding import MAX_NAMED, Finding, error, listed, ok, unchecked, warning
 from sse_pg.version import VERSION
 
 #: Fractions of the notification queue in use. PostgreSQL itself warns at one half; when the queue is full, commits that
@@ -17,6 +17,8 @@ SLACK_PARTITIONS = 2
 AGE_SLACK_S = 3600.0
 #: Fraction of the retention from which an event that a consumer lacks is about to be purged.
 CONSUMER_WARNING_FRACTION = 0.5
+#: The same for channels with their own retention, which is applied in every round of maintenance.
+KEPT_SLACK_S = 600.0
 
 
 async def locks(exam: Examination) -> list[Finding]:
@@ -148,6 +150,17 @@ async def retention(exam: Examination) -> list[Finding]:
                 "retention",
                 f"{kept}, although {limit}: nobody purges, or an old transaction (publishers, above) prevents it",
                 "run `sse-pg purge`; it says what prevents it",
+            )
+        )
+    late = [row for row in await exam.session.rows("doctor_kept") if row.late is not None and row.late >= KEPT_SLACK_S]
+    if late:
+        names = listed([f"{row.pattern} ({_duration(row.late)})" for row in late])
+        found.append(
+            warning(
+                "retention",
+                f"events are kept for longer than keep() says, in {names}: nobody purges, or a server that is up has "
+                "not read them, or an old transaction (publishers, above) prevents it",
+                "run `sse-pg purge`; if they stay, sse_pg.live_servers() shows which server lags",
             )
         )
     return found or [

@@ -182,3 +182,19 @@ def test_notes_of_deletions_go_after_a_day(db: psycopg.Connection) -> None:
     db.execute("UPDATE sse_pg.deletions SET deleted_at = now() - interval '25 hours'")
     purge(db)
     assert db.execute("SELECT count(*) FROM sse_pg.deletions").fetchone() == (0,)
+
+
+def test_a_consumer_is_told(db: psycopg.Connection) -> None:
+    fill(db, "a", 2, "2 hours")
+    fill(db, "b", 1)
+    fill(db, "a", 1)
+    db.execute("SELECT sse_pg.keep('a', '1 hour')")
+    purge(db)
+    read = "SELECT event_type, cursor, payload->>'before' FROM sse_pg.read(%s, %s)"
+    assert db.execute(read, ("1", ["a", "b"])).fetchall()[:3] == [
+        ("sse-pg.gap", "2", "2"),
+        ("message", "3", None),
+        ("message", "4", None),
+    ]
+    assert db.execute(read, ("1", ["b"])).fetchall()[0] == ("message", "3", None)
+    assert db.execute(read, ("2", ["a"])).fetchall()[0] == ("message", "4", None)

@@ -230,6 +230,22 @@ async def test_a_publisher_whose_age_the_role_may_not_see(database_url: str, db:
         assert f"pid {publisher.info.backend_pid} of postgres" in finding.found
 
 
+async def test_a_channel_that_is_kept_for_too_long(database_url: str, db: psycopg.Connection) -> None:
+    db.execute(
+        "INSERT INTO sse_pg.events (channel, payload, created_at) VALUES ('otp', '1', now() - interval '3 hours')"
+    )
+    assert db.execute("SELECT sse_pg.make_partitions()").fetchone() == (1,)
+    assert db.execute("SELECT sse_pg.make_partitions()").fetchone() != (0,)
+    db.execute("SELECT sse_pg.keep('otp', '2 hours 55 minutes')")
+    assert (await one("retention", database_url)).state == "ok"
+    db.execute("SELECT sse_pg.keep('otp', '1 hour')")
+    finding = await one("retention", database_url)
+    assert finding.state == "warning"
+    assert "in otp (2 hours)" in finding.found
+    db.execute("SELECT sse_pg.purge()")
+    assert (await one("retention", database_url)).state == "ok"
+
+
 async def test_retention_that_does_not_run(database_url: str, db: psycopg.Connection) -> None:
     assert (await one("retention", database_url)).state == "ok"
     db.execute(INSERT, [50])
