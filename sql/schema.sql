@@ -322,36 +322,30 @@ BEGIN
             ERRCODE = 'feature_not_supported', HINT = 'Ask the primary, also for a position.';
     END IF;
     last := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
-    WITH locks AS MATERIALIZED (
-        SELECT l.virtualtransaction AS publisher, l.classid::bigint AS class,
-               -- The keys are the low 32 bits. A distance above 2^31 means that the bound is higher than `last`.
-               last - CASE WHEN d.behind > 2147483648 THEN d.behind - 4294967296 ELSE d.behind END AS bound
-          FROM pg_locks l, LATERAL (SELECT (last - l.objid::bigint) & 4294967295 AS behind) d
-         WHERE l.locktype = 'advisory' AND l.objsubid = 2
-           AND l.classid IN (sse_pg.lock_class('first_low'), sse_pg.lock_class('first_high'),
-                             sse_pg.lock_class('window_low'), sse_pg.lock_class('window_high'),
-                             sse_pg.lock_class('window_open'))
-           AND l.granted
-           AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())),
-    numbered AS (
-        SELECT publisher, class, bound, row_number() OVER (PARTITION BY publisher, class ORDER BY bound) AS place,
-               lead(bound) OVER (PARTITION BY publisher, class ORDER BY bound) IS NULL AS newest
-          FROM locks),
-    windows AS (
-        SELECT low.bound, CASE WHEN low.newest AND still_open.publisher IS NOT NULL THEN NULL ELSE up.bound END AS upper
-          FROM numbered low
-          LEFT JOIN numbered up
-            ON up.publisher = low.publisher AND up.place = low.place
-               AND up.class = CASE low.class WHEN sse_pg.lock_class('window_low')
-                                   THEN sse_pg.lock_class('window_high') ELSE sse_pg.lock_class('first_high') END
-          LEFT JOIN numbered still_open
-            ON still_open.publisher = low.publisher AND still_open.class = sse_pg.lock_class('window_open')
-               AND low.class = sse_pg.lock_class('window_low')
-         WHERE low.class IN (sse_pg.lock_class('window_low'), sse_pg.lock_class('first_low')))
-    SELECT min(greatest(w.bound, 0)), coalesce(array_agg(greatest(w.bound, 0) + 1), '{}'),
-           coalesce(array_agg(coalesce(w.upper, 9223372036854775807)), '{}')
+    -- One row for each publisher and kind of window, with its bounds ascending. Joining the locks to each other would make
+    -- this quadratic: the planner expects few of them. The lower and upper bounds of a publisher match by their place.
+    SELECT min(greatest(w.low, 0)), coalesce(array_agg(greatest(w.low, 0) + 1), '{}'),
+           coalesce(array_agg(coalesce(w.high, 9223372036854775807)), '{}')
       INTO least_bound, window_first, window_last
-      FROM windows w;
+      FROM (SELECT array_agg(k.bound ORDER BY k.bound) FILTER (
+                       WHERE k.class IN (sse_pg.lock_class('first_low'), sse_pg.lock_class('window_low'))) AS lows,
+                   array_agg(k.bound ORDER BY k.bound) FILTER (
+                       WHERE k.class IN (sse_pg.lock_class('first_high'), sse_pg.lock_class('window_high'))) AS highs,
+                   bool_or(k.class = sse_pg.lock_class('window_open')) AS still_open
+              FROM (SELECT l.virtualtransaction COLLATE "C" AS publisher, l.classid::bigint AS class,
+                           -- The keys are the low 32 bits. A distance above 2^31: the bound is higher than `last`.
+                           last - CASE WHEN d.behind > 2147483648 THEN d.behind - 4294967296 ELSE d.behind END AS bound
+                      FROM pg_locks l, LATERAL (SELECT (last - l.objid::bigint) & 4294967295 AS behind) d
+                     WHERE l.locktype = 'advisory' AND l.objsubid = 2
+                       AND l.classid IN (sse_pg.lock_class('first_low'), sse_pg.lock_class('first_high'),
+                                         sse_pg.lock_class('window_low'), sse_pg.lock_class('window_high'),
+                                         sse_pg.lock_class('window_open'))
+                       AND l.granted
+                       AND l.database = (SELECT b.oid FROM pg_database b WHERE b.datname = current_database())) k
+             GROUP BY k.publisher, k.class IN (sse_pg.lock_class('first_low'), sse_pg.lock_class('first_high'))) p
+     CROSS JOIN LATERAL (
+         SELECT u.low, CASE WHEN p.still_open AND u.place = cardinality(p.lows) THEN NULL ELSE u.high END AS high
+           FROM unnest(p.lows, p.highs) WITH ORDINALITY AS u(low, high, place) WHERE u.low IS NOT NULL) w;
 END $$;
 
 -- The last id that was drawn; 0 if none was.
