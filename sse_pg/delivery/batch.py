@@ -87,6 +87,11 @@ class Delivery:
             self._batches[name, envelope] = found
         return found
 
+    def forget_batches(self) -> None:
+        """Let go of what was made for the groups. The batches know this object: as a circle all would stay for long."""
+        self._batches = {}
+        self._entries = {}
+
     def _batch(self, entries: list[Entry], envelope: Envelope | None) -> Batch:
         entries.sort(key=_turn)
         blocks = [entry.frame(envelope) for entry in entries] if self.reason is None else [self.gap]
@@ -117,13 +122,26 @@ class Batch:
 class Missing:
     """What some streams of a group were not sent yet, joined once for all that lack the same."""
 
-    __slots__ = ("_batches", "_data", "_framing", "before", "delivery", "events", "log", "mark", "reasons", "size")
+    __slots__ = (
+        "_blocks",
+        "_data",
+        "_deliveries",
+        "_framing",
+        "before",
+        "delivery",
+        "events",
+        "log",
+        "mark",
+        "reasons",
+        "size",
+    )
 
     def __init__(self, batches: Sequence[Batch], framing: Framing, now: float) -> None:
-        self._batches = batches
+        self._blocks = [block for batch in batches for block in batch.blocks]
+        self._deliveries = [batch.delivery for batch in batches]
         self._framing = framing
         self._data: bytes | None = None
-        self.size = sum(sum(map(len, batch.blocks)) for batch in batches)
+        self.size = sum(map(len, self._blocks))
         """Bytes of all blocks, before they are framed."""
         self.events = sum(batch.events for batch in batches)
         first, last = batches[0].delivery, batches[-1].delivery
@@ -138,14 +156,13 @@ class Missing:
     @property
     def has_erased(self) -> bool:
         """Whether one of its events was erased since."""
-        return any(batch.delivery.erased for batch in self._batches)
+        return any(delivery.erased for delivery in self._deliveries)
 
     @property
     def data(self) -> bytes:
         """What is written."""
         if self._data is None:
-            data = b"".join([block for batch in self._batches for block in batch.blocks])
-            self._data = self._framing.batch(data)
+            self._data = self._framing.batch(b"".join(self._blocks))
         return self._data
 
 

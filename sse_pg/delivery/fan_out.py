@@ -150,7 +150,8 @@ class FanOut:
 
     def forget(self) -> None:
         """Forget the pending deliveries, because all live streams end."""
-        self._pending.clear()
+        while self._pending:
+            self._pending.pop().forget_batches()
 
     def erase(self, ids: Set[int]) -> None:
         """Mark the pending deliveries that have one of these events: their bytes are not written any more."""
@@ -273,5 +274,6 @@ class FanOut:
             yield from [*self._by_channel.get(channel, ())]
 
     def _count(self, delivery: Delivery) -> None:
+        delivery.forget_batches()
         if delivery.released:
             self._meter.batch(delivery.released, delivery.deliveries, time.time())

@@ -49,6 +49,9 @@ POLLS_TO_SLEEP = 25
 SLEEP_RETRY_S = 10.0
 #: Time between reads while events are held back by a missing id.
 GAP_POLL_S = 0.002
+#: Time after which a read asks again which publishers are in flight, while ids are open. Asking takes longer than
+#: reading, and says only which ids are dead: those that commit are simply read.
+ASK_PAUSE_S = 0.005
 #: Time between reads of a tail that has fallen asleep, while a publisher is in flight that may not ring for it.
 IN_FLIGHT_POLL_S = 0.025
 #: With no stream open, a tail that has read everything looks this many times less often than its safety reads are ...
@@ -123,6 +126,8 @@ class Tail:
         self._fell_asleep_at: int | None = None
         """The last id drawn when the tail fell asleep, while a publisher may be in flight that does not ring for it."""
         self._noted_settled = 0
+        self._ask_at = 0.0
+        """When a read asks again who is in flight, by time.monotonic()."""
         self._complete_to: int | None = None
         """The last id drawn, if every id up to it was read or can no longer come; None if that is not known."""
         self._busy_bells: list[float] = []
@@ -399,7 +404,7 @@ class Tail:
         while self._hub.fan_out.backlog > MAX_BACKLOG_CHARS:  # noqa: ASYNC110 - rare, and a sweep signals nothing
             await asyncio.sleep(BACKLOG_PAUSE_S)
         self._complete_to = None
-        asks = settle or bool(frontier.open)
+        asks = settle or (bool(frontier.open) and time.monotonic() >= self._ask_at)
         with deadline(conn, RESPONSE_DEADLINE_S):
             read = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=asks)
             if read.publishers is not None and read.publishers.last < frontier.seen:
@@ -411,6 +416,7 @@ class Tail:
         self.read_at = now
         self.meter.reads += 1
         if read.publishers is not None:
+            self._ask_at = now + ASK_PAUSE_S
             self._note(read.publishers)
         frontier.feed(read.events, now)
         if read.more:  # a prefix: nothing is known above its last event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections import Counter
@@ -132,6 +133,29 @@ async def test_one_write_for_a_batch(hub: Hub) -> None:
     deliver(hub, event(14))
     assert len(one.writes) == 2
     assert one.ids() == ["11", "12", "13", "14"]
+
+
+@pytest.mark.parametrize("max_direct", [0, 100], ids=["swept", "at once"])
+async def test_what_was_delivered_is_no_circle(max_direct: int) -> None:
+    """It would wait for the garbage collector, which may be long: of a large transaction, hundreds of megabytes."""
+    hub = Hub(0, 0)
+    hub.begin(Cursor(10))
+    hub.fan_out.max_direct = max_direct
+    for channels in ("a", "b", "ab", "abc"):
+        live(hub, *channels)
+        live(hub, *channels, framing=Framing.CHUNKED)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in (11, 13, 15):
+            deliver(hub, event(number), event(number + 1, "b"))
+            sweep(hub)
+        deliver(hub, event(17))
+        deliver(hub, event(18, "b"))
+        sweep(hub)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 async def test_chunked_and_envelope(hub: Hub) -> None:
