@@ -15,7 +15,7 @@ def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(prog="torture")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    for name in ("seconds", "pause", "fault_pause", "catch_up"):
+    for name in ("seconds", "pause", "fault_pause", "erase_pause", "catch_up"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Plan(0), name))
     for name in ("writers", "readers", "servers", "workers", "keep_events"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Plan(0), name))
@@ -26,7 +26,7 @@ def main() -> None:
     report = asyncio.run(torture(plan))
     sys.stdout.write(f"faults: {report.faults}\n")
     for name, value in dataclasses.asdict(report).items():
-        sys.stdout.write(f"{name}: {value}\n")
+        sys.stdout.write(f"{name}: {len(value) if name == 'deleted' else value}\n")
     sys.exit(1 if report.faults else 0)
 
 

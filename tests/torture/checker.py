@@ -10,6 +10,7 @@ from typing import NamedTuple
 import psycopg
 
 from sse_pg.core.cursor import Cursor
+from torture.erasures import KEPT
 from torture.readers import Reader, checksum
 from torture.workers import CONSUMERS, Worker
 from torture.writers import Answers
@@ -65,6 +66,11 @@ class Report:
     announced: int = 0
     """Events that readers lack because they were purged, as such a gap event has said."""
     purged_to: int = 0
+    deleted: set[int] = field(default_factory=set, repr=False)
+    """The ids that were deleted row by row: erased, or no longer kept in their channel."""
+    erased: int = 0
+    served_late: int = 0
+    """Deleted events that clients got from a server that had a second to forget them."""
     consumed: int = 0
     """Events that workers of named consumers took and committed."""
     worker_failures: int = 0
@@ -88,17 +94,18 @@ class Report:
             + self.http_lost
             + self.http_unasked
             + self.gaps_told
+            + self.served_late
             + self.consumer_lost
             + self.consumer_doubled
         )
 
 
-def table(conninfo: str, *, purged: bool = False) -> dict[int, Row]:
-    """Read every marked event; ``purged``: also those that are only among the copies."""
+def table(conninfo: str, *, copies: bool = False) -> dict[int, Row]:
+    """Read every marked event; ``copies``: also those that are only among the copies."""
     rows: dict[int, Row] = {}
     with psycopg.connect(conninfo) as conn, conn.cursor("all") as cursor:
         cursor.itersize = 20000
-        for number, channel, payload, headers in cursor.execute(COPIES if purged else EVENTS):
+        for number, channel, payload, headers in cursor.execute(COPIES if copies else EVENTS):
             event = json.loads(payload)
             if event["m"] in rows:
                 raise AssertionError(f"the table holds mark {event['m']} twice")
@@ -135,8 +142,16 @@ def check_workers(report: Report, rows: dict[int, Row], workers: list[Worker], c
                     "SELECT after, before FROM consumer_gaps WHERE consumer = %s", [name]
                 ).fetchall()
             ]
-            missing = {row.id for row in rows.values() if row.channel in CONSUMERS[name]} - taken
-            announced = {number for number in missing if any(number in gap for gap in gaps)}
+            missing = {
+                row.id
+                for row in rows.values()
+                if row.channel in CONSUMERS[name] and row.id not in taken and not _is_erased(report, row)
+            }
+            announced = {
+                number
+                for number in missing
+                if (number <= report.purged_to or number in report.deleted) and any(number in gap for gap in gaps)
+            }
             report.consumed += len(taken)
             report.consumer_announced += len(announced)
             report.consumer_lost += len(missing - announced)
@@ -152,7 +167,15 @@ def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: 
         expected = {mark for mark, row in rows.items() if row.channel in channels}
         counts = Counter(reader.marks)
         missing = expected - counts.keys()
-        announced = _announced(report, reader, number, [(mark, rows[mark].id) for mark in missing])
+        missing = {mark for mark in missing if not _is_erased(report, rows[mark])}
+        lost_to = max((row.id for row in rows.values() if row.channel == KEPT and row.id in report.deleted), default=0)
+        announced = _announced(
+            report,
+            reader,
+            number,
+            [(mark, rows[mark].id) for mark in missing],
+            max(report.purged_to, lost_to if KEPT in channels else 0),
+        )
         report.announced += len(announced)
         missing -= announced
         report.lost += len(missing)
@@ -175,21 +198,31 @@ def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: 
     return report
 
 
-def _announced(report: Report, reader: Reader, number: int, missing: list[tuple[int, int]]) -> set[int]:
-    """Return which of the missing marks, each with its id, a reader was told about; count what it was told."""
+def _is_erased(report: Report, row: Row) -> bool:
+    """Whether an event was erased. A reader may have it or not, and is not told."""
+    return row.id in report.deleted and row.channel != KEPT
+
+
+def _announced(report: Report, reader: Reader, number: int, missing: list[tuple[int, int]], lost_to: int) -> set[int]:
+    """Return which of the missing marks, each with its id, a reader was told about; count what it was told.
+
+    ``lost_to`` is up to which id events of its channels are lost.
+    """
     announced: set[int] = set()
     for told in reader.gaps_told:
         gap = json.loads(told)
         after, before = Cursor.parse(gap["after"]), Cursor.parse(gap["before"])
-        if gap["reason"] != "expired" or after.high > report.purged_to:
+        if gap["reason"] != "expired" or not after.missing_up_to(lost_to):
             report.gaps_told += 1
-            report.examples.append(f"reader {number} was told {told}; the log is purged up to {report.purged_to}")
+            report.examples.append(f"reader {number} was told {told}; its channels are purged up to {lost_to}")
             continue
         report.gaps_expired += 1
         announced.update(
             mark
             for mark, event_id in missing
-            if event_id <= report.purged_to and before.offered(event_id) and not after.offered(event_id)
+            if (event_id <= report.purged_to or event_id in report.deleted)
+            and before.offered(event_id)
+            and not after.offered(event_id)
         )
     return announced
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import aiohttp
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.database_proxy import Proxy
@@ -19,6 +20,7 @@ from support.database_proxy import Proxy
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
 from torture.checker import KEEP_COPIES, Report, Row, check, check_workers, purged_to, table
+from torture.erasures import KEPT, NOTE_DELETIONS, SETTINGS, Eraser, gone
 from torture.faults import Faults, ServerProcess, free_ports
 from torture.readers import Reader
 from torture.workers import TABLES, Worker, caught_up
@@ -45,6 +47,8 @@ class Plan:
     """SQL that breaks the mechanism, to show that the checker notices."""
     keep_events: int = 0
     """Newest events to keep: what is older is purged while readers resume. 0: nothing is purged."""
+    erase_pause: float = 0.0
+    """Mean time between two erasures; also, one channel has a retention of its own then. 0: nothing is erased."""
     workers: int = 7
     """Takers of named consumers; there are three names."""
     ignore_gaps: bool = False
@@ -81,6 +85,12 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         with psycopg.connect(postgres.url, autocommit=True) as conn:
             conn.execute(KEEP_COPIES)
         env = {**env, "SSE_PG_KEEP_EVENTS": str(plan.keep_events), **PURGING}
+    if plan.erase_pause:
+        with psycopg.connect(postgres.url, autocommit=True) as conn:
+            if not plan.keep_events:
+                conn.execute(KEEP_COPIES)
+            conn.execute(NOTE_DELETIONS)  # type: ignore[arg-type]
+        env = {**SETTINGS, **env}
     if plan.sabotage:
         with psycopg.connect(postgres.url, autocommit=True) as conn:
             conn.execute(plan.sabotage)
@@ -111,6 +121,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
     with psycopg.connect(postgres.url, autocommit=True) as conn:
         conn.execute(TABLES)
     workers = [Worker(n, plan.seed, postgres.url, by_hand=n % 2 == 1) for n in range(plan.workers)]
+    late: list[Reader] = []
     answers = Answers()
     writers = [Writer(n, plan.seed, postgres.url, urls, answers) for n in range(1, plan.writers + 1)]
     faults = Faults(plan.seed, postgres, servers, proxies)
@@ -119,6 +130,10 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         await asyncio.wait_for(asyncio.gather(*(reader.opened.wait() for reader in readers)), 60)
         tasks += [asyncio.create_task(worker.run()) for worker in workers]
         writing = [asyncio.create_task(writer.run(plan.pause)) for writer in writers]
+        eraser = Eraser(plan.seed, postgres.url)
+        if plan.erase_pause:
+            erasing = asyncio.create_task(eraser.run(plan.erase_pause))
+            tasks.append(erasing)
         breaking = asyncio.create_task(faults.run(plan.fault_pause, database_faults=plan.database_faults))
         # Clients that come later and want all that is retained.
         for n in range(3):
@@ -127,12 +142,22 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
             readers.append(reader)
             tasks.append(asyncio.create_task(reader.run()))
         await _calm_down(writers, writing, breaking, proxies, servers, postgres)
-        rows = table(postgres.url, purged=bool(plan.keep_events))
+        deleted: set[int] = set()
+        if plan.erase_pause:
+            erasing.cancel()
+            deleted = await _end_deletions(postgres.url, urls)
+            for n, url in enumerate(urls):  # what they get was in a server's memory, or in the table
+                late.append(Reader(plan.readers + 3 + n, plan.seed, [url], CHANNELS, "0"))
+                tasks.append(asyncio.create_task(late[-1].run()))
+            readers += late
+        rows = table(postgres.url, copies=bool(plan.keep_events or plan.erase_pause))
         for reader in readers:
             reader.dropping = False
-        await _caught_up(readers, rows, plan.catch_up, postgres.url)
+        left = {mark: row for mark, row in rows.items() if row.id not in deleted}
+        await _caught_up(readers, left, plan.catch_up, postgres.url)
         if workers:
             await caught_up(postgres.url, workers, plan.catch_up)
+        assert not plan.erase_pause or deleted == gone(postgres.url), "something was deleted after the end"
         purged = purged_to(postgres.url)
     finally:
         for task in tasks:
@@ -143,9 +168,39 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         for proxy in proxies:
             await proxy.close()
     report = Report(plan.seed, purged_to=purged, faults_injected=dict(Counter(faults.done)))
+    report.deleted = deleted
+    report.erased = eraser.erased
+    marks = {row.id: mark for mark, row in rows.items()}
+    report.served_late = sum(len(set(reader.marks) & {marks[number] for number in deleted}) for reader in late)
     if workers:
         check_workers(report, rows, workers, postgres.url)
     return check(report, rows, readers, answers)
+
+
+async def _end_deletions(conninfo: str, urls: list[str]) -> set[int]:
+    """Delete what keep() no longer keeps, and wait for what a server may take to forget; return what was deleted."""
+    with psycopg.connect(conninfo, autocommit=True) as conn:
+        async with aiohttp.ClientSession() as session, asyncio.timeout(60):
+            for url in urls:
+                while not await _is_ready(session, url):
+                    await asyncio.sleep(0.05)
+        await asyncio.sleep(3.0)  # the servers note what they have read every two seconds
+        while True:
+            state, deleted = conn.execute("SELECT state, deleted FROM sse_pg.purge()").fetchall()[0]
+            if state == "done" and not deleted:
+                break
+            await asyncio.sleep(0.02)
+        conn.execute(f"SELECT sse_pg.keep('{KEPT}', '1 year')")  # type: ignore[arg-type]
+    await asyncio.sleep(1.0)
+    return gone(conninfo)
+
+
+async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(f"{url}/readyz") as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
 
 
 async def _calm_down(

@@ -118,3 +118,28 @@ def test_the_checker_sees_a_purge_that_is_not_announced() -> None:
         keep=False,
     )
     assert asyncio.run(torture(plan)).lost > 0
+
+
+def test_what_is_erased_is_no_gap_and_what_is_no_longer_kept_is_one() -> None:
+    seed = random.randrange(10**6)
+    report = asyncio.run(torture(Plan(seed, seconds=15, fault_pause=1.5, erase_pause=0.1, postgres_bin=PROGRAMS)))
+    assert report.faults == 0, report
+    assert report.erased > 100
+    assert report.gaps_expired > 0
+    assert report.announced > 0
+
+
+def test_the_checker_sees_what_servers_do_not_forget() -> None:
+    plan = Plan(
+        1,
+        seconds=5,
+        fault_pause=1000,
+        database_faults=False,
+        erase_pause=0.1,
+        catch_up=3,
+        sabotage="CREATE OR REPLACE FUNCTION sse_pg.note_deletion("
+        "channel text, first_id bigint, last_id bigint, expired boolean) RETURNS void LANGUAGE sql AS ''",
+        postgres_bin=PROGRAMS,
+        keep=False,
+    )
+    assert asyncio.run(torture(plan)).served_late > 0
