@@ -56,6 +56,7 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.unsubscribe(text, text),
     sse_pg.read(text, text[], integer),
     sse_pg.consume(text, text[], integer),
+    sse_pg.has_work(text, text[]),
     sse_pg.drop_consumer(text),
     sse_pg.consumer_states()
 TO sse_pg_subscriber;

@@ -1138,6 +1138,21 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Whether consume() has something to do. If it has not, it writes nothing; a program that polls can ask this instead, and
+-- need not begin a transaction.
+CREATE FUNCTION sse_pg.has_work(consumer text, channels text[]) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known sse_pg.consumer_cursors;
+BEGIN
+    SELECT * INTO known FROM sse_pg.consumer_cursors c WHERE c.name = consumer;
+    RETURN NOT coalesce(
+        known.channels = has_work.channels AND known.epoch >= (SELECT coalesce(max(h.starts_at), 0) FROM sse_pg.epochs h)
+        AND upper(known.offered) - 1 <= sse_pg.last_id()
+        AND (known.updated_at > clock_timestamp() - interval '10 seconds' OR upper(known.offered) > sse_pg.last_id())
+        AND NOT sse_pg.is_behind(known.offered, has_work.channels), false);
+END $$;
+
 -- What read() returns, for a consumer with a name, whose cursor moves with the caller's transaction: after a rollback, the
 -- same events come again. A new name begins at the oldest event. Two takers of one name never get the same events: the
 -- second waits until the transaction of the first ends (in REPEATABLE READ it then fails with 40001). The channels of a
@@ -1159,13 +1174,10 @@ DECLARE
     newest bigint;
     e      record;
 BEGIN
-    SELECT coalesce(max(h.starts_at), 0) INTO newest FROM sse_pg.epochs h;
-    SELECT * INTO known FROM sse_pg.consumer_cursors c WHERE c.name = consumer;
-    IF known.channels = wanted AND known.epoch = newest AND upper(known.offered) - 1 <= sse_pg.last_id()
-       AND (known.updated_at > clock_timestamp() - interval '10 seconds' OR upper(known.offered) > sse_pg.last_id())
-       AND NOT sse_pg.is_behind(known.offered, wanted) THEN
+    IF NOT sse_pg.has_work(consumer, wanted) THEN
         RETURN;
     END IF;
+    SELECT coalesce(max(h.starts_at), 0) INTO newest FROM sse_pg.epochs h;
     LOOP
         INSERT INTO sse_pg.consumer_cursors (name, channels, epoch) VALUES (consumer, wanted, newest)
         ON CONFLICT DO NOTHING;

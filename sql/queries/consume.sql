@@ -8,6 +8,10 @@ SELECT current_setting('lock_timeout'), set_config('idle_session_timeout', '0', 
 -- name: consumer_listen
 LISTEN sse_pg
 
+-- name: consumer_has_work
+-- The last id shows whether the log is busy.
+SELECT sse_pg.has_work(%s, %s), sse_pg.last_id()
+
 -- name: consume_begin
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE
 

@@ -136,7 +136,7 @@ class Consumer:
         """
         self._dsn = dsn
         self._name = name
-        self._channels = [channels] if isinstance(channels, str) else list(channels)
+        self._channels = [channels] if isinstance(channels, str) else sorted(set(channels))
         self._most = most
         self._on_gap = on_gap or _log_gap
         self._on_reconnect = on_reconnect or _log_reconnect
@@ -233,12 +233,13 @@ class Consumer:
         if not self._is_awake and self._is_busy():
             await session.show_awake(was_asleep=True)
             self._is_awake, self._fell_asleep_at = True, None
+        last_id = session.last_id
         rows = await session.take(self._name, self._channels, self._most)
         self._is_out = bool(rows)
         self._backoff.reset()
-        if rows:
-            self._idle = 0
-        else:
+        if session.last_id != last_id:
+            self._idle = 0  # as a tail, it stays awake while the log is busy, whatever the channels are
+        if not rows:
             await self._rest(session)
         batch = [StoredEvent(*row) for row in rows if row[2] != "sse-pg.gap"]
         return session, batch, [msgspec.convert(row[3], Gap) for row in rows if row[2] == "sse-pg.gap"]

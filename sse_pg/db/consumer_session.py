@@ -6,7 +6,7 @@ where the loop depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -43,6 +43,8 @@ class ConsumerSession:
     def __init__(self, conn: Connection, lock_timeout: str) -> None:
         self.conn = conn
         self._lock_timeout = lock_timeout
+        self.last_id = 0
+        """The last id drawn, in any channel, when events were last asked for."""
 
     @classmethod
     async def connect(cls, dsn: str, heard: Callable[[psycopg.Notify], None]) -> ConsumerSession:
@@ -62,11 +64,15 @@ class ConsumerSession:
             raise
         return cls(conn, lock_timeout)
 
-    async def take(self, consumer: str, channels: Sequence[str], most: int) -> list[tuple[Any, ...]]:
-        """Begin a transaction and take events in it; without events, end it. Another taker is waited for."""
+    async def take(self, consumer: str, channels: list[str], most: int) -> list[tuple[Any, ...]]:
+        """Begin a transaction and take events in it. Without events, there is none. Another taker is waited for."""
         conn = self.conn
-        params = {"consumer": consumer, "channels": list(channels), "most": most}
+        params = {"consumer": consumer, "channels": channels, "most": most}
         with deadline(conn, RESPONSE_DEADLINE_S):
+            answer = await conn.execute(query("consumer_has_work"), [consumer, channels], prepare=True)
+            ((has_work, self.last_id),) = await answer.fetchall()
+            if not has_work:
+                return []
             try:
                 async with conn.pipeline():
                     await conn.execute(query("consume_begin"))

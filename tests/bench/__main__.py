@@ -33,6 +33,7 @@ BENCHMARKS = {
     "outage": "outage",
     "price": "price",
     "tables": "table_changes",
+    "consumers": "consumers",
 }
 
 

@@ -227,6 +227,10 @@ async def test_a_busy_log_is_polled(database_url: str, done: Connection, monkeyp
             publish(done, channel="b")
             count += 1
             await asyncio.sleep(0)
+        for _ in range(2 * module.POLLS_TO_SLEEP):  # the log is busy with what it does not read
+            publish(done, channel="b")
+            await asyncio.sleep(module.POLL_S)
+            assert done.execute(LOCKS).fetchall() == [(2,)]
         publish(done)  # polled for, without a bell
         await caught_up(done, count + 1)
         await asleep(done)
