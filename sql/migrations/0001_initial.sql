@@ -2676,7 +2676,9 @@ COMMENT ON VIEW sse_pg.published_tables IS
 
 -- A function may be called only by roles to which it was granted. USAGE on the schema sse_pg and EXECUTE on publish() are
 -- enough to publish. The exceptions are the functions that a CHECK calls, which run with the rights of the role that
--- inserts, and lock_class(), which a role needs to understand pg_locks. Those are IMMUTABLE: they read and change nothing.
+-- inserts, lock_class(), which a role needs to understand pg_locks, and those that write the statements for a published
+-- table, which run with the rights of the table's owner. Those are marked IMMUTABLE: they change nothing, and read nothing
+-- but the catalog, which is open to every role.
 --
 -- `sse-pg migrate` calls this each time: after a restore without rights (pg_restore --no-acl), any role could call every
 -- function.
