@@ -1229,7 +1229,8 @@ END $$;
 -- The consumers, and how far each is behind. `lag` is the number of events that it lacks; counting ends at 100,000 in a
 -- channel. `oldest_id` and `oldest_at` belong to the oldest event that it lacks, `ids_behind` is the number of ids from
 -- there to the last one, without the jumps where epochs begin: a purge that keeps fewer takes events from the consumer.
-CREATE FUNCTION sse_pg.consumer_states()
+-- `most` limits the work: the result has only so many consumers, those whose cursors lack the lowest ids.
+CREATE FUNCTION sse_pg.consumer_states(most integer DEFAULT NULL)
 RETURNS TABLE (name text, channels text[], cursor text, lag bigint, updated_at timestamptz, oldest_id bigint,
                oldest_at timestamptz, ids_behind bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -1243,7 +1244,8 @@ BEGIN
            greatest(sse_pg.last_id() - b.oldest_id + 1 - (
                SELECT coalesce(sum(p.starts_at - greatest(p.settled_to, b.oldest_id)), 0)
                  FROM sse_pg.epochs p WHERE p.starts_at > b.oldest_id), 0)::bigint
-      FROM sse_pg.consumer_cursors c
+      FROM (SELECT a.* FROM sse_pg.consumer_cursors a
+             ORDER BY lower(int8multirange(int8range(1, NULL)) - coalesce(a.offered, '{}')), a.name LIMIT most) c
      CROSS JOIN LATERAL (
          SELECT sum(n.lag) AS lag, min(n.oldest_id) AS oldest_id
            FROM unnest(c.channels) k(channel)

@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from sse_pg.api.overview import Overview
 from sse_pg.bus import Bus
 from sse_pg.core.event import POSTGRES_EPOCH_S, timestamp
 from sse_pg.core.meter import HISTORY_S, Second
@@ -28,6 +29,7 @@ class StatsApi:
         self._lock = asyncio.Lock()
         self._queried_at = float("-inf")
         self._queried: tuple[tuple[Any, ...], list[tuple[Any, ...]]] | None = None
+        self._overview = Overview(bus.store)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of this module."""
@@ -37,7 +39,10 @@ class StatsApi:
         """Return the current numbers, and those of the last seconds one by one."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
         seconds = query_integer(request.query, "seconds", 60, 0, HISTORY_S)
-        (version, newest, oldest, purged_to, settled_to, partitions, publishers), servers = await self._query()
+        async with self._lock:
+            log, servers = await self._query()
+            overview = await self._overview.show()
+        version, newest, oldest, purged_to, settled_to, partitions, publishers = log
         bus, settings, now = self._bus, self._bus.settings, time.time()
         body = {
             "time": timestamp(round((now - POSTGRES_EPOCH_S) * 1_000_000)),
@@ -59,15 +64,15 @@ class StatsApi:
             "totals": {"events": bus.hub.meter.events, "deliveries": bus.hub.meter.deliveries},
             "recent": [_second(second) for second in bus.hub.meter.recent if second.at >= now - seconds],
             "channels": self._channels(now),
+            **overview,
         }
         return json_response(body)
 
     async def _query(self) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
-        async with self._lock:
-            if self._queried is None or time.monotonic() - self._queried_at > DATABASE_CACHE_S:
-                self._queried = await self._bus.store.stats(), await self._bus.store.servers_state()
-                self._queried_at = time.monotonic()
-            return self._queried
+        if self._queried is None or time.monotonic() - self._queried_at > DATABASE_CACHE_S:
+            self._queried = await self._bus.store.stats(), await self._bus.store.servers_state()
+            self._queried_at = time.monotonic()
+        return self._queried
 
     def _server(self, newest: int) -> dict[str, object]:
         """Return the current state of the server that serves the request."""

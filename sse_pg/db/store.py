@@ -238,6 +238,18 @@ class Store:
         """Return what ``servers`` returns, and (position, asleep, awake) of each."""
         return await self._rows("servers_state")
 
+    async def overview_tables(self, most: int, most_characters: int) -> list[tuple[Any, ...]]:
+        """Return (table, channel, operations, owner, problem) of published tables, those with a problem first."""
+        return await self._rows("overview_tables", {"most": most, "most_characters": most_characters})
+
+    async def overview_consumers(self, most: int, most_channels: int) -> list[tuple[Any, ...]]:
+        """Return (name, first channels, number of channels, lag, oldest at, updated at) of those furthest behind."""
+        return await self._rows("overview_consumers", {"most": most, "most_channels": most_channels})
+
+    async def overview_kept(self, most: int) -> list[tuple[Any, ...]]:
+        """Return (channel, hours, expired to, seconds late) of channels with a retention of their own."""
+        return await self._rows("overview_kept", {"most": most})
+
     async def update_server(self, server_id: int, active: int, position: Cursor) -> None:
         """Write how many streams a server has, and what it has read."""
         async with connection(self.pool, upkeep=True) as conn:

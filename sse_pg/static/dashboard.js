@@ -52,7 +52,7 @@ function draw () {
   put('v-delay-note', p99 === undefined ? 'no events in 10 s' : `p50; p99 ${milliseconds(p99)}`)
 }
 
-function show ({ log, server, servers, publishersInFlight, openGaps, channels, database }) {
+function show ({ log, server, servers, publishersInFlight, openGaps, channels, database, consumers, tables, keptChannels }) {
   const streams = servers.reduce((sum, each) => sum + each.activeConnections, 0)
   put('v-streams', streams.toLocaleString('en'))
   put('v-servers', `on ${servers.length} ${servers.length === 1 ? 'server' : 'servers'}`)
@@ -72,6 +72,9 @@ function show ({ log, server, servers, publishersInFlight, openGaps, channels, d
     row.cells[0].title = `server ${each.id}, version ${each.version}, since ${each.startedAt}`
     row.cells[0].className = 'cut'
   })
+  showConsumers(consumers)
+  showTables(tables)
+  showKept(keptChannels)
   if (!chosen && channels.length) {
     chosen = true
     feed.follow(channels.slice(0, AUTOMATIC).map(({ channel }) => channel))
@@ -94,6 +97,37 @@ function show ({ log, server, servers, publishersInFlight, openGaps, channels, d
   if (known.join() !== [...$('known').options].map(({ value }) => value).join()) {
     $('known').replaceChildren(...known.map((name) => Object.assign(element('option'), { value: name })))
   }
+}
+
+function showConsumers (consumers) {
+  $('consumers').hidden = !consumers.length
+  rows($('t-consumers').tBodies[0], consumers, ({ name }) => name, (row, each) => {
+    const rest = each.channelCount - each.channels.length
+    const names = each.channels.join(', ') + (rest ? ` and ${rest.toLocaleString('en')} more` : '')
+    const behind = each.oldestAt === null ? '–' : ago(now() - Date.parse(each.oldestAt) / 1000)
+    cells(row, [each.name, names, each.lag.toLocaleString('en'), behind], ['cut', 'cut', 'n', 'n'])
+    row.cells[0].title = `${each.name}, cursor written ${each.updatedAt}`
+    row.cells[1].title = names
+  })
+}
+
+function showTables (tables) {
+  $('tables').hidden = !tables.length
+  rows($('t-tables').tBodies[0], tables, ({ table }) => table, (row, each) => {
+    cells(row, [each.table, each.channel, each.problem ?? 'published'], ['cut', 'cut', each.problem === null ? 'cut' : 'cut warn'])
+    row.cells[0].title = `${each.table}, owner ${each.owner}: ${each.operations.join(', ')}`
+    row.cells[1].title = each.channel
+    row.cells[2].title = each.problem ?? ''
+  })
+}
+
+function showKept (channels) {
+  $('kept').hidden = !channels.length
+  rows($('t-kept').tBodies[0], channels, ({ channel }) => channel, (row, each) => {
+    const keeps = span(each.keepHours * 3600)
+    cells(row, [each.channel, keeps, each.expiredTo.toLocaleString('en'), each.lateSeconds ? span(each.lateSeconds) : '–'], ['cut', 'n', 'n', 'n'])
+    row.cells[0].title = each.channel
+  })
 }
 
 /** Update the rows of a table in place, so that focus and selection are kept. */
@@ -128,7 +162,10 @@ function milliseconds (value) {
 }
 
 function ago (seconds) {
-  if (seconds < 1.5) return 'now'
+  return seconds < 1.5 ? 'now' : span(seconds)
+}
+
+function span (seconds) {
   if (seconds < 90) return `${Math.round(seconds)} s`
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import psycopg
+import pytest
 from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
 
+from sse_pg.api import overview
+from sse_pg.api.overview import MAX_CONSUMER_CHANNELS, MAX_ROWS
 from sse_pg.api.stats import MAX_CHANNELS
 
 
@@ -77,3 +80,72 @@ async def test_channels_are_bounded(client: Client) -> None:
         await stream.event()
     _, body = await client.get("/api/events/stats")
     assert len(body["channels"]) == MAX_CHANNELS
+
+
+async def test_tables_consumers_and_kept_channels(
+    client: Client, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "MIN_REUSE_S", 0.0)
+    monkeypatch.setattr(overview, "REUSE_FACTOR", 0.0)
+    _, body = await client.get("/api/events/stats")
+    assert (body["tables"], body["consumers"], body["keptChannels"]) == ([], [], [])
+    db.execute("CREATE TABLE orders (id int PRIMARY KEY, state text)")
+    db.execute("CREATE TABLE bills (id int PRIMARY KEY)")
+    db.execute("SELECT sse_pg.publish_changes('orders', 'orders.{id}', operations => '{INSERT,DELETE}')")
+    db.execute("SELECT sse_pg.publish_changes('bills', 'bills')")
+    db.execute("ALTER TABLE bills DISABLE TRIGGER sse_pg_insert")
+    db.execute("INSERT INTO orders SELECT 7, 'new'")
+    db.execute("SELECT FROM sse_pg.consume('mail', '{orders.7,b}')")
+    db.execute("SELECT FROM sse_pg.consume('index', '{b}')")
+    for number in range(3):
+        db.execute("SELECT sse_pg.publish('b', 'T', %s)", [str(number)])
+    db.execute("SELECT FROM sse_pg.consume('mail', '{orders.7,b}', 1)")
+    db.execute(
+        "INSERT INTO sse_pg.events (channel, payload, created_at) VALUES ('old', '1', now() - interval '3 hours')"
+    )
+    db.execute("SELECT sse_pg.keep('old', '90 minutes')")
+    _, body = await client.get("/api/events/stats")
+    bad, good = body["tables"]
+    assert (bad["table"], bad["channel"]) == ("public.bills", "bills")
+    assert "trigger is missing or disabled" in bad["problem"]
+    assert good == {
+        "table": "public.orders",
+        "channel": "orders.{id}",
+        "operations": ["DELETE", "INSERT"],
+        "owner": "postgres",
+        "problem": None,
+    }
+    lags = [(c["name"], c["channels"], c["channelCount"], c["lag"]) for c in body["consumers"]]
+    assert lags == [("index", ["b"], 1, 3), ("mail", ["b", "orders.7"], 2, 2)]
+    assert all(consumer["oldestAt"] <= body["time"] for consumer in body["consumers"])
+    (kept,) = body["keptChannels"]
+    assert (kept["channel"], kept["keepHours"], kept["expiredTo"]) == ("old", 1.5, 0)
+    assert kept["lateSeconds"] >= 5400
+
+
+async def test_the_overview_is_bounded(client: Client, db: psycopg.Connection) -> None:
+    channels = [f"c{number:02}" for number in range(MAX_CONSUMER_CHANNELS + 5)]
+    db.execute("SELECT FROM sse_pg.consume('behind', %s)", [channels])
+    db.execute("SELECT sse_pg.publish('c03', 'T', '1')")
+    for number in range(MAX_ROWS + 5):
+        db.execute("SELECT FROM sse_pg.consume(%s, '{c03}')", [f"ahead{number:02}"])
+        db.execute("SELECT sse_pg.keep(%s, '1 hour')", [f"kept{number:02}"])
+        db.execute(f"CREATE TABLE t{number} (id int)")  # type: ignore[arg-type]
+        db.execute("SELECT sse_pg.publish_changes(%s, 'a')", [f"t{number}"])
+    _, body = await client.get("/api/events/stats")
+    assert [len(body[part]) for part in ("tables", "consumers", "keptChannels")] == [MAX_ROWS] * 3
+    first = body["consumers"][0]
+    assert (first["name"], first["lag"], first["channelCount"]) == ("behind", 1, len(channels))
+    assert first["channels"] == channels[:MAX_CONSUMER_CHANNELS]
+
+
+@pytest.mark.parametrize(("least_s", "factor"), [(3600.0, 0.0), (0.0, 1e9)])
+async def test_the_overview_is_reused_the_longer_the_more_it_costs(
+    client: Client, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, least_s: float, factor: float
+) -> None:
+    monkeypatch.setattr(overview, "MIN_REUSE_S", least_s)
+    monkeypatch.setattr(overview, "REUSE_FACTOR", factor)
+    _, before = await client.get("/api/events/stats")
+    db.execute("SELECT FROM sse_pg.consume('mail', '{a}')")
+    _, after = await client.get("/api/events/stats")
+    assert before["consumers"] == after["consumers"] == []

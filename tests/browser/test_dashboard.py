@@ -229,6 +229,35 @@ async def test_the_numbers(page: Page, client: Client, db: psycopg.Connection, d
     await expect(page.locator("#c-events path.line")).to_have_count(1)
 
 
+async def test_consumers_published_tables_and_kept_channels(page: Page, client: Client, db: psycopg.Connection) -> None:
+    await live(page, client.url, "a")
+    await expect(page.locator("#t-servers tbody tr")).to_have_count(1)
+    for part in ("#consumers", "#tables", "#kept"):
+        await expect(page.locator(part)).to_be_hidden()
+    db.execute("CREATE TABLE orders (id int PRIMARY KEY)")
+    db.execute("CREATE TABLE bills (id int PRIMARY KEY)")
+    db.execute("SELECT sse_pg.publish_changes('orders', 'orders.{id}')")
+    db.execute("SELECT sse_pg.publish_changes('bills', 'bills')")
+    db.execute("ALTER TABLE bills DISABLE TRIGGER sse_pg_insert")
+    db.execute("SELECT FROM sse_pg.consume('mail', '{orders.7,orders.8}')")
+    db.execute("SELECT sse_pg.keep('old', '36 hours')")
+    db.execute("INSERT INTO orders VALUES (7), (8), (9)")
+    await expect(page.locator("#t-consumers tbody tr")).to_have_count(1)
+    await expect(page.locator("#t-consumers tbody td")).to_have_text(
+        ["mail", "orders.7, orders.8", "2", re.compile(".")]
+    )
+    await expect(page.locator("#t-tables tbody tr")).to_contain_text(
+        ["public.bills", "public.ordersorders.{id}published"]
+    )
+    await expect(page.locator("#t-tables td.warn")).to_contain_text("a trigger is missing or disabled")
+    await expect(page.locator("#t-kept tbody td")).to_have_text(["old", "36 h", "0", "–"])
+    db.execute("SELECT FROM sse_pg.consume('mail', '{orders.7,orders.8}')")
+    await expect(page.locator("#t-consumers tbody td")).to_have_text(["mail", "orders.7, orders.8", "0", "–"])
+    db.execute("SELECT sse_pg.drop_consumer('mail')")
+    await expect(page.locator("#consumers")).to_be_hidden()
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280])
 async def test_nothing_sticks_out(page: Page, client: Client, width: int) -> None:
     await page.set_viewport_size({"width": width, "height": 800})
