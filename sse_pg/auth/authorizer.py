@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from random import random
+from typing import Any
 
 from sse_pg.auth.digests import Digests
 from sse_pg.auth.holds import Holds
@@ -17,7 +18,7 @@ from sse_pg.db.store import Store
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.turns import Turns
-from sse_pg.errors import BusUnavailable, RuleFailed
+from sse_pg.errors import BusUnavailable, RuleFailed, fresh
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class Authorizer:
         self._answers: OrderedDict[Question, tuple[bool, float]] = OrderedDict()
         self._shipped = False
         self._shipped_until = 0.0
-        self._shipped_lock = asyncio.Lock()
+        self._checks: dict[Store, tuple[int, asyncio.Task[bool]]] = {}
+        """The check under way whether the rule is as shipped, and the generation in which it began."""
         self._generation = 0
         self._streams: set[Stream] = set()
         self._heard: set[Revocation] = set()
@@ -134,9 +136,12 @@ class Authorizer:
 
     async def close(self) -> None:
         """Stop asking."""
+        tasks: list[asyncio.Task[Any]] = [check for _, check in self._checks.values()]
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            tasks.append(self._task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _recheck(self) -> None:
         try:
@@ -238,14 +243,28 @@ class Authorizer:
     async def _is_shipped(self, store: Store) -> bool:
         if time.monotonic() < self._shipped_until:
             return self._shipped
-        async with self._shipped_lock:
-            if time.monotonic() < self._shipped_until:
-                return self._shipped
-            generation = self._generation
+        # All requests that wait share the outcome: in an outage, each asking in its turn would take a time-out each.
+        asked = self._generation
+        while True:
+            if store not in self._checks:
+                self._checks[store] = self._generation, asyncio.create_task(self._check_shipped(store))
+            began, check = self._checks[store]
+            try:
+                shipped = await asyncio.shield(check)
+            except Exception as error:
+                raise fresh(error) from error
+            if began >= asked:  # otherwise it may be older than a revocation
+                return shipped
+
+    async def _check_shipped(self, store: Store) -> bool:
+        generation = self._generation
+        try:
             shipped = await store.authorize_is_shipped()
             if generation == self._generation:
                 self._shipped, self._shipped_until = shipped, time.monotonic() + self._seconds
             return shipped
+        finally:
+            del self._checks[store]
 
     def _forget(self) -> None:
         if not self._outdated:

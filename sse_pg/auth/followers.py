@@ -16,7 +16,7 @@ from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.turns import Turns
-from sse_pg.errors import BusUnavailable, RuleFailed
+from sse_pg.errors import BusUnavailable, RuleFailed, fresh
 
 log = logging.getLogger(__name__)
 
@@ -183,4 +183,4 @@ def _finish(waiting: Iterable[list[asyncio.Future[None]]], error: Exception | No
             if error is None:
                 future.set_result(None)
             else:
-                future.set_exception(error)
+                future.set_exception(fresh(error))

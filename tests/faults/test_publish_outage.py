@@ -46,6 +46,21 @@ async def test_what_waits_behind_a_hung_connection_fails_and_what_was_sent_does_
     assert await table(database_url) == ["before", "sent"]
 
 
+async def test_requests_that_need_the_access_rule_fail_together(launch: Launcher, database_url: str) -> None:
+    """Each of them asking in its turn would take thirty time-outs."""
+    async with proxied(database_url) as (proxy, url):
+        server = await launch(database_url=url, listen_database_url=None, pool_timeout=1.0, authorize_cache=0.0)
+        async with Client(server.url) as client:
+            await client.publish("a", "before")
+            proxy.refusing = True
+            proxy.cut()
+            publish = {"json": {"channel": "a", "payload": 1}}
+            async with asyncio.timeout(TIMEOUT_S):
+                answers = await asyncio.gather(*(client.request("POST", PUBLISH, **publish) for _ in range(30)))
+            assert {status for status, _, _ in answers} == {503}
+    assert await table(database_url) == ["before"]
+
+
 async def test_a_request_waits_for_the_database_without_another_one_that_asks(database_url: str) -> None:
     async with proxied(database_url) as (proxy, url), make_pool(url, 2, 60.0) as pool:
         async with connection(pool):
