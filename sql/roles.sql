@@ -58,7 +58,7 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.consume(text, text[], integer),
     sse_pg.has_work(text, text[]),
     sse_pg.drop_consumer(text),
-    sse_pg.consumer_states(integer)
+    sse_pg.consumer_states(integer, integer)
 TO sse_pg_subscriber;
 
 -- The server reads the log. It makes its changes through functions, except for its own row in sse_pg.servers and its
@@ -88,7 +88,7 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.unsubscribe(text, text),
     sse_pg.authorize(text, text, text),
     sse_pg.live_servers(),
-    sse_pg.consumer_states(integer),
+    sse_pg.consumer_states(integer, integer),
     sse_pg.partitions(),
     sse_pg.make_partitions(integer, bigint),
     sse_pg.purge(bigint, interval, interval)

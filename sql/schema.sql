@@ -1227,11 +1227,11 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- The consumers, and how far each is behind. `lag` is the number of events that it lacks; counting ends at 100,000 in a
--- channel. `oldest_id` and `oldest_at` belong to the oldest event that it lacks, `ids_behind` is the number of ids from
+-- The consumers, and how far each is behind. `lag` is the number of events that it lacks; counting ends at `most_events` in
+-- a channel. `oldest_id` and `oldest_at` belong to the oldest event that it lacks, `ids_behind` is the number of ids from
 -- there to the last one, without the jumps where epochs begin: a purge that keeps fewer takes events from the consumer.
--- `most` limits the work: the result has only so many consumers, those whose cursors lack the lowest ids.
-CREATE FUNCTION sse_pg.consumer_states(most integer DEFAULT NULL)
+-- `most` limits the result to so many consumers, those whose cursors lack the lowest ids.
+CREATE FUNCTION sse_pg.consumer_states(most integer DEFAULT NULL, most_events integer DEFAULT 100000)
 RETURNS TABLE (name text, channels text[], cursor text, lag bigint, updated_at timestamptz, oldest_id bigint,
                oldest_at timestamptz, ids_behind bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -1256,7 +1256,7 @@ BEGIN
                 FROM (SELECT e.id FROM sse_pg.events e
                        WHERE (e.channel, e.id) >= (k.channel, lower(m.ids))
                          AND (e.channel, e.id) < (k.channel, coalesce(upper(m.ids), 9223372036854775807))
-                       ORDER BY e.channel, e.id LIMIT 100000) i) n) b
+                       ORDER BY e.channel, e.id LIMIT most_events) i) n) b
      ORDER BY c.name;
 END $$;
 

@@ -8,7 +8,7 @@ SELECT p.source::text, p.channel, p.operations, p.owner, left(p.problem, %(most_
 -- name: overview_consumers
 -- Named consumers, the longest lag first. A consumer may have thousands of channels; the first of them are enough here.
 SELECT s.name, s.channels[1:%(most_channels)s], cardinality(s.channels), s.lag, s.oldest_at, s.updated_at
-  FROM sse_pg.consumer_states(%(most)s) s
+  FROM sse_pg.consumer_states(%(most)s, %(most_events)s) s
  ORDER BY s.lag DESC, s.name
 
 -- name: overview_kept

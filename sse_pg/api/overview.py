@@ -9,14 +9,15 @@ from sse_pg.db.store import Store
 
 #: Maximum number of published tables, of consumers and of kept channels in a response.
 MAX_ROWS = 50
+#: Counting what a consumer lacks ends at this number of events in a channel: the count reads an index entry for each.
+MAX_COUNTED_EVENTS = 10_000
 #: Maximum number of channels that are named for each consumer.
 MAX_CONSUMER_CHANNELS = 20
 #: Maximum number of characters of what is wrong with a published table.
 MAX_PROBLEM_CHARACTERS = 500
 #: Minimum time for which an overview is reused.
 MIN_REUSE_S = 2.0
-#: It is reused at least this many times as long as it took: counting what consumers lack reads an index entry for each
-#: event, and pages that are left open must not keep the database busy with that.
+#: It is reused at least this many times as long as it took: dashboards that stay open must not keep the database busy.
 REUSE_FACTOR = 20
 
 
@@ -39,7 +40,7 @@ class Overview:
 
     async def _read(self) -> dict[str, list[dict[str, object]]]:
         tables = await self._store.overview_tables(MAX_ROWS, MAX_PROBLEM_CHARACTERS)
-        consumers = await self._store.overview_consumers(MAX_ROWS, MAX_CONSUMER_CHANNELS)
+        consumers = await self._store.overview_consumers(MAX_ROWS, MAX_COUNTED_EVENTS, MAX_CONSUMER_CHANNELS)
         kept = await self._store.overview_kept(MAX_ROWS)
         return {
             "tables": [

@@ -242,9 +242,10 @@ class Store:
         """Return (table, channel, operations, owner, problem) of published tables, those with a problem first."""
         return await self._rows("overview_tables", {"most": most, "most_characters": most_characters})
 
-    async def overview_consumers(self, most: int, most_channels: int) -> list[tuple[Any, ...]]:
+    async def overview_consumers(self, most: int, most_events: int, most_channels: int) -> list[tuple[Any, ...]]:
         """Return (name, first channels, number of channels, lag, oldest at, updated at) of those furthest behind."""
-        return await self._rows("overview_consumers", {"most": most, "most_channels": most_channels})
+        params = {"most": most, "most_events": most_events, "most_channels": most_channels}
+        return await self._rows("overview_consumers", params)
 
     async def overview_kept(self, most: int) -> list[tuple[Any, ...]]:
         """Return (channel, hours, expired to, seconds late) of channels with a retention of their own."""

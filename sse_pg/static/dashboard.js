@@ -8,6 +8,7 @@ import { element } from './rows.js'
 import './theme.js'
 
 const AUTOMATIC = 8
+const COUNTED = 10000 // from this lag on, the server may have stopped counting
 const $ = (id) => document.getElementById(id)
 const feed = new Feed()
 const charts = new Charts()
@@ -105,7 +106,7 @@ function showConsumers (consumers) {
     const rest = each.channelCount - each.channels.length
     const names = each.channels.join(', ') + (rest ? ` and ${rest.toLocaleString('en')} more` : '')
     const behind = each.oldestAt === null ? '–' : ago(now() - Date.parse(each.oldestAt) / 1000)
-    cells(row, [each.name, names, each.lag.toLocaleString('en'), behind], ['cut', 'cut', 'n', 'n'])
+    cells(row, [each.name, names, each.lag.toLocaleString('en') + (each.lag < COUNTED ? '' : '+'), behind], ['cut', 'cut', 'n', 'n'])
     row.cells[0].title = `${each.name}, cursor written ${each.updatedAt}`
     row.cells[1].title = names
   })

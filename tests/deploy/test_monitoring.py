@@ -139,6 +139,7 @@ CAUSES = {
     },
     "SsePgTaskFailed": {'sse_pg_task_failures_total{instance="a",task="tail"}': "0 0 0 0 1x6"},
     "SsePgGapOpenLong": {'sse_pg_gap_oldest_seconds{instance="a"}': "0+300x10"},
+    "SsePgConsumerBehind": {'sse_pg_consumer_retention_used_ratio{instance="a"}': "0.6x10"},
     "SsePgNotificationQueue": {'sse_pg_notification_queue_usage_ratio{instance="a"}': "0.6x10"},
     "SsePgTailLag": {'sse_pg_tail_lag_ids{instance="a"}': "20000x10"},
     "SsePgTailStalled": {'sse_pg_tail_read_age_seconds{instance="a"}': "0+60x10"},
