@@ -28,5 +28,4 @@ def test_the_check_sees_events_that_are_not_published() -> None:
     sabotage = "ALTER TABLE balances DISABLE TRIGGER sse_pg_delete"
     plan = Plan(1, seconds=4, fault_pause=1000, catch_up=2, sabotage=sabotage, postgres_bin=PROGRAMS)
     report = asyncio.run(balances(plan))
-    assert report.different > 0
-    assert report.surprises > 0
+    assert report.different > 0  # a surprise comes only if a deleted row is inserted again in time
