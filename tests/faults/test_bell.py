@@ -155,12 +155,18 @@ def _with_stops(db: psycopg.Connection) -> None:
         "CREATE FUNCTION sse_pg.stop(number integer) RETURNS bigint LANGUAGE plpgsql AS $$ BEGIN"
         f" PERFORM pg_advisory_xact_lock_shared({STOP}, number); RETURN 0; END $$"  # type: ignore[arg-type]
     )
-    low = "(sse_pg.lock_class('first_low'),\n                    "
+    db.execute(
+        "CREATE FUNCTION sse_pg.looked(found boolean) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM sse_pg.stop(3); RETURN found; END $$"
+    )
+    low = "(sse_pg.lock_class('first_low'),\n                      "
     bound = "(coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0)"
+    look, awake = "OR CASE WHEN ", "ELSE false END END "
     places = {
         f"{low}{bound}": f"{low}({bound} + sse_pg.stop(1))",
-        "    ring := CASE": "    PERFORM sse_pg.stop(2);\n    ring := CASE",
-        "    IF ring THEN": "    PERFORM sse_pg.stop(3);\n    IF ring THEN",
+        "    done := CASE WHEN current_setting": "    PERFORM sse_pg.stop(2);\n    done := CASE WHEN current_setting",
+        f"{look}CASE coalesce": f"{look}sse_pg.looked(CASE coalesce",
+        awake: f"{awake.strip()}) ",
     }
     for place, stopping in places.items():
         assert text.count(place) == 1, f"the trigger has changed at {place!r}"
