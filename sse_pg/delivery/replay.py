@@ -15,6 +15,7 @@ from sse_pg.db.store import Store
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.tail import Tail
+from sse_pg.errors import fresh
 
 #: A page ends after the event with which its payloads have so many bytes, or those of one write to a stream.
 MAX_PAGE_BYTES = 262144
@@ -199,7 +200,11 @@ class Replay:
                     self._cache(key, task.result())
 
             task.add_done_callback(finished)
-        return await asyncio.shield(task)  # the end of one stream does not cancel the read for the others
+        await asyncio.wait((task,))  # the end of one stream does not cancel the read for the others
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            raise fresh(error)
+        return task.result()
 
     def _cache(self, key: Key, page: FramedPage) -> None:
         if page.size > MAX_CACHED_BYTES:
