@@ -27,7 +27,7 @@ from torture.workers import TABLES, Worker, caught_up
 from torture.writers import CHANNELS, Answers, Writer
 
 #: Small partitions and frequent maintenance, so that much is purged in a short run.
-PURGING = {"SSE_PG_PARTITION_SIZE": "500", "SSE_PG_MAINTENANCE_SECONDS": "0.3"}
+PURGING = {"SSE_PG_PARTITION_SIZE": "200", "SSE_PG_MAINTENANCE_SECONDS": "0.3"}
 
 
 @dataclass

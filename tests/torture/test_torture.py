@@ -87,7 +87,7 @@ def test_the_checker_sees_readers_that_ignore_gaps() -> None:
 
 def test_what_is_purged_while_clients_resume_is_announced() -> None:
     seed = random.randrange(10**6)
-    report = asyncio.run(torture(Plan(seed, seconds=15, fault_pause=1.0, keep_events=1000, postgres_bin=PROGRAMS)))
+    report = asyncio.run(torture(Plan(seed, seconds=15, fault_pause=1.0, keep_events=400, postgres_bin=PROGRAMS)))
     assert report.faults == 0, report
     assert report.purged_to > 0
     assert report.gaps_expired > 0
@@ -112,7 +112,7 @@ def test_the_checker_sees_a_purge_that_is_not_announced() -> None:
         fault_pause=1000,
         database_faults=False,
         catch_up=3,
-        keep_events=500,
+        keep_events=100,
         sabotage=HIDDEN_PURGE,
         postgres_bin=PROGRAMS,
         keep=False,
