@@ -371,7 +371,7 @@ async def test_a_connection_that_is_being_made_does_not_survive_the_rest(
     with caplog.at_level(logging.WARNING, "psycopg.pool"):
         await server.bus.pool.resize(1)  # as if the attempt had begun earlier
         await eventually(lambda: "has let go" in caplog.text)
-    assert connections(db) == 0
+    await eventually(lambda: connections(db) == 0)
     assert server.bus.pool.get_stats()["pool_available"] == 0
 
 
