@@ -295,7 +295,7 @@ async def test_a_server_that_was_away_tells_its_streams(launch: Launcher, db: ps
             fill(db, "b")
             fill(db, "a")
             await eventually(lambda: db.execute("SELECT count(*) FROM sse_pg.live_servers()").fetchone() == (0,))
-            assert db.execute("SELECT deleted FROM sse_pg.purge()").fetchone() == (2,)
+            await eventually(lambda: db.execute("SELECT deleted FROM sse_pg.purge()").fetchone() == (2,))
         blocks = await one.events(2)
         assert seen(blocks) == [("sse-pg.gap", "1"), ("message", "5")]
         assert blocks[0].json() == {"reason": "expired", "after": "1", "before": "3"}
