@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from torture.balances import Plan, balances
+from torture.balances import Follower, Plan, Report, balances
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("torture"), pytest.mark.oldest]
 
@@ -29,3 +29,17 @@ def test_the_check_sees_events_that_are_not_published() -> None:
     plan = Plan(1, seconds=4, fault_pause=1000, catch_up=2, sabotage=sabotage, postgres_bin=PROGRAMS)
     report = asyncio.run(balances(plan))
     assert report.different > 0  # a surprise comes only if a deleted row is inserted again in time
+
+
+def test_the_check_sees_an_event_whose_old_row_is_another() -> None:
+    report = Report()
+    follower = Follower(0, 1, "", [], report, exact=True)
+    one, two, three = ({"id": 7, "amount": amount} for amount in (1, 2, 3))
+    follower._apply("INSERT", {"table": "balances", "new": one})
+    follower._apply("UPDATE", {"table": "balances", "old": one, "new": two})
+    assert (report.surprises, follower.state) == (0, {7: two})
+    follower._apply("UPDATE", {"table": "balances", "old": one, "new": three})
+    assert (report.surprises, follower.state) == (1, {7: three})
+    follower._apply("DELETE", {"table": "balances", "old": three})
+    follower._apply("DELETE", {"table": "balances", "old": three})
+    assert (report.surprises, follower.state) == (2, {})
