@@ -35,6 +35,7 @@ BENCHMARKS = {
     "tables": "table_changes",
     "consumers": "consumers",
     "erase": "erase",
+    "notify": "notify",
 }
 
 

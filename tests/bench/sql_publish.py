@@ -72,7 +72,7 @@ def _measure(stack: Stack, server: Server, result: Result, rounds: int, seconds:
                     elif name == "usual":
                         rate = _listened(stack, usual_listener, script, clients, seconds)
                     else:
-                        rate = _pgbench(stack, name, script, clients, seconds)
+                        rate = pgbench(stack, name, script, clients, seconds)
                     tps.add(f"{name} {clients}", rate)
                     time.sleep(0.3)  # the backends end
                     used = ended_children_seconds(stack.postgres_pid) - backends
@@ -122,11 +122,12 @@ def _measure(stack: Stack, server: Server, result: Result, rounds: int, seconds:
     return result
 
 
-def _pgbench(stack: Stack, database: str | None, script: Path, clients: int, seconds: float) -> float:
+def pgbench(stack: Stack, database: str | None, script: Path, clients: int, seconds: float, *options: str) -> float:
+    """Run a script with pgbench; return its transactions per second."""
     path, env = stack.pg_program("pgbench")
     command = [
         path, "--no-vacuum", "--protocol=prepared", f"--file={script}", f"--client={clients}",
-        f"--jobs={min(2, clients)}", f"--time={seconds:.0f}",
+        f"--jobs={min(2, clients)}", f"--time={seconds:.0f}", *options,
     ]  # fmt: skip
     if database:
         env = {**env, "PGDATABASE": database}
@@ -144,7 +145,7 @@ def _delivered(stack: Stack, server: Server, script: Path, clients: int, seconds
     pids = [server.process.pid, *(pid for (pid,) in stack.sql(
         "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'sse-pg%'"))]  # fmt: skip
     used = sum(map(cpu_seconds, pids))
-    rate = _pgbench(stack, None, script, clients, seconds)
+    rate = pgbench(stack, None, script, clients, seconds)
     time.sleep(1.5)
     used = sum(map(cpu_seconds, pids)) - used
     recorder.close()
@@ -164,7 +165,7 @@ def _delivered(stack: Stack, server: Server, script: Path, clients: int, seconds
 def _listened(stack: Stack, listener: psycopg.Connection, script: Path, clients: int, seconds: float) -> float:
     """Run pgbench while the listener reads its notifications."""
     rate: list[float] = []
-    thread = threading.Thread(target=lambda: rate.append(_pgbench(stack, "usual", script, clients, seconds)))
+    thread = threading.Thread(target=lambda: rate.append(pgbench(stack, "usual", script, clients, seconds)))
     thread.start()
     while thread.is_alive():
         for _ in listener.notifies(timeout=0.2):
