@@ -26,8 +26,8 @@ from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.erasures import Erasures
 from sse_pg.delivery.heartbeat import Heartbeat
 from sse_pg.delivery.hub import Hub
+from sse_pg.delivery.listening_tail import ListeningTail
 from sse_pg.delivery.replay import Replay
-from sse_pg.delivery.tail import Tail
 from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
 from sse_pg.watched_task import WatchedTask, end_all
@@ -74,7 +74,7 @@ class Bus:
             position=lambda: self.hub.position,
         )
         self.erasures = Erasures(self.hub, tail_store, digests.of)
-        self.tail = Tail(
+        self.tail = ListeningTail(
             settings.listen_url,
             self.hub,
             Control(tail_store, digests, self.followers, self.authorizer, self.erasures),

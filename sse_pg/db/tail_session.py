@@ -66,9 +66,13 @@ class Read(NamedTuple):
     """Why the event after the last one cannot be delivered; None if there is no such event."""
 
 
-async def listen(conn: Connection) -> None:
-    """Set up the session, and LISTEN to the bell and to the control channel."""
+async def set_up(conn: Connection) -> None:
+    """Set up the session."""
     await conn.execute(query("tail_session"))
+
+
+async def listen(conn: Connection) -> None:
+    """LISTEN to the bell and to the control channel."""
     # A session that LISTENs first goes through what is left in the queue. After a long time without listeners, that may
     # name transactions whose state PostgreSQL has forgotten, and LISTEN fails. Asking for the usage drops it.
     await queue_usage(conn)

@@ -12,7 +12,7 @@ from support.waiting import eventually, wait_for
 from sse_pg.core.ranges import Ranges
 from sse_pg.db import migrate as migrate_module
 from sse_pg.db.migrate import migrate
-from sse_pg.delivery import tail as tail_module
+from sse_pg.delivery import listening_tail
 from sse_pg.errors import MigrationError
 
 CLASSES = ("first_low", "first_high", "window_low", "window_high", "window_open")
@@ -53,7 +53,7 @@ async def test_a_server_that_cannot_show_that_it_sleeps_polls(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(tail_module, "SLEEP_RETRY_S", 0.05)
+    monkeypatch.setattr(listening_tail, "SLEEP_RETRY_S", 0.05)
     with psycopg.connect(database_url, autocommit=True) as other:
         hold(other, "tail", 1, 2)
         server = await launch(safety_read=60)

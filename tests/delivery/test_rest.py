@@ -16,7 +16,7 @@ from support.waiting import eventually
 from sse_pg import bus as bus_module
 from sse_pg.db.pool import Pool
 from sse_pg.db.queries import query
-from sse_pg.delivery.tail import Pause
+from sse_pg.delivery.listening_tail import Pause
 
 #: A rest begins soon enough for a test, and late enough for the test's next request.
 SOON_S = 0.2

@@ -19,7 +19,7 @@ from support.waiting import TIMEOUT_S
 from faults.helpers import connection, following, insert
 from sse_pg.db.connection import ADAPTERS
 from sse_pg.db.queries import query
-from sse_pg.delivery import tail as tail_module
+from sse_pg.delivery import listening_tail
 from sse_pg.delivery.bell import Bell
 
 #: Seconds; far beyond the patience of a test, so a wake-up that is lost fails it.
@@ -80,11 +80,11 @@ class SteppedTail:
             stepped.resting = False
             return woken
 
-        monkeypatch.setattr(tail_module, "connect_listener", connect)
+        monkeypatch.setattr(listening_tail, "connect_listener", connect)
         monkeypatch.setattr(Bell, "pause", resting)
         # One bell wakes it, one poll without a find puts it to sleep.
-        monkeypatch.setattr(tail_module, "BELLS_TO_WAKE", 1)
-        monkeypatch.setattr(tail_module, "POLLS_TO_SLEEP", 1)
+        monkeypatch.setattr(listening_tail, "BELLS_TO_WAKE", 1)
+        monkeypatch.setattr(listening_tail, "POLLS_TO_SLEEP", 1)
 
     async def _before(self, name: str | None) -> None:
         if name is None:
@@ -230,7 +230,7 @@ async def test_a_bell_that_comes_with_the_answer_to_a_read(
 ) -> None:
     """PostgreSQL sends notifications behind the rows of a statement that did not see their events."""
     stepped = SteppedTail(monkeypatch)
-    monkeypatch.setattr(tail_module, "BELLS_TO_WAKE", 1000)
+    monkeypatch.setattr(listening_tail, "BELLS_TO_WAKE", 1000)
     server = await launch(safety_read=NEVER)
     async with following(server.url) as follower, connection(database_url) as conn:
         await eventually(lambda: stepped.resting)
@@ -245,7 +245,7 @@ async def test_a_change_of_subscriptions_that_comes_with_the_answer_to_a_read(
     launch: Launcher, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepped = SteppedTail(monkeypatch)
-    monkeypatch.setattr(tail_module, "BELLS_TO_WAKE", 1000)
+    monkeypatch.setattr(listening_tail, "BELLS_TO_WAKE", 1000)
     server = await launch(safety_read=NEVER)
     async with Client(server.url) as client, connection(database_url) as conn, client.stream(userId="u"):
         (stream,) = server.bus.hub.streams
