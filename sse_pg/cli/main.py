@@ -22,7 +22,7 @@ from sse_pg.cli import erase as erase_command
 from sse_pg.cli import history as history_command
 from sse_pg.cli import publish as publish_command
 from sse_pg.cli import purge as purge_command
-from sse_pg.cli import signals
+from sse_pg.cli import signals, systemd
 from sse_pg.cli import tail as tail_command
 from sse_pg.cli import token as token_command
 from sse_pg.config import Settings, misspelt
@@ -105,6 +105,7 @@ def serve(
 async def _serve(settings: Settings, warning: str | None) -> None:
     def announce(url: str) -> None:
         click.echo(f"sse-pg {VERSION} listens on {url}")
+        systemd.notify(f"READY=1\nSTATUS=listens on {url}")
         if warning is not None:
             click.echo(warning)
 

@@ -16,7 +16,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from support.cluster import directory
 from support.process import left_behind, one_line, process, run
-from support.waiting import wait_for
+from support.waiting import PROCESS_TIMEOUT_S, wait_for
 
 from sse_pg.embedded import EmbeddedPostgres, running
 
@@ -265,3 +265,29 @@ def test_the_embedded_server_takes_nothing_from_libpq_s_environment(data: Path, 
         assert get(f"{url}/api/events/history?channel=a")[1]["events"][0]["payload"] == 1  # type: ignore[index]
         assert server.end() == 0
     assert left_behind(data) == []
+
+
+# ---- systemd
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("kind", ["file", "abstract"])
+def test_a_service_manager_hears_that_the_server_listens(
+    database_url: str, tmp_path: Path, kind: str, workers: str
+) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name if kind == "file" else f"\0{name}")
+        manager.settimeout(PROCESS_TIMEOUT_S)
+        variable = name if kind == "file" else f"@{name}"
+        with process(
+            "serve", "--port", "0", "--workers", workers, DATABASE_URL=database_url, NOTIFY_SOCKET=variable
+        ) as server:
+            state, url = manager.recv(1000).decode().split("\nSTATUS=listens on ")
+            assert state == "READY=1"
+            assert get(f"{url}/healthz")[0] == 200
+            server.popen.send_signal(signal.SIGTERM)
+            assert server.wait() == 0
+        manager.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody else speaks for the server
+            manager.recv(1000)
