@@ -69,7 +69,8 @@ GRANT SELECT ON
     sse_pg.expired_channels, sse_pg.deletions, sse_pg.retention
 TO sse_pg_server;
 GRANT UPDATE (settled_to, open_first, open_last) ON sse_pg.log TO sse_pg_server;
-GRANT INSERT (name, pid, version, migration), UPDATE (active_connections, position, read_to, updated_at), DELETE
+GRANT INSERT (name, pid, version, migration, alive_until),
+      UPDATE (active_connections, position, read_to, updated_at, alive_until), DELETE
     ON sse_pg.servers TO sse_pg_server;
 GRANT EXECUTE ON FUNCTION
     sse_pg.publish(text, text, jsonb, text, jsonb),
@@ -82,6 +83,7 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.read_open(bigint[], bigint[], bigint, bigint, bigint, boolean),
     sse_pg.read_page(text[], bigint[], bigint[], bigint, bigint, text, bigint, bigint),
     sse_pg.read_page_desc(text[], bigint[], bigint[], bigint, bigint, text, bigint, bigint),
+    sse_pg.notifications_since(pg_snapshot, integer),
     sse_pg.check_epoch(),
     sse_pg.expect_log(text),
     sse_pg.subscribe(text, text),

@@ -757,6 +757,45 @@ BEGIN
           FROM unnest(here.gap_first, here.gap_last) g(first, last)));
 END $$;
 
+-- ------------------------------------------------------------------ notifications
+
+-- What was sent on sse_pg_control in the last hour, for servers that do not LISTEN. `transaction` finds the rows that a
+-- server has not seen: numbers would not do, because transactions commit in another order than they draw them.
+CREATE TABLE sse_pg.notifications (
+    transaction xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    message     text NOT NULL,
+    sent_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX notifications_transaction ON sse_pg.notifications (transaction);
+
+-- Sends messages to the servers when the caller's transaction commits.
+CREATE FUNCTION sse_pg.notify_servers(messages text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO sse_pg.notifications (message) SELECT unnest(messages);
+    PERFORM pg_notify('sse_pg_control', m) FROM unnest(messages) m;
+END $$;
+
+-- The messages of the transactions that have committed since an earlier snapshot, each once and in no order, and the
+-- snapshot to pass to the next call. NULL returns none. At most `most` + 1 messages are returned; if there are more than
+-- `most`, the caller has to assume that anything may have been sent.
+--
+-- A transaction that the earlier snapshot did not show is listed in it as running, or is at or above its upper end. So a
+-- transaction that has been running for hours costs one look in the index, and not all rows of these hours. An id above
+-- the own snapshot is left from another cluster, and is not returned again and again.
+CREATE FUNCTION sse_pg.notifications_since(
+    since pg_snapshot, most integer, OUT snapshot pg_snapshot, OUT messages text[])
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    SELECT pg_current_snapshot(), ARRAY(
+        SELECT n.message FROM sse_pg.notifications n
+         WHERE n.transaction >= pg_snapshot_xmax(since)
+           AND n.transaction < pg_snapshot_xmax(pg_current_snapshot())
+        UNION
+        SELECT n.message FROM pg_snapshot_xip(since) x JOIN sse_pg.notifications n ON n.transaction = x
+        LIMIT most + 1) INTO snapshot, messages;
+END $$;
+
 -- ------------------------------------------------------------------ epochs
 
 -- After a restored backup, or a failover that lost commits, the sequence stands lower than before, so ids could be drawn
@@ -819,7 +858,7 @@ BEGIN
         sse_pg.last_id(), (SELECT max(e.id) FROM sse_pg.events e), known.settled_to, known.purged_to));
     INSERT INTO sse_pg.epochs (starts_at, settled_to, identity) VALUES (start, known.settled_to, sse_pg.log_identity());
     UPDATE sse_pg.log SET identity = sse_pg.log_identity();
-    PERFORM pg_notify('sse_pg_control', 'epoch');
+    PERFORM sse_pg.notify_servers(ARRAY['epoch']);
     RETURN start;
 END $$;
 
@@ -1335,7 +1374,7 @@ DECLARE
     crowded text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        PERFORM pg_notify('sse_pg_control', 'subscriptions ' || sse_pg.digest(''));
+        PERFORM sse_pg.notify_servers(ARRAY['subscriptions ' || sse_pg.digest('')]);
         RETURN NULL;
     END IF;
     IF TG_NAME IN ('added', 'moved_to') THEN
@@ -1351,7 +1390,9 @@ BEGIN
     IF cardinality(users) > 100 THEN
         users := ARRAY[''];
     END IF;
-    PERFORM pg_notify('sse_pg_control', 'subscriptions ' || sse_pg.digest(u)) FROM unnest(users) u;
+    IF cardinality(users) > 0 THEN
+        PERFORM sse_pg.notify_servers(ARRAY(SELECT 'subscriptions ' || sse_pg.digest(u) FROM unnest(users) u));
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -1401,14 +1442,16 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT true $$;
 CREATE FUNCTION sse_pg.revoke(user_id text DEFAULT NULL, channel text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pg_notify('sse_pg_control',
+    PERFORM sse_pg.notify_servers(ARRAY[
         concat_ws(' ', 'revoke', sse_pg.digest(coalesce(revoke.user_id, '')),
-                  sse_pg.digest(coalesce(revoke.channel, ''))));
+                  sse_pg.digest(coalesce(revoke.channel, '')))]);
 END $$;
 
 -- ------------------------------------------------------------------ servers
 
 -- A server holds a lock on its id as long as its LISTEN connection is open, so a server that dies is not listed any more.
+-- A server that does not LISTEN has no connection of its own, and therefore no lock. It sets `alive_until` again and again
+-- instead. Nothing that is guaranteed depends on it: a server that is taken for dead finds out what was purged meanwhile.
 CREATE TABLE sse_pg.servers (
     id                 integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name               text NOT NULL,
@@ -1419,16 +1462,19 @@ CREATE TABLE sse_pg.servers (
     active_connections integer NOT NULL DEFAULT 0,
     position           bigint NOT NULL DEFAULT 0,     -- the highest id it had read, a few seconds ago
     read_to            bigint NOT NULL DEFAULT 0,     -- it had every event up to this id; lags while ids are in flight
-    updated_at         timestamptz NOT NULL DEFAULT now()
+    updated_at         timestamptz NOT NULL DEFAULT now(),
+    alive_until        timestamptz                    -- of a server without a lock; NULL for the others
 );
 
 CREATE FUNCTION sse_pg.live_servers() RETURNS SETOF sse_pg.servers
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT s.*
       FROM sse_pg.servers s
-      JOIN pg_locks l ON l.locktype = 'advisory' AND l.classid = sse_pg.lock_class('server') AND l.objid::bigint = s.id
-           AND l.objsubid = 2 AND l.granted
-           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+     WHERE s.alive_until > clock_timestamp()
+        OR s.id IN (
+            SELECT l.objid::bigint FROM pg_locks l
+             WHERE l.locktype = 'advisory' AND l.classid = sse_pg.lock_class('server') AND l.objsubid = 2 AND l.granted
+               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
      ORDER BY s.id
 $$;
 
@@ -1481,7 +1527,7 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO sse_pg.deletions (channel, first_id, last_id, expired)
     VALUES (sse_pg.digest(note_deletion.channel), note_deletion.first_id, note_deletion.last_id, note_deletion.expired);
-    PERFORM pg_notify('sse_pg_control', 'deleted');
+    PERFORM sse_pg.notify_servers(ARRAY['deleted']);
 END $$;
 
 -- Deletes the channel's events that were created before a moment and, unless `containing` is NULL, whose payload contains
@@ -1583,6 +1629,7 @@ BEGIN
         RETURN;
     END IF;
     DELETE FROM sse_pg.deletions d WHERE d.deleted_at < now() - interval '1 day';
+    DELETE FROM sse_pg.notifications n WHERE n.sent_at < now() - interval '1 hour';
     DELETE FROM sse_pg.expired_channels x USING sse_pg.log l WHERE x.up_to <= l.purged_to;
     IF NOT EXISTS (SELECT FROM sse_pg.kept_channels) THEN
         RETURN;

@@ -88,7 +88,7 @@ class StatsApi:
         }
 
     def _of(self, row: tuple[Any, ...], newest: int) -> dict[str, object]:
-        number, name, pid, version, started, active, position, asleep, awake = row
+        number, name, pid, version, started, active, position, asleep, awake, polls = row
         if number == self._bus.registry.server_id:
             active, position = len(self._bus.hub.streams), self._bus.hub.position.high
         return {
@@ -101,7 +101,7 @@ class StatsApi:
             "position": position,
             "lag": max(0, newest - position),
             # A server that changes from one to the other shows both for a moment; publishers ring then.
-            "bell": "asleep" if asleep else "awake" if awake else "silent",
+            "bell": "polling" if polls else "asleep" if asleep else "awake" if awake else "silent",
         }
 
     def _channels(self, now: float) -> list[dict[str, object]]:

@@ -235,7 +235,7 @@ class Store:
         return (await self._rows("stats"))[0]
 
     async def servers_state(self) -> list[tuple[Any, ...]]:
-        """Return what ``servers`` returns, and (position, asleep, awake) of each."""
+        """Return what ``servers`` returns, and (position, asleep, awake, polls) of each."""
         return await self._rows("servers_state")
 
     async def overview_tables(self, most: int, most_characters: int) -> list[tuple[Any, ...]]:
@@ -251,10 +251,11 @@ class Store:
         """Return (channel, hours, expired to, seconds late) of channels with a retention of their own."""
         return await self._rows("overview_kept", {"most": most})
 
-    async def update_server(self, server_id: int, active: int, position: Cursor) -> None:
-        """Write how many streams a server has, and what it has read."""
+    async def update_server(self, server_id: int, active: int, position: Cursor) -> bool:
+        """Write how many streams a server has, and what it has read. Return whether its row is there."""
         async with connection(self.pool, upkeep=True) as conn:
-            await conn.execute(query("server_update"), (active, position.high, read_to(position), server_id))
+            cursor = await conn.execute(query("server_update"), (active, position.high, read_to(position), server_id))
+            return bool(await cursor.fetchall())
 
     async def remove_server(self, server_id: int) -> None:
         """Delete a server's row."""

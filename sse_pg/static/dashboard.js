@@ -61,7 +61,7 @@ function show ({ log, server, servers, publishersInFlight, openGaps, channels, d
   put('v-lag-note', server.notReady ?? (server.secondsSinceRead === null ? 'ids' : `ids; read ${server.secondsSinceRead.toFixed(1)} s ago`))
   const own = servers.find(({ id }) => id === server.id)
   put('v-bell', own?.bell ?? '–')
-  put('v-bell-note', own?.bell === 'awake' ? 'this server polls' : own?.bell === 'asleep' ? 'publishers wake it' : '')
+  put('v-bell-note', own?.bell === 'awake' || own?.bell === 'polling' ? 'this server polls' : own?.bell === 'asleep' ? 'publishers wake it' : '')
   put('v-flight', publishersInFlight.toLocaleString('en'))
   put('v-gaps', openGaps ? `${openGaps} open ${openGaps === 1 ? 'gap' : 'gaps'}` : 'no open gaps', openGaps > 0)
   put('v-ids', log.oldestId === null ? 'nothing' : `${log.oldestId.toLocaleString('en')} – ${log.newestId.toLocaleString('en')}`)

@@ -1,4 +1,4 @@
-"""live_servers(): a row counts as long as its lock is held."""
+"""live_servers(): a row counts as long as its lock is held, or for a time if its server polls."""
 
 from __future__ import annotations
 
@@ -44,6 +44,26 @@ def test_a_lock_in_another_database_is_another_server(
         (number,) = db.execute("SELECT sse_pg.lock_class('server')").fetchone() or (0,)
         elsewhere.execute("SELECT pg_advisory_lock_shared(%s, %s)", [number, row[0]])
         assert alive(db) == []
+
+
+def test_a_server_that_polls_lives_for_a_time_after_each_update(db: psycopg.Connection) -> None:
+    (number,) = db.execute(query("server_insert_polling"), ["polls", 42, "1.0", 1]).fetchone() or (0,)
+    assert alive(db) == ["polls"]
+    db.execute("UPDATE sse_pg.servers SET alive_until = clock_timestamp()")
+    assert alive(db) == []
+    assert db.execute(query("server_update"), [7, 11, 9, number]).fetchone() == (number,)
+    assert alive(db) == ["polls"]
+    (row,) = db.execute(query("servers_state")).fetchall()
+    assert (row[1], row[6:]) == ("polls", (11, False, False, True))
+    assert db.execute(
+        "SELECT alive_until - clock_timestamp() BETWEEN interval '1 s' AND interval '10 s' FROM sse_pg.servers"
+    ).fetchone() == (True,)
+
+
+def test_an_update_makes_no_server_with_a_lock_one_that_polls(db: psycopg.Connection) -> None:
+    number = register(db, "one")
+    db.execute(query("server_update"), [7, 11, 9, number])
+    assert db.execute("SELECT alive_until FROM sse_pg.servers").fetchone() == (None,)
 
 
 def test_the_sweep_takes_the_dead_and_leaves_the_fresh(db: psycopg.Connection, database_url: str) -> None:
