@@ -55,9 +55,22 @@ SELECT e.id FROM sse_pg.events e
         WHERE e.id BETWEEN g.first AND g.last))
  ORDER BY e.id LIMIT 1
 
+-- name: elect
+-- Whether this session is the one that notes what is settled: the first that asks, until it ends.
+SELECT pg_try_advisory_lock(sse_pg.lock_class('tail'), 3)
+
 -- name: settled
--- Note what this tail knows about the log, unless another tail has noted more.
-UPDATE sse_pg.log SET settled_to = %(high)s, open_first = %(first)s, open_last = %(last)s WHERE settled_to < %(high)s
+-- Note what this tail knows about the log, unless another tail has noted more. This is the mark: whoever sees it also sees
+-- everything that it vouches for. It need not be flushed: a mark that a crash takes back says less, never anything wrong. It
+-- waits for nobody: if somebody holds the row, no row is updated.
+WITH not_flushed AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),
+     free AS (SELECT k.only_row FROM sse_pg.log k CROSS JOIN not_flushed FOR NO KEY UPDATE OF k SKIP LOCKED)
+UPDATE sse_pg.log l SET settled_to = %(high)s, open_first = %(first)s, open_last = %(last)s
+  FROM free WHERE l.only_row = free.only_row AND l.settled_to <= %(high)s
+
+-- name: log_size
+-- How many bytes the table of facts has. It has one row; the rest are old versions that somebody's snapshot still needs.
+SELECT pg_relation_size('sse_pg.log')
 
 -- name: wake_begin
 -- Show that this tail is awake: it polls, and publishers need not ring unless another tail is asleep. A tail that wakes up

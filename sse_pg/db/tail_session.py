@@ -223,9 +223,21 @@ async def look(conn: Connection) -> tuple[int, float]:
     return int(last), float(usage)
 
 
-async def note_settled(conn: Connection, high: int, missing: Ranges) -> None:
-    """Write down, for position(), up to where the log is settled."""
-    await conn.execute(query("settled"), {"high": high, **_spans(missing)})
+async def elect(conn: Connection) -> bool:
+    """Return whether this session is the one that notes what is settled."""
+    ((is_elected,),) = await (await conn.execute(query("elect"))).fetchall()
+    return bool(is_elected)
+
+
+async def note_settled(conn: Connection, high: int, missing: Ranges) -> bool:
+    """Write down up to where the log is settled. Returns False if somebody holds the row, or has noted more."""
+    return (await conn.execute(query("settled"), {"high": high, **_spans(missing)}, prepare=True)).rowcount > 0
+
+
+async def log_size(conn: Connection) -> int:
+    """Read the size of the table that the notes are in, in bytes."""
+    ((size,),) = await (await conn.execute(query("log_size"))).fetchall()
+    return int(size)
 
 
 def _spans(missing: Ranges) -> dict[str, list[int]]:

@@ -7,6 +7,7 @@ they ring (``announce`` in sql/schema.sql).
 from __future__ import annotations
 
 import enum
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -26,6 +27,16 @@ BELLS_TO_WAKE = 10
 POLLS_TO_SLEEP = 25
 #: Seconds until it is tried again to fall asleep, if another session holds the lock that shows it.
 SLEEP_RETRY_S = 10.0
+#: Shortest time between two notes of what is settled. Servers that read from a standby go by them: with 100 ms, and
+#: publishers that overlap, their cursors had more gaps than a cursor can hold.
+MARK_INTERVAL_S = 0.025
+#: Time until the next attempt if somebody holds the row.
+MARK_RETRY_S = 2.0
+#: Each note leaves an old version of the row, which can be removed when no snapshot needs it. If the table grows beyond
+#: this size, because of a long transaction ...
+MAX_LOG_BYTES = 1_048_576
+#: ... what is settled is noted less often: every server that reads the row goes through the old versions.
+SLOW_MARK_INTERVAL_S = 1.0
 #: Time between reads of a tail that has fallen asleep, while a publisher is in flight that may not ring for it.
 IN_FLIGHT_POLL_S = 0.025
 #: With no stream open, a tail that has read everything looks this many times less often than its safety reads are ...
@@ -83,6 +94,11 @@ class ListeningTail(Tail):
         self._fell_asleep_at: int | None = None
         """The last id drawn when the tail fell asleep, while a publisher may be in flight that does not ring for it."""
         self._busy_bells: list[float] = []
+        self._is_elected = False
+        """Whether this tail is the one that notes what is settled."""
+        self._mark_at = 0.0
+        """When it may do so next, by time.monotonic()."""
+        self._mark_interval_s = MARK_INTERVAL_S
         self.awake = False
 
     async def _connect(self) -> Connection:
@@ -98,6 +114,7 @@ class ListeningTail(Tail):
         if self.awake:
             await tail_session.wake_up(conn, was_asleep=False)
         await tail_session.check_epoch(conn)
+        self._is_elected = await tail_session.elect(conn)
 
     async def _begin(self, conn: Connection, publishers: Publishers, epochs: list[tuple[int, int]]) -> list[Stream]:
         concerned = await super()._begin(conn, publishers, epochs)
@@ -123,11 +140,14 @@ class ListeningTail(Tail):
             if self.awake:
                 woken = await self._bell.pause(GAP_POLL_S if self._held else self._poll)
             else:
-                pause, due = self._pause, self._demand.rests_in_s
+                pause, rests_in_s = self._pause, self._demand.rests_in_s
                 limit = self._pauses[pause]
-                woken = await self._bell.wait(conn, limit if due is None else min(limit, due))
-                if not woken and due is not None and due < limit:
-                    continue  # the time has come to let go of the database, unless somebody has needed it since
+                within = min(limit, self._mark_in_s, limit if rests_in_s is None else rests_in_s)
+                woken = await self._bell.wait(conn, within)
+                if not woken and within < limit:
+                    # The time has come for the mark, or to let go of the database if nobody has needed it since.
+                    await self._mark(conn)
+                    continue
                 if not woken and pause is Pause.QUIET and await self._finds_nothing(conn):
                     continue
                 is_safety_read = not woken and pause in (Pause.SAFETY, Pause.QUIET)
@@ -137,10 +157,9 @@ class ListeningTail(Tail):
             found = await self._read_log(conn, settle=settle)
             if is_safety_read:
                 self.meter.safety_reads[found > 0] += 1
+            await self._mark(conn)
             if now - last_settled >= self._safety_read:
-                await self._note_settled(conn)
-                with self._deadline(conn):
-                    self.meter.queue_usage = await tail_session.queue_usage(conn)
+                await self._look_around(conn)
                 last_settled = now
             if self.awake:
                 idle = 0 if found else idle + 1
@@ -152,14 +171,36 @@ class ListeningTail(Tail):
         await self._end_following(conn)
 
     @property
+    def _mark_in_s(self) -> float:
+        """In how many seconds what is settled should be noted."""
+        if not self._is_elected or self._settled == self._noted:
+            return math.inf
+        return max(0.0, self._mark_at - time.monotonic())
+
+    async def _mark(self, conn: Connection) -> None:
+        """Note what is settled, if it is time."""
+        if self._mark_in_s == 0.0:
+            is_noted = await self._note_settled(conn)
+            # If somebody holds the row, the next reads come first.
+            self._mark_at = time.monotonic() + (self._mark_interval_s if is_noted else MARK_RETRY_S)
+
+    async def _look_around(self, conn: Connection) -> None:
+        """Do what is to be done about once in a second."""
+        with self._deadline(conn):
+            self.meter.queue_usage = await tail_session.queue_usage(conn)
+            self._is_elected = self._is_elected or await tail_session.elect(conn)
+            if self._is_elected:
+                is_swollen = await tail_session.log_size(conn) > MAX_LOG_BYTES
+                self._mark_interval_s = SLOW_MARK_INTERVAL_S if is_swollen else MARK_INTERVAL_S
+
+    @property
     def _pause(self) -> Pause:
         """Why a sleeping tail waits for the bell only for a while."""
         if self._held:
             return Pause.HELD
         if self._fell_asleep_at is not None:
             return Pause.IN_FLIGHT
-        assert self._frontier is not None
-        is_noted = self._noted_settled >= self._frontier.seen
+        is_noted = not self._is_elected or self._settled == self._noted
         if self._hub.streams or self._complete_to is None or self.open or not is_noted:
             return Pause.SAFETY
         return Pause.QUIET

@@ -41,6 +41,8 @@ READ_LIMIT_ROWS = 2000
 MAX_BACKLOG_CHARS = 8_388_608
 #: ... and looks after this time.
 BACKLOG_PAUSE_S = 0.001
+#: Ranges of open ids in a note of what is settled. If there are more, the note ends below the next one.
+MAX_NOTED_RANGES = 500
 #: Time between reads while events are held back by a missing id.
 GAP_POLL_S = 0.002
 #: Time after which a read asks again which publishers are in flight, while ids are open. Asking takes longer than
@@ -89,8 +91,8 @@ class Tail(ABC):
         """When a read asks again who is in flight, by time.monotonic()."""
         self._complete_to: int | None = None
         """The last id drawn, if every id up to it was read or can no longer come; None if that is not known."""
-        self._noted_settled = 0
-        """Up to which id the log is settled, as this tail has noted it in the database."""
+        self._noted: tuple[int, Ranges] | None = None
+        """What this tail has noted in the database last: up to which id the log is settled, except for which ids."""
         self.listening = asyncio.Event()
         """Set while the connection is up and the log was read on it."""
         self.last_error = f"{self._connection_name} is not up yet"
@@ -232,7 +234,7 @@ class Tail(ABC):
             "this is not the log that was read up to id %d: its last id is %d", self._frontier.seen, publishers.last
         )
         frontier = self._frontier = Frontier(publishers.start, 0.0, self.gaps)
-        self._noted_settled = 0
+        self._noted = None
         self._hub.restart(publishers.start)
         return frontier
 
@@ -258,7 +260,7 @@ class Tail(ABC):
     async def _rest(self) -> None:
         """Wait, without a connection, until somebody needs the database. Then follow the log as a new server does."""
         self._frontier = None
-        self._noted_settled = 0
+        self._noted = None
         self.meter.enter("rest", time.monotonic())
         await self._until_needed()
         self.meter.enter("down", time.monotonic())
@@ -363,11 +365,23 @@ class Tail(ABC):
         frontier.expire(purged_to)
         self._hub.expire(frontier.position)
 
-    async def _note_settled(self, conn: Connection) -> None:
-        """Note in the database, for the SQL function position(), up to which id the log is settled."""
+    @property
+    def _settled(self) -> tuple[int, Ranges]:
+        """Up to which id the log is settled, and except for which ids."""
         frontier = self._frontier
         assert frontier is not None
-        if frontier.seen > self._noted_settled:
+        spans = frontier.open.spans
+        if len(spans) > MAX_NOTED_RANGES:
+            high = spans[MAX_NOTED_RANGES][0] - 1
+            return high, frontier.open.up_to(high)
+        return frontier.seen, frontier.open
+
+    async def _note_settled(self, conn: Connection) -> bool:
+        """Note in the database up to which id the log is settled, if that has changed; return whether it is noted."""
+        settled = self._settled
+        if settled != self._noted:
             with self._deadline(conn):
-                await tail_session.note_settled(conn, frontier.seen, frontier.open)
-            self._noted_settled = frontier.seen
+                if not await tail_session.note_settled(conn, *settled):
+                    return False
+            self._noted = settled
+        return True
