@@ -188,6 +188,15 @@ BEGIN
         HINT = 'sse-pg doctor shows who holds them.';
 END $$;
 
+-- A trip-wire. PostgreSQL resets an unlogged sequence when it recovers from a crash and when a standby is promoted. A
+-- promoted standby may lack the newest ids of the old primary, and would hand them out again. So whoever publishes first
+-- after a recovery finds the wire reset and calls recovered(). While it is intact, its value is the oid of sse_pg.events.
+-- So a table that was restored from a dump, with its sequences, differs from the one that was dumped.
+CREATE UNLOGGED SEQUENCE sse_pg.recovery_wire CACHE 1;
+
+-- The highest id that a jump of recovered() passed; the ids of the new epoch are higher. check_epoch() notes the epoch.
+CREATE SEQUENCE sse_pg.last_jump CACHE 1;
+
 -- Runs before each INSERT or COPY.
 --
 -- 1. It shows that this transaction publishes. It takes a shared lock, held until the commit is visible, whose key is a
@@ -195,7 +204,8 @@ END $$;
 --    close_window() adds the upper bound when the statement is over; the two bounds are a window. A transaction that
 --    publishes again adds windows, up to eight after its first write. After that the last window stays open, because
 --    10,000 statements must not take 10,000 locks.
--- 2. The first time in a transaction, it rings (sends a notification), unless a tail is awake (it polls) and none is
+-- 2. The first time in a transaction, before it reads the bound, it looks at the trip-wire.
+-- 3. The first time in a transaction, it rings (sends a notification), unless a tail is awake (it polls) and none is
 --    asleep. NOTIFY makes commits wait for each other, so it is left out if nobody needs it. After a tail has fallen
 --    asleep, it reads the locks of step 1, and continues to poll while one of them is held that may be older than its
 --    sleep (docs/guarantee.md). To ask whether a tail is asleep or awake, this function tries to take the exclusive lock,
@@ -219,6 +229,7 @@ DECLARE
     done  boolean;
 BEGIN
     IF (CASE WHEN pg_current_xact_id_if_assigned() IS NULL
+                  AND pg_sequence_last_value('sse_pg.recovery_wire'::regclass) = 'sse_pg.events'::regclass::oid::bigint
              -- bigint to its low half, signed as int4 is
              THEN pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_low'),
                       (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer)
@@ -226,6 +237,7 @@ BEGIN
              ELSE false END) THEN
         NULL;                            -- the usual case
     ELSIF pg_current_xact_id_if_assigned() IS NULL THEN
+        PERFORM sse_pg.recovered();
         done := sse_pg.announce_below(sse_pg.lock_class('first_low')) IS NULL OR pg_current_xact_id() IS NULL;
     ELSE
         held := string_to_array(current_setting('sse_pg.announced', true), ':');
@@ -233,6 +245,10 @@ BEGIN
             held := NULL;                -- empty, or set by hand
         ELSIF held[2] = 'open' THEN
             RETURN NULL;
+        END IF;
+        IF held IS NULL AND pg_sequence_last_value('sse_pg.recovery_wire'::regclass)
+                            IS DISTINCT FROM 'sse_pg.events'::regclass::oid::bigint THEN
+            PERFORM sse_pg.recovered();
         END IF;
         bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
         IF held[2] = '8' OR held[3] = bound::text THEN
@@ -801,11 +817,14 @@ END $$;
 -- ------------------------------------------------------------------ epochs
 
 -- After a restored backup, or a failover that lost commits, the sequence stands lower than before, so ids could be drawn
--- twice. A new epoch jumps over all ids that may have been drawn. A cursor between settled_to and starts_at of an epoch
--- belongs to the log that was lost: nobody can say which events its reader lacks.
+-- twice. A new epoch jumps over all ids that may have been drawn. A cursor below starts_at that has other ids than those
+-- that are certain belongs to the log that was lost: nobody can say which events its reader lacks.
 CREATE TABLE sse_pg.epochs (
     starts_at     bigint PRIMARY KEY,         -- ids of the epoch are higher
-    settled_to    bigint NOT NULL,            -- ids up to this one belong to the log before, and are certain
+    -- Ids up to this one belong to the log before, and are certain, but for those in the open ranges.
+    settled_to    bigint NOT NULL,
+    open_first    bigint[] NOT NULL DEFAULT '{}',
+    open_last     bigint[] NOT NULL DEFAULT '{}',
     identity      text NOT NULL,
     noticed_at    timestamptz NOT NULL DEFAULT clock_timestamp()
 );
@@ -845,54 +864,152 @@ BEGIN
     RETURN here;
 END $$;
 
--- Begins an epoch: the next id is at least 1,000,000,000 higher than every id that is known to have been drawn. Call it
--- by hand after restoring a disk snapshot, which cannot be distinguished from the cluster it was taken from. Returns the
--- id above which the epoch's ids lie.
+-- Whether the trip-wire was set after the last recovery. Only a primary can tell.
+CREATE FUNCTION sse_pg.wire_is_intact() RETURNS boolean
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT pg_sequence_last_value('sse_pg.recovery_wire'::regclass)
+           IS NOT DISTINCT FROM 'sse_pg.events'::regclass::oid::bigint $$;
+
+-- Whether ids that were handed out may be drawn again. The identity is not the one that a server noted last, or events are
+-- above what the sequence has drawn. Such events come from logical replication or a data-only dump.
+CREATE FUNCTION sse_pg.must_jump() RETURNS boolean
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM sse_pg.events e WHERE e.id > (SELECT sse_pg.last_id()))
+        OR EXISTS (SELECT FROM sse_pg.log l
+                    WHERE l.identity NOT IN ('', sse_pg.log_identity())
+                      AND (l.settled_to > 0 OR l.purged_to > 0 OR sse_pg.last_id() > 0
+                           OR EXISTS (SELECT FROM sse_pg.epochs))) $$;
+
+-- Passes all ids that the log before may have handed out: the next id is at least 1,000,000,000 higher than every id that
+-- is known to have been drawn. Returns the id above which the next ones lie. A jump is less than 2^31, so that publishers()
+-- still computes the bounds of publishers in flight correctly. The caller holds the lock on sse_pg.epochs.
+CREATE FUNCTION sse_pg.jump() RETURNS bigint
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT setval('sse_pg.last_jump', setval('sse_pg.events_id_seq', 1000000000 + greatest(
+        sse_pg.last_id(), (SELECT max(e.id) FROM sse_pg.events e), (SELECT max(p.starts_at) FROM sse_pg.epochs p),
+        (SELECT max(greatest(l.settled_to, l.purged_to)) FROM sse_pg.log l)))) $$;
+
+-- Sets the trip-wire, and first passes the ids that may have been handed out. The caller holds the lock on sse_pg.epochs.
+CREATE FUNCTION sse_pg.set_wire() RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT sse_pg.wire_is_intact() THEN      -- otherwise somebody else was first
+        IF sse_pg.must_jump() THEN
+            PERFORM sse_pg.jump();
+        END IF;
+        PERFORM setval('sse_pg.recovery_wire', 'sse_pg.events'::regclass::oid::bigint);
+    END IF;
+END $$;
+
+-- Called by whoever publishes first after a recovery, before it draws an id. What it does survives a rollback of the
+-- caller, as drawing an id does. It does not note the epoch: the caller may roll back, or stay open while others wait for
+-- the row. After a plain crash the log is the one that a server noted last, and no id is passed.
+--
+-- The block ends with an error, so that the lock is free at once and not when the caller's transaction ends. It is a lock
+-- on a table, because any session can hold an advisory lock.
+CREATE FUNCTION sse_pg.recovered() RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    LOCK TABLE sse_pg.epochs IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM sse_pg.set_wire();
+    RAISE EXCEPTION USING ERRCODE = 'SPEND';
+EXCEPTION WHEN SQLSTATE 'SPEND' THEN
+    NULL;
+END $$;
+
+-- The id above which the ids of an epoch lie that nobody has noted yet; NULL if there is none.
+CREATE FUNCTION sse_pg.unnoted_jump() RETURNS bigint
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT j.start FROM pg_sequence_last_value('sse_pg.last_jump'::regclass) AS j(start)
+     WHERE j.start > (SELECT coalesce(max(e.starts_at), 0) FROM sse_pg.epochs e) $$;
+
+-- Notes an epoch whose ids are above this one. What is certain is what a server had noted about the log before.
+CREATE FUNCTION sse_pg.note_epoch(start bigint) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO sse_pg.epochs (starts_at, settled_to, open_first, open_last, identity)
+    SELECT start, l.settled_to, l.open_first, l.open_last, sse_pg.log_identity() FROM sse_pg.log l;
+    UPDATE sse_pg.log SET identity = sse_pg.log_identity();
+    SELECT sse_pg.notify_servers(ARRAY['epoch']) $$;
+
+-- Notes the epoch of a jump that a publisher made after a recovery. Returns whether there was one.
+CREATE FUNCTION sse_pg.note_jump() RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    jumped bigint := sse_pg.unnoted_jump();
+BEGIN
+    IF jumped IS NULL THEN
+        RETURN false;
+    END IF;
+    PERFORM sse_pg.note_epoch(jumped);
+    RETURN true;
+END $$;
+
+-- Begins an epoch. Call it by hand after restoring a disk snapshot, which cannot be distinguished from the cluster it was
+-- taken from. Returns the id above which the epoch's ids lie.
 CREATE FUNCTION sse_pg.begin_epoch() RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    known sse_pg.log;
     start bigint;
 BEGIN
-    SELECT * INTO STRICT known FROM sse_pg.log FOR UPDATE;
-    -- The jump is less than 2^31, so that publishers() still computes the bounds of publishers in flight correctly.
-    start := setval('sse_pg.events_id_seq', 1000000000 + greatest(
-        sse_pg.last_id(), (SELECT max(e.id) FROM sse_pg.events e), known.settled_to, known.purged_to));
-    INSERT INTO sse_pg.epochs (starts_at, settled_to, identity) VALUES (start, known.settled_to, sse_pg.log_identity());
-    UPDATE sse_pg.log SET identity = sse_pg.log_identity();
-    PERFORM sse_pg.notify_servers(ARRAY['epoch']);
+    PERFORM FROM sse_pg.log FOR UPDATE;
+    LOCK TABLE sse_pg.epochs IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM sse_pg.set_wire();
+    PERFORM sse_pg.note_jump();
+    start := sse_pg.jump();
+    PERFORM sse_pg.note_epoch(start);
     RETURN start;
 END $$;
 
--- Whether this is the log that a server noted last: the identity is the same, and no event is above what the sequence
--- has drawn. Such events come from logical replication or a data-only dump, which leave the sequence behind.
+-- Whether this is the log that a server noted last, and all that is known about it is noted.
 CREATE FUNCTION sse_pg.is_known_log() RETURNS boolean
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT l.identity = sse_pg.log_identity()
+    SELECT l.identity = sse_pg.log_identity() AND sse_pg.unnoted_jump() IS NULL
            AND NOT EXISTS (SELECT FROM sse_pg.events e WHERE e.id > (SELECT sse_pg.last_id()))
       FROM sse_pg.log l $$;
+
+-- The logs that ended where an epoch began: which of their ids are certain, and above which id the next log begins. If no
+-- server has noted an epoch that has begun, it is among them. A log that may have ended, without anybody having published
+-- since, ends above all ids.
+CREATE FUNCTION sse_pg.ended_logs() RETURNS TABLE (certain int8multirange, starts_at bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY SELECT sse_pg.settled_ids(e.settled_to, e.open_first, e.open_last), e.starts_at FROM sse_pg.epochs e;
+    RETURN QUERY
+    SELECT sse_pg.settled_ids(l.settled_to, l.open_first, l.open_last),
+           coalesce(sse_pg.unnoted_jump(), 9223372036854775806)
+      FROM sse_pg.log l
+     WHERE CASE WHEN pg_is_in_recovery() THEN false WHEN sse_pg.unnoted_jump() IS NOT NULL THEN true
+                ELSE NOT sse_pg.wire_is_intact() AND sse_pg.must_jump() END;
+END $$;
+
+-- The ids up to this one, but for those in the open ranges.
+CREATE FUNCTION sse_pg.settled_ids(settled_to bigint, open_first bigint[], open_last bigint[]) RETURNS int8multirange
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT int8multirange(int8range(0, settled_to, '[]')) - coalesce(range_agg(int8range(o.first, o.last, '[]')), '{}')
+      FROM unnest(open_first, open_last) o(first, last) $$;
 
 -- Begins an epoch if the log is not the same as when a server last checked. Each server calls it before it reads, and
 -- when it finds that the sequence went back. Returns whether it began one.
 CREATE FUNCTION sse_pg.check_epoch() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    known sse_pg.log;
-    drawn boolean;       -- whether any id was drawn, as far as can be seen
 BEGIN
     -- A schema-only copy and TRUNCATE of every table leave no row. The events that are missing then count as purged.
     INSERT INTO sse_pg.log (purged_to)
     SELECT coalesce((SELECT min(e.id) - 1 FROM sse_pg.events e), sse_pg.last_id())
      WHERE NOT EXISTS (SELECT FROM sse_pg.log)
     ON CONFLICT DO NOTHING;
+    IF NOT sse_pg.wire_is_intact() THEN
+        PERFORM sse_pg.recovered();
+    END IF;
     IF NOT sse_pg.is_known_log() THEN
-        SELECT * INTO STRICT known FROM sse_pg.log FOR UPDATE;     -- one server at a time
+        PERFORM FROM sse_pg.log FOR UPDATE;     -- one server at a time
         IF NOT sse_pg.is_known_log() THEN
-            drawn := sse_pg.last_id() > 0 OR known.settled_to > 0 OR known.purged_to > 0
-                OR EXISTS (SELECT FROM sse_pg.epochs);
-            IF (known.identity <> '' AND drawn)
-               OR EXISTS (SELECT FROM sse_pg.events e WHERE e.id > (SELECT sse_pg.last_id())) THEN
-                PERFORM sse_pg.begin_epoch();
+            LOCK TABLE sse_pg.epochs IN SHARE ROW EXCLUSIVE MODE;
+            IF sse_pg.note_jump() THEN
+                RETURN true;
+            ELSIF sse_pg.must_jump() THEN
+                PERFORM sse_pg.note_epoch(sse_pg.jump());
                 RETURN true;
             END IF;
             UPDATE sse_pg.log SET identity = sse_pg.log_identity();     -- nobody has read it before
@@ -1145,16 +1262,16 @@ DECLARE
     wanted    text[] := sse_pg.wanted_channels(channels, most);
     offered   int8multirange := sse_pg.cursor_ids(after);
     unsettled int8multirange;
-    certain   bigint;
+    certain   int8multirange;
     e         record;
 BEGIN
-    SELECT min(h.settled_to) INTO certain
-      FROM sse_pg.epochs h WHERE h.settled_to < upper(offered) - 1 AND upper(offered) - 1 < h.starts_at;
+    SELECT range_intersect_agg(h.certain) INTO certain
+      FROM sse_pg.ended_logs() h WHERE upper(offered) - 1 < h.starts_at AND NOT h.certain @> offered;
     IF certain IS NOT NULL THEN
-        offered := offered * int8multirange(int8range(0, certain, '[]'));
+        offered := offered * certain;
     ELSIF upper(offered) - 1 > sse_pg.last_id() THEN
         offered := sse_pg.cursor_ids(sse_pg.position());
-        certain := 0;
+        certain := '{}';
     ELSE
         IF NOT sse_pg.is_behind(offered, wanted) THEN
             RETURN;
@@ -1929,7 +2046,8 @@ BEGIN
      WHERE s.updated_at >= now() - interval '1 minute'
         OR NOT coalesce((SELECT e.created_at < now() - interval '1 minute'
                            FROM sse_pg.events e WHERE e.id > s.read_to ORDER BY e.id LIMIT 1), false);
-    SELECT coalesce(range_agg(int8range(e.settled_to + 1, e.starts_at, '[]')), '{}') INTO jumps FROM sse_pg.epochs e;
+    SELECT coalesce(range_agg(int8range(upper(e.certain), e.starts_at, '[]')), '{}') INTO jumps
+      FROM sse_pg.ended_logs() e;
     -- The number of ids drawn in a partition's range is computed from its bounds: asking each table for its lowest and
     -- highest id would make a purge slower with each partition that stays. The default partition is above all others.
     FOR p IN
