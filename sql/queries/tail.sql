@@ -20,7 +20,7 @@ SELECT pg_try_advisory_lock_shared(sse_pg.lock_class('tail'), 1)
 SELECT sse_pg.check_epoch()
 
 -- name: epochs
-SELECT settled_to, starts_at FROM sse_pg.epochs ORDER BY starts_at
+SELECT settled_to, open_first, open_last, starts_at FROM sse_pg.epochs ORDER BY starts_at
 
 -- name: deleting
 -- Whether somebody deletes what keep() no longer keeps. A deletion that begins later knows this server; see purge_channels().

@@ -10,7 +10,8 @@ import msgspec
 import psycopg
 
 from sse_pg.core import wire
-from sse_pg.core.cursor import Cursor
+from sse_pg.core.cursor import Cursor, trimmed
+from sse_pg.core.epoch import Epoch
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
 from sse_pg.db.connection import Connection
@@ -193,9 +194,13 @@ async def _events_before_fault(conn: Connection, seen: int, missing: Ranges, lim
     return read if read.fault else read._replace(fault=f"event {row[0] if row else '?'}: {one_line(error)}", more=True)
 
 
-async def epochs(conn: Connection) -> list[tuple[int, int]]:
-    """Read, for each epoch, up to where the log before it is settled, and where the epoch starts."""
-    return [(settled_to, starts_at) for settled_to, starts_at in await (await conn.execute(query("epochs"))).fetchall()]
+async def epochs(conn: Connection) -> list[Epoch]:
+    """Read where epochs began, ascending."""
+    rows = await (await conn.execute(query("epochs"))).fetchall()
+    return [
+        Epoch(trimmed(settled_to, Ranges(zip(first, last, strict=True))), starts_at)
+        for settled_to, first, last, starts_at in rows
+    ]
 
 
 async def expired_channels(conn: Connection, after: int) -> dict[str, int]:

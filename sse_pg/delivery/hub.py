@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
+from sse_pg.core.epoch import Epoch, certain_part
 from sse_pg.core.event import Event
 from sse_pg.core.meter import Meter
 from sse_pg.core.ring import Entry, Ring
@@ -63,8 +64,8 @@ class Hub:
         """Events sent to streams from the ring."""
         self.gap_notices: Counter[str] = Counter()
         """Gap events sent, by reason."""
-        self.epochs: list[tuple[int, int]] = []
-        """Pairs of ids. A cursor whose id lies between the two belongs to a log that was lost."""
+        self.epochs: list[Epoch] = []
+        """Where logs ended, ascending."""
         self._log_ends: list[Cursor] = []
         """Up to where this server had handed on the logs that it read before this one."""
         self._log_start = START
@@ -169,10 +170,7 @@ class Hub:
 
     def last_certain(self, cursor: Cursor) -> Cursor:
         """Return the cursor or, if it belongs to a log that was lost, the part of it that belongs to this log."""
-        for settled_to, starts_at in self.epochs:
-            if settled_to < cursor.high < starts_at:
-                return cursor.clip(settled_to)
-        return cursor
+        return certain_part(cursor, self.epochs)
 
     def add(self, stream: Stream) -> None:
         """Open a stream. It catches up from its cursor and then joins."""

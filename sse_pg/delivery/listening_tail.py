@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 
+from sse_pg.core.epoch import Epoch
 from sse_pg.core.tail_meter import State
 from sse_pg.db import tail_session
 from sse_pg.db.connection import Connection, connect_listener
@@ -116,7 +117,7 @@ class ListeningTail(Tail):
         await tail_session.check_epoch(conn)
         self._is_elected = await tail_session.elect(conn)
 
-    async def _begin(self, conn: Connection, publishers: Publishers, epochs: list[tuple[int, int]]) -> list[Stream]:
+    async def _begin(self, conn: Connection, publishers: Publishers, epochs: list[Epoch]) -> list[Stream]:
         concerned = await super()._begin(conn, publishers, epochs)
         self._fell_asleep_at = None if self.awake else publishers.last
         return concerned

@@ -18,6 +18,7 @@ from random import random
 
 import psycopg
 
+from sse_pg.core.epoch import Epoch
 from sse_pg.core.frontier import Frontier, GapCounts
 from sse_pg.core.ranges import Ranges
 from sse_pg.core.tail_meter import State, TailMeter
@@ -204,7 +205,7 @@ class Tail(ABC):
         self.meter.enter(self._state, time.monotonic())
         self.listening.set()
 
-    async def _begin(self, conn: Connection, publishers: Publishers, epochs: list[tuple[int, int]]) -> list[Stream]:
+    async def _begin(self, conn: Connection, publishers: Publishers, epochs: list[Epoch]) -> list[Stream]:
         """Begin, or go on where the last connection ended, or begin anew if this is another log.
 
         Returns the streams that left the live delivery because events of theirs were deleted meanwhile.
@@ -223,7 +224,7 @@ class Tail(ABC):
         self._hub.epochs = epochs
         return concerned
 
-    async def _epochs(self, conn: Connection) -> list[tuple[int, int]]:
+    async def _epochs(self, conn: Connection) -> list[Epoch]:
         self._control.epoch_began = False
         return await tail_session.epochs(conn)
 

@@ -7,6 +7,9 @@ from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
 
+from sse_pg.core.cursor import Cursor
+from sse_pg.core.epoch import Epoch
+
 
 def _begin(db: psycopg.Connection) -> int:
     row = db.execute("SELECT sse_pg.begin_epoch()").fetchone()
@@ -52,6 +55,28 @@ async def test_a_cursor_of_the_lost_log_is_told_and_loses_nothing_of_the_new(
             assert [e.json() for e in await stream.events(6)] == [6, 7, 8, 9, 10, "new"]
 
 
+async def test_a_client_that_was_given_an_event_while_it_was_open_is_told(
+    launch: Launcher, db: psycopg.Connection
+) -> None:
+    """Below the last settled id, event 4 had not been committed when a server last noted what is certain."""
+    db.execute("SELECT sse_pg.publish('a', 'm', to_jsonb(n)) FROM generate_series(1, 8) n")
+    db.execute("UPDATE sse_pg.log SET settled_to = 6, open_first = '{4}', open_last = '{4}'")
+    db.execute("DELETE FROM sse_pg.events WHERE id IN (4, 7, 8)")  # the failover lost them
+    _begin(db)
+    db.execute("SELECT sse_pg.publish('a', 'm', '\"new\"')")
+    server = await launch()
+    async with Client(server.url) as client:
+        for cursor in ("5", "6", "5~1"):
+            async with client.stream("a", last_event_id=cursor) as stream:
+                if cursor != "5~1":
+                    gap = await stream.event()
+                    assert gap.json() == {"reason": "unknown", "after": cursor, "before": f"{cursor}~{int(cursor) - 4}"}
+                assert [e.json() for e in await stream.events(2 - (cursor == "6"))] == [6, "new"][cursor == "6" :]
+    rows = db.execute("SELECT payload FROM sse_pg.read('6', '{a}')").fetchall()
+    assert rows == [({"reason": "unknown", "after": "6", "before": "6~2"},), ("new",)]
+    assert db.execute("SELECT payload FROM sse_pg.read('6~2', '{a}')").fetchall() == [("new",)]
+
+
 async def test_an_epoch_that_is_begun_beside_a_server_is_noticed(launch: Launcher, db: psycopg.Connection) -> None:
     db.execute("SELECT sse_pg.publish('a', 'm', to_jsonb(n)) FROM generate_series(1, 10) n")
     server = await launch()
@@ -59,7 +84,7 @@ async def test_an_epoch_that_is_begun_beside_a_server_is_noticed(launch: Launche
         with db.transaction():  # the server notes what is settled, too
             db.execute("UPDATE sse_pg.log SET settled_to = 6")
             start = _begin(db)
-        await eventually(lambda: server.bus.hub.epochs == [(6, start)])
+        await eventually(lambda: server.bus.hub.epochs == [Epoch(Cursor(6), start)])
         number = await client.publish("a", "new")
         assert (await live.event()).id == str(number)
         async with client.stream("a", last_event_id="42") as stream:

@@ -22,6 +22,7 @@ from support.waiting import eventually
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope
+from sse_pg.core.epoch import Epoch
 from sse_pg.core.event import Event
 from sse_pg.core.framing import Framing
 from sse_pg.core.frontier import Frontier
@@ -672,10 +673,20 @@ async def test_nothing_of_the_old_log_is_served(hub: Hub) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "certain"),
-    [("10", "10"), ("15", "10"), ("15~2,4", "10~2"), ("15~5", "9"), ("20", "20"), ("25~1", "25~1")],
+    [
+        ("10~4", "10~4"),
+        ("10", "10~4"),
+        ("15", "10~4"),
+        ("15~2,4", "10~2,1"),
+        ("15~5", "9~3"),
+        ("5", "5"),
+        ("6", "5"),
+        ("20", "20"),
+        ("25~1", "25~1"),
+    ],
 )
 def test_a_cursor_of_a_log_that_was_lost_is_certain_up_to_what_was_settled(hub: Hub, asked: str, certain: str) -> None:
-    hub.epochs = [(10, 20)]
+    hub.epochs = [Epoch(Cursor.parse("10~4"), 20)]
     assert str(hub.last_certain(Cursor.parse(asked))) == certain
 
 
