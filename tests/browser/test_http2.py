@@ -1,11 +1,14 @@
-"""More streams on one page than HTTP/1.1 has connections, through nginx."""
+"""Plain EventSources over HTTP/2, through nginx: more than HTTP/1.1 has connections, and over a deploy."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import psycopg
 import pytest
 from playwright.async_api import Browser
+from support.process import free_port, process
 from support.proxies import proxy
 from support.server import Launcher
 
@@ -31,3 +34,52 @@ async def test_twelve_streams_on_a_page(browser: Browser, launch: Launcher, tmp_
         assert await page.evaluate(OPEN, 12) == [200, "h2"]
         assert len(server.bus.hub.streams) == 12
         await context.close()
+
+
+SOURCES = 30
+PLAIN = """(count) => {
+  window.got = Array.from({ length: count }, () => [])
+  window.sources = window.got.map((got) => {
+    const source = new EventSource('/api/events/stream?channels=a')
+    source.addEventListener('sse-pg.hello', () => { source.greeted = true })
+    source.onmessage = (event) => got.push(JSON.parse(event.data))
+    return source
+  })
+}"""
+ALL_HAVE = """(expected) => {
+  const dead = window.sources.filter((source) => source.readyState === EventSource.CLOSED).length
+  if (dead) throw new Error(`${dead} of ${window.sources.length} gave up`)
+  return window.sources.every((source) => source.greeted) && window.got.every((got) => `${got}` === `${expected}`)
+}"""
+
+
+async def test_plain_event_sources_survive_a_deploy(browser: Browser, database_url: str, tmp_path: Path) -> None:
+    """The only server is replaced. Meanwhile nginx has none, and an EventSource gives up after a 502."""
+    port = free_port()
+    # They come back while the server still drains.
+    variables = {"PORT": str(port), "SSE_PG_RETRY_MS": "200", "SSE_PG_DRAIN_SECONDS": "1", "DATABASE_URL": database_url}
+    async with (
+        proxy("nginx", tmp_path, f"http://127.0.0.1:{port}") as url,
+        await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn,
+    ):
+
+        async def publish(what: str) -> None:
+            await conn.execute("SELECT sse_pg.publish('a', 'message', to_jsonb(%s::text))", (what,))
+
+        context = await browser.new_context(ignore_https_errors=True)
+        page = await context.new_page()
+        with process("serve", **variables) as server:
+            await asyncio.to_thread(server.url)
+            await page.goto(f"{url}/docs")
+            await page.evaluate(PLAIN, SOURCES)
+            await page.wait_for_function(ALL_HAVE, arg=[])
+            await publish("before")
+            await page.wait_for_function(ALL_HAVE, arg=["before"])
+            assert await asyncio.to_thread(server.end) == 0
+        await publish("meanwhile")
+        with process("serve", **variables) as server:
+            await asyncio.to_thread(server.url)
+            await page.wait_for_function(ALL_HAVE, arg=["before", "meanwhile"])
+            await publish("after")
+            await page.wait_for_function(ALL_HAVE, arg=["before", "meanwhile", "after"])
+            await context.close()

@@ -23,6 +23,10 @@ UNAVAILABLE = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n"
     b"Content-Length: 2\r\nConnection: close\r\n\r\n{}"
 )
+# What the proxies of docker/ answer while no server takes a stream; only the time is theirs.
+LATER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 10\r\nConnection: close\r\n\r\nretry: 50\n"
+)
 
 # Where an event's bytes are cut.
 BEHIND_THE_ID = rb"id: [0-9~,-]+\n(?=event: [og])"
@@ -199,23 +203,29 @@ async def test_the_envelope_reaches_onmessage(kind: Kind, launch: Launcher, data
 
 @every_client
 async def test_what_an_answer_of_503_does(kind: Kind, launch: Launcher, database_url: str) -> None:
-    await _meet_503(kind.make(again=False), launch, database_url, ends=kind.ends_on_503)
+    await _meet(UNAVAILABLE, kind.make(again=False), launch, database_url, ends=kind.ends_on_503)
 
 
 @pytest.mark.browser
 async def test_a_page_outlives_a_503(launch: Launcher, database_url: str) -> None:
     """The snippet of docs/clients.md."""
-    await _meet_503(Browser(again=True), launch, database_url, ends=False)
+    await _meet(UNAVAILABLE, Browser(again=True), launch, database_url, ends=False)
 
 
-async def _meet_503(made: Driver, launch: Launcher, database_url: str, *, ends: bool) -> None:
+@every_client
+async def test_every_client_comes_back_after_an_empty_stream(kind: Kind, launch: Launcher, database_url: str) -> None:
+    """And takes it for no event."""
+    await _meet(LATER, kind.make(again=False), launch, database_url, ends=False)
+
+
+async def _meet(answer: bytes, made: Driver, launch: Launcher, database_url: str, *, ends: bool) -> None:
     server = await launch(**SETTINGS)
     async with made as driver, Proxy(port(server), driver.pages) as proxy:
         await driver.open(stream_url(proxy), [*TYPES[1:], *OWN])
         await eventually(lambda: driver.gave_up or greeted(server))
         async with Traffic(database_url) as traffic:
             await more(driver)
-            proxy.answer = UNAVAILABLE
+            proxy.answer = answer
             proxy.cut()
             if ends:
                 await eventually(lambda: driver.gave_up)
@@ -225,6 +235,7 @@ async def _meet_503(made: Driver, launch: Launcher, database_url: str, *, ends: 
             rows = await traffic.rows()
             await eventually(lambda: len(events(driver)) >= len(rows))
         assert Counter(events(driver)) == Counter(rows)
+        assert [record for record in driver.records if not record["data"]] == []
 
 
 async def test_fetch_event_source_left_to_itself_loses_an_event(launch: Launcher, database_url: str) -> None:

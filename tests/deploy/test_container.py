@@ -2,7 +2,6 @@
 
 import asyncio
 import configparser
-import contextlib
 import http.server
 import json
 import os
@@ -11,15 +10,16 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import test_utils, web
 from support.process import CHECKOUT, free_port
+from support.proxies import caddy_environment
+from support.proxies import proxy as running
 
 from sse_pg.auth import exposure
 from sse_pg.config import Settings
@@ -301,19 +301,10 @@ def caddy() -> str:
     return program
 
 
-def caddy_env(home: Path, **more: str) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "XDG_DATA_HOME": str(home),
-        "XDG_CONFIG_HOME": str(home),
-    } | more
-
-
 def test_caddy_understands_the_caddyfile(caddy, tmp_path):
     done = subprocess.run(
         [caddy, "validate", "--adapter", "caddyfile", "--config", str(CADDYFILE)],
-        env=caddy_env(tmp_path),
+        env=caddy_environment(tmp_path),
         capture_output=True,
         text=True,
         timeout=60,
@@ -342,38 +333,13 @@ class _Upstream:
             self.closed.set()
 
 
-@contextlib.asynccontextmanager
-async def running_caddy(program: str, home: Path, upstreams: str) -> AsyncIterator[str]:
-    site = f"https://localhost:{free_port()}"
-    env = caddy_env(home, SITE=site, BIND="127.0.0.1", UPSTREAMS=upstreams)
-    log = home / "caddy.log"
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            program, "run", "--adapter", "caddyfile", "--config", str(CADDYFILE), env=env, stdout=out, stderr=out
-        )
-    try:
-        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
-            while True:
-                assert process.returncode is None, log.read_text()
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with session.get(f"{site}/readyz", ssl=False) as answer:
-                        if answer.status == 200:
-                            break
-                await asyncio.sleep(0.1)
-        yield site
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-
-
-async def test_the_proxy_holds_nothing_back_and_tells_when_a_client_leaves(caddy, tmp_path):
+async def test_the_proxy_holds_nothing_back_and_tells_when_a_client_leaves(tmp_path):
     upstream = _Upstream()
     app = web.Application()
     app.add_routes([web.get("/readyz", upstream.ready), web.get("/stream", upstream.stream)])
     async with (
         test_utils.TestServer(app, host="127.0.0.1", handler_cancellation=True) as server,
-        running_caddy(caddy, tmp_path, f"127.0.0.1:{server.port}") as site,
+        running("caddy", tmp_path, f"http://127.0.0.1:{server.port}") as site,
         asyncio.timeout(20),
         aiohttp.ClientSession() as session,
     ):

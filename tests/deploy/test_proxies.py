@@ -173,6 +173,37 @@ async def test_a_deploy_turns_no_publisher_away(name: str, launch: Launcher, tmp
         assert count == (answers[201],)
 
 
+@pytest.mark.parametrize("name", ["nginx", "haproxy", "caddy"])
+async def test_an_event_source_comes_back_whatever_happens(name: str, launch: Launcher, tmp_path: Path) -> None:
+    """A client that asks for a stream gets no error that ends it: 200, and when to come back. The others get errors."""
+    server = await launch(max_streams=1)
+    headers = {"Accept": "text/event-stream", "Origin": "https://shop.example"}
+    async with proxy(name, tmp_path, server.url) as url, Behind(url) as client:
+
+        async def ask(path: str, **headers: str) -> tuple[int, str, str]:
+            async with client.session.get(url + path, headers=headers) as answer:
+                return answer.status, answer.content_type, await answer.text()
+
+        async def comes_back() -> None:
+            path = f"{url}/api/events/stream?channels=a"
+            async with client.session.get(path, headers=headers) as answer:
+                assert (answer.status, answer.content_type) == (200, "text/event-stream")
+                assert await answer.text() == "retry: 3000\n"
+                assert answer.headers["Cache-Control"] == "no-store"
+                assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+                assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+            assert (await ask("/api/events/stream?channels=a"))[0] == 503
+
+        async with Client(server.url) as direct, direct.stream("a"):
+            await comes_back()  # the server refuses another stream for now
+        await eventually(lambda: not server.bus.hub.streams)
+        status, kind, _ = await ask("/api/events/stream?channels=a,,b", **headers)
+        assert (status, kind) == (422, "application/problem+json")
+        await server.stop()
+        await comes_back()
+        assert (await ask("/api/events/history?channel=a", **headers))[0] in (502, 503)
+
+
 async def test_a_kept_connection_has_one_more_request(launch: Launcher) -> None:
     """A server that drains does not close it under a request that may be on its way, and leaves when it has had it."""
     server = await launch()

@@ -1,4 +1,4 @@
-"""nginx and HAProxy with the configurations of docker/, in front of servers of a test."""
+"""nginx, HAProxy and Caddy with the configurations of docker/, in front of servers of a test."""
 
 from __future__ import annotations
 
@@ -34,8 +34,15 @@ async def proxy(name: str, home: Path, *servers: str, quiet: str = "60s") -> Asy
     program = shutil.which(name)
     if program is None:
         pytest.skip(f"{name} is not installed; Debian's package is {name}")
-    certificate(home)
     port = free_port()
+    if name == "caddy":
+        upstreams = " ".join(dict.fromkeys(urlsplit(server).netloc for server in servers))
+        words = [program, "run", "--adapter", "caddyfile", "--config", str(CHECKOUT / "docker" / "Caddyfile")]
+        variables = {"SITE": f"https://127.0.0.1:{port}", "BIND": "127.0.0.1", "UPSTREAMS": upstreams}
+        async with started(home, port, *words, env=caddy_environment(home, **variables)):
+            yield variables["SITE"]
+        return
+    certificate(home)
     file = {"nginx": "nginx.conf", "haproxy": "haproxy.cfg"}[name]
     text = (CHECKOUT / "docker" / file).read_text()
     changes = {
@@ -61,6 +68,12 @@ async def proxy(name: str, home: Path, *servers: str, quiet: str = "60s") -> Asy
         yield f"https://127.0.0.1:{port}"
 
 
+def caddy_environment(home: Path, **more: str) -> dict[str, str]:
+    """Return the variables with which Caddy keeps its files in a folder."""
+    kept = {"HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home)}
+    return {"PATH": os.environ["PATH"], **kept, **more}
+
+
 def nginx_words(program: str, home: Path) -> list[str]:
     """Return the command for nginx with the nginx.conf in a folder."""
     more = f"daemon off; pid {home}/pid;" + (" user root;" if os.geteuid() == 0 else "")
@@ -68,11 +81,11 @@ def nginx_words(program: str, home: Path) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def started(home: Path, port: int, *words: str) -> AsyncIterator[None]:
+async def started(home: Path, port: int, *words: str, env: dict[str, str] | None = None) -> AsyncIterator[None]:
     """Run a program that listens on a port."""
     log = home / "proxy.log"
     with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(*words, stdout=out, stderr=out)
+        process = await asyncio.create_subprocess_exec(*words, env=env, stdout=out, stderr=out)
     try:
 
         def listens() -> bool:
