@@ -227,3 +227,29 @@ def test_the_installed_package_is_typed(place: Path, venv: Path, wheel: Path, ou
     assert len(errors) == 1, done.stdout + done.stderr
     assert errors[0].startswith("mistake.py:")
     assert errors[0].endswith("[assignment]")
+
+
+@pytest.mark.parametrize("tool", ["pip", "pipx", "uv"])
+def test_one_line_installs_it(tool: str, place: Path, venv: Path, wheel: Path, outside: dict[str, str]) -> None:
+    """The lines of docs/install.md, in an empty directory with the wheel."""
+    page = (CHECKOUT / "docs" / "install.md").read_text()
+    (line,) = re.findall(rf"`({tool} (?:tool )?install [^`]*\.whl[^`]*)`", page)
+    assert wheel.name in line
+    home = place / f"home-{tool}"
+    home.mkdir()
+    shutil.copy(wheel, home)
+    if tool != "pip":
+        pip(venv, outside, "install", tool)
+    env = {
+        **outside,
+        "HOME": str(home),
+        "PATH": f"{venv}:{home}/.local/bin:{outside['PATH']}",
+        "UV_PYTHON": sys.executable,
+    }
+    for unwanted in ("PIPX_HOME", "PIPX_BIN_DIR", "UV_TOOL_DIR", "UV_TOOL_BIN_DIR", "XDG_DATA_HOME", "XDG_BIN_HOME"):
+        env.pop(unwanted, None)
+    done = subprocess.run(["sh", "-c", line], cwd=home, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    program = venv / "sse-pg" if tool == "pip" else home / ".local" / "bin" / "sse-pg"
+    told = subprocess.check_output([program, "--version"], env=env, cwd=home, text=True)
+    assert wheel.name.startswith(f"sse_pg-{told.split()[-1]}-")
