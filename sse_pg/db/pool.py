@@ -162,9 +162,10 @@ def make_pool(
 
 
 @asynccontextmanager
-async def lend(pool: Pool, *, upkeep: bool = False) -> AsyncIterator[Connection]:
+async def lend(pool: Pool, *, upkeep: bool = False, within: float | None = None) -> AsyncIterator[Connection]:
     """Lend a connection that works and leads to the log that the LISTEN connection reads.
 
+    ``within``: how many seconds to wait for a connection, if not for as long as requests do.
     A server at rest comes back first, except for ``upkeep``: that raises BusUnavailable. Behind a transaction pooler
     the block is one transaction. It begins with the settings and the check, which go out together with the first
     statement.
@@ -172,7 +173,7 @@ async def lend(pool: Pool, *, upkeep: bool = False) -> AsyncIterator[Connection]
     with pool.demand.upkeep() if upkeep else pool.demand.hold():
         if not upkeep:
             await pool.demand.until_here(pool.timeout)
-        conn = await _take(pool)
+        conn = await _take(pool, pool.timeout if within is None else min(within, pool.timeout))
         since = time.monotonic()
         try:
             with deadline(conn, RESPONSE_DEADLINE_S):
@@ -192,10 +193,10 @@ async def lend(pool: Pool, *, upkeep: bool = False) -> AsyncIterator[Connection]
 
 
 @asynccontextmanager
-async def connection(pool: Pool, *, upkeep: bool = False) -> AsyncIterator[Connection]:
+async def connection(pool: Pool, *, upkeep: bool = False, within: float | None = None) -> AsyncIterator[Connection]:
     """Lend a connection as ``lend`` does; raises BusUnavailable if the database is unavailable."""
     try:
-        async with lend(pool, upkeep=upkeep) as conn:
+        async with lend(pool, upkeep=upkeep, within=within) as conn:
             yield conn
     except psycopg.Error as error:
         if is_unavailable(error):
@@ -203,13 +204,13 @@ async def connection(pool: Pool, *, upkeep: bool = False) -> AsyncIterator[Conne
         raise
 
 
-async def _take(pool: Pool) -> PooledConnection:
-    """Take a connection out of the pool that is alive and leads where it must.
+async def _take(pool: Pool, timeout: float) -> PooledConnection:
+    """Take a connection out of the pool that is alive and leads where it must; wait up to ``timeout`` seconds for it.
 
     The pool has a check of its own, but pauses for longer and longer after each connection that it finds dead: after a
     restart of the database all of them are.
     """
-    until = time.monotonic() + pool.timeout
+    until = time.monotonic() + timeout
     for _ in range(pool.max_size + 1):
         conn = await pool.getconn(until - time.monotonic())
         try:

@@ -11,7 +11,7 @@ import psycopg
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
-from sse_pg.db.connection import Connection, is_unavailable, summary
+from sse_pg.db.connection import Connection, deadline, is_unavailable, summary
 from sse_pg.db.pool import Pool, connection
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable, RuleFailed, TooManySubscriptions
@@ -23,6 +23,8 @@ WINDOW_GROWTH = 16
 MAX_EXAMINED_EVENTS = 20_000
 #: A page ends after the event with which its payloads have so many bytes, whatever its limit in events is.
 MAX_PAGE_BYTES = 4_194_304
+#: Seconds that a check of the database may wait for a connection, and then for its response.
+PING_DEADLINE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -263,9 +265,14 @@ class Store:
             await conn.execute(query("server_delete"), (server_id,))
 
     async def ping(self) -> None:
-        """Find out whether the log can be read. Raises BusUnavailable if not, whatever the reason is."""
+        """Find out whether the log can be read. Raises BusUnavailable if not, whatever the reason is.
+
+        Who asks waits for seconds only, whatever a request may wait: load balancers take no response for a worse one.
+        """
         try:
-            await self._rows("ping", upkeep=True)
+            async with connection(self.pool, upkeep=True, within=PING_DEADLINE_S) as conn:
+                with deadline(conn, PING_DEADLINE_S):
+                    await conn.execute(query("ping"))
         except psycopg.Error as error:
             raise BusUnavailable(summary(error)) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,8 +30,10 @@ def certificate(home: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def proxy(name: str, home: Path, *servers: str, quiet: str = "60s") -> AsyncIterator[str]:
-    """Run a proxy before one or two servers; yield its URL. ``quiet`` stands for its time-out."""
+async def proxy(
+    name: str, home: Path, *servers: str, quiet: str = "60s", host: str = "127.0.0.1"
+) -> AsyncIterator[str]:
+    """Run a proxy before servers; yield its URL. ``quiet`` stands for its timeout. HAProxy takes at most two."""
     program = shutil.which(name)
     if program is None:
         pytest.skip(f"{name} is not installed; Debian's package is {name}")
@@ -45,10 +48,13 @@ async def proxy(name: str, home: Path, *servers: str, quiet: str = "60s") -> Asy
     certificate(home)
     file = {"nginx": "nginx.conf", "haproxy": "haproxy.cfg"}[name]
     text = (CHECKOUT / "docker" / file).read_text()
+    for second in re.findall(r"^ +server server-b:8080 .*\n", text, re.MULTILINE):  # nginx
+        more = [second.replace("server-b:8080", urlsplit(url).netloc) for url in servers[1:] or servers]
+        text = text.replace(second, "".join(more))
     changes = {
         "server:8080": urlsplit(servers[0]).netloc,
         "server-b:8080": urlsplit(servers[-1]).netloc,
-        "listen 8443": f"listen 127.0.0.1:{port}",
+        "listen 8443": f"listen {host}:{port}",
         "bind :8443": f"bind 127.0.0.1:{port}",
         f"/etc/{name}/": f"{home}/",
         "proxy_read_timeout 60s": f"proxy_read_timeout {quiet}",
@@ -64,8 +70,8 @@ async def proxy(name: str, home: Path, *servers: str, quiet: str = "60s") -> Asy
         text = text.replace(old, new)
     (home / file).write_text(text)
     words = nginx_words(program, home) if name == "nginx" else [program, "-db", "-f", str(home / file)]
-    async with started(home, port, *words):
-        yield f"https://127.0.0.1:{port}"
+    async with started(home, port, *words, host=host):
+        yield f"https://{host}:{port}"
 
 
 def caddy_environment(home: Path, **more: str) -> dict[str, str]:
@@ -81,7 +87,9 @@ def nginx_words(program: str, home: Path) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def started(home: Path, port: int, *words: str, env: dict[str, str] | None = None) -> AsyncIterator[None]:
+async def started(
+    home: Path, port: int, *words: str, host: str = "127.0.0.1", env: dict[str, str] | None = None
+) -> AsyncIterator[None]:
     """Run a program that listens on a port."""
     log = home / "proxy.log"
     with log.open("wb") as out:
@@ -91,7 +99,7 @@ async def started(home: Path, port: int, *words: str, env: dict[str, str] | None
         def listens() -> bool:
             assert process.returncode is None, log.read_text()
             with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
+                return probe.connect_ex((host, port)) == 0
 
         await eventually(listens)
         yield
