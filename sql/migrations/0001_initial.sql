@@ -375,7 +375,7 @@ AS $$ SELECT coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 
 -- in print is known only when it has been printed, and a statement cannot stop at a sum. So these functions print event by
 -- event, and stop after the one with which payloads and headers have `most_octets`. (Rejected: to stop at the sum of
 -- pg_column_size(), because a compressed payload can be a hundred times as long in print; to cancel the statement when the
--- server has enough.) If there are events left then, the last row is none: its event_type is 'more', its payload NULL.
+-- server has enough.) If there are events left then, the last row is none: its event_type is 'more', its id NULL.
 --
 -- Each function has one query for its events, hence one snapshot, and is VOLATILE: a query of a STABLE function would see
 -- the snapshot of the statement that calls it, which was taken before the locks on the partitions were. It could then miss
@@ -385,13 +385,18 @@ AS $$ SELECT coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 
 --
 -- Before the events comes a row with id 0. Its payload is purged_to, from the same snapshot, so that a purge that overtook
 -- this tail is noticed at the read that lacks the events. A column of its own would cost something for every event.
-CREATE FUNCTION sse_pg.read_above(seen bigint, most_events bigint, most_octets bigint)
+--
+-- `followed` says of which channels somebody there wants the payloads; NULL: of all. Its size is a power of two, and the hash
+-- of a channel picks a bit. If this bit is not set, payload and headers are NULL, and they are not even fetched if they are
+-- stored out of line. (Rejected: an array of names, which is searched from its start for each event.)
+CREATE FUNCTION sse_pg.read_above(seen bigint, most_events bigint, most_octets bigint, followed bytea)
 RETURNS TABLE (id bigint, channel text, event_type text, payload text, created_at timestamptz, headers text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     body   jsonb;
     head   jsonb;
     octets bigint := 0;
+    mask   integer := octet_length(followed) * 8 - 1;
 BEGIN
     FOR id, channel, event_type, body, created_at, head IN
         SELECT r.id, r.channel, r.event_type, r.payload, r.created_at, r.headers FROM (
@@ -399,12 +404,16 @@ BEGIN
                    NULL::timestamptz AS created_at, NULL::jsonb AS headers
               FROM sse_pg.log l
             UNION ALL
-            (SELECT e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+            (SELECT e.id, e.channel, e.event_type,
+                    CASE get_bit(followed, hashtext(e.channel) & mask) WHEN 0 THEN NULL ELSE e.payload END, e.created_at,
+                    CASE WHEN e.headers IS NOT NULL AND get_bit(followed, hashtext(e.channel) & mask) = 0 THEN NULL
+                         ELSE e.headers END
                FROM sse_pg.events e
               WHERE e.id > seen ORDER BY e.id LIMIT most_events)
         ) r ORDER BY r.id
     LOOP
         IF octets >= most_octets THEN
+            id := NULL;
             event_type := 'more';
             payload := NULL;
             RETURN NEXT;
@@ -413,7 +422,7 @@ BEGIN
         payload := body;
         headers := head;
         RETURN NEXT;
-        octets := octets + octet_length(payload) + coalesce(octet_length(headers), 0);
+        octets := octets + coalesce(octet_length(payload), 0) + coalesce(octet_length(headers), 0);
     END LOOP;
 END $$;
 
@@ -423,13 +432,15 @@ END $$;
 -- With `asks`, the first row says which publishers are in flight, as a JSON array in the payload. The windows are read
 -- before the snapshot of the events, as docs/guarantee.md demands, and this saves a round trip.
 CREATE FUNCTION sse_pg.read_open(
-    first_ids bigint[], last_ids bigint[], seen bigint, most_events bigint, most_octets bigint, asks boolean)
+    first_ids bigint[], last_ids bigint[], seen bigint, most_events bigint, most_octets bigint, asks boolean,
+    followed bytea)
 RETURNS TABLE (id bigint, channel text, event_type text, payload text, created_at timestamptz, headers text)
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     body   jsonb;
     head   jsonb;
     octets bigint := 0;
+    mask   integer := octet_length(followed) * 8 - 1;
 BEGIN
     IF asks THEN
         SELECT json_build_array(p.last, p.least_bound, p.window_first, p.window_last) INTO payload
@@ -442,18 +453,25 @@ BEGIN
                    NULL::timestamptz AS created_at, NULL::jsonb AS headers
               FROM sse_pg.log l
             UNION ALL
-            SELECT e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+            SELECT e.id, e.channel, e.event_type,
+                   CASE get_bit(followed, hashtext(e.channel) & mask) WHEN 0 THEN NULL ELSE e.payload END, e.created_at,
+                   CASE WHEN e.headers IS NOT NULL AND get_bit(followed, hashtext(e.channel) & mask) = 0 THEN NULL
+                        ELSE e.headers END
               FROM unnest(first_ids, last_ids) AS g(first, last)
              CROSS JOIN LATERAL (
                  SELECT * FROM sse_pg.events e
                   WHERE e.id BETWEEN g.first AND g.last ORDER BY e.id LIMIT most_events) e
             UNION ALL
-            (SELECT e.id, e.channel, e.event_type, e.payload, e.created_at, e.headers
+            (SELECT e.id, e.channel, e.event_type,
+                    CASE get_bit(followed, hashtext(e.channel) & mask) WHEN 0 THEN NULL ELSE e.payload END, e.created_at,
+                    CASE WHEN e.headers IS NOT NULL AND get_bit(followed, hashtext(e.channel) & mask) = 0 THEN NULL
+                         ELSE e.headers END
                FROM sse_pg.events e
               WHERE e.id > seen ORDER BY e.id LIMIT most_events)
         ) r ORDER BY r.id LIMIT most_events + 1
     LOOP
         IF octets >= most_octets THEN
+            id := NULL;
             event_type := 'more';
             payload := NULL;
             RETURN NEXT;
@@ -462,7 +480,7 @@ BEGIN
         payload := body;
         headers := head;
         RETURN NEXT;
-        octets := octets + octet_length(payload) + coalesce(octet_length(headers), 0);
+        octets := octets + coalesce(octet_length(payload), 0) + coalesce(octet_length(headers), 0);
     END LOOP;
 END $$;
 

@@ -4,7 +4,8 @@
 -- First its settings. A lock that it does not get soon means that something is wrong. Idling does not end the session. The
 -- session repeats the same few reads, so it keeps their plans: with many partitions, planning takes longer than reading.
 SELECT set_config('lock_timeout', '10s', false), set_config('statement_timeout', '30s', false),
-       set_config('idle_session_timeout', '0', false), set_config('plan_cache_mode', 'force_generic_plan', false)
+       set_config('idle_session_timeout', '0', false), set_config('plan_cache_mode', 'force_generic_plan', false),
+       hashtext(%s::text COLLATE "C"), current_setting('server_encoding')
 
 -- name: listen
 -- LISTEN comes before the first read, so a commit between the two is notified or read.
@@ -40,11 +41,11 @@ SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()
 
 -- name: tail_read_above
 SELECT id, channel, event_type, payload, created_at, headers
-  FROM sse_pg.read_above(%(seen)s, %(limit)s, %(octets)s)
+  FROM sse_pg.read_above(%(seen)s, %(limit)s, %(octets)s, %(followed)s)
 
 -- name: tail_read
 SELECT id, channel, event_type, payload, created_at, headers
-  FROM sse_pg.read_open(%(first)s, %(last)s, %(seen)s, %(limit)s, %(octets)s, %(asks)s)
+  FROM sse_pg.read_open(%(first)s, %(last)s, %(seen)s, %(limit)s, %(octets)s, %(asks)s, %(followed)s)
 
 -- name: tail_next_id
 -- The event that PostgreSQL could not send as text: the first unseen event above the last one that could be read.

@@ -32,6 +32,23 @@ class Event(msgspec.Struct, frozen=True, gc=False):
         return len(self.payload) + (len(self.headers) if self.headers is not None else 0)
 
 
+class Unfollowed(msgspec.Struct, frozen=True, gc=False):
+    """An event of a channel that no stream here follows. It was read without its payload and headers."""
+
+    id: int
+    channel: str
+    event_type: str
+    created_at: int
+
+    @property
+    def chars(self) -> int:
+        """Length of what the publisher may make long, as far as it is here."""
+        return 0
+
+
+AnyEvent = Event | Unfollowed
+
+
 class EventJson(msgspec.Struct, frozen=True, rename="camel"):
     """An event as the HTTP interface shows it."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sse_pg.core.cursor import Cursor, trimmed
-from sse_pg.core.event import Event
+from sse_pg.core.event import AnyEvent
 from sse_pg.core.ranges import Ranges
 
 #: Maximum length of the payloads and headers of all events that are held back.
@@ -50,11 +50,11 @@ class Frontier:
         """The ids up to ``seen`` that are missing and may still come."""
         self._fresh: list[tuple[int, float]] = []
         """The gaps that hold events back, as pairs (first open id, time at which it was noticed), ascending in both."""
-        self._held: list[Event] = []
+        self._held: list[AnyEvent] = []
         """Events that were read and are not handed on yet, ascending by id."""
         self._held_chars = 0
 
-    def feed(self, rows: Iterable[Event], now: float) -> None:
+    def feed(self, rows: Iterable[AnyEvent], now: float) -> None:
         """Take the rows of one read: the ids in ``open`` and the ids above ``seen``, ascending, from one snapshot."""
         behind = bool(self._held)
         for event in rows:
@@ -102,10 +102,10 @@ class Frontier:
         held = Ranges((event.id, event.id) for event in self._held)
         self.position = trimmed(max(self.position.high, purged_to), self.open | held)
 
-    def release(self, now: float) -> list[tuple[Event, Cursor]]:
+    def release(self, now: float) -> list[tuple[AnyEvent, Cursor]]:
         """Move ``position`` as far as it can go now; return the events passed, ascending, each with its position."""
         barrier = self._barrier(now)
-        out: list[tuple[Event, Cursor]] = []
+        out: list[tuple[AnyEvent, Cursor]] = []
         position = self.position
         count = 0
         for event in self._held:
@@ -159,5 +159,5 @@ class Frontier:
         return bool(self._held)
 
 
-def _by_id(event: Event) -> int:
+def _by_id(event: AnyEvent) -> int:
     return event.id

@@ -14,7 +14,7 @@ from math import exp
 from typing import NamedTuple
 
 from sse_pg.core.cursor import Cursor
-from sse_pg.core.event import POSTGRES_EPOCH_S, Event
+from sse_pg.core.event import POSTGRES_EPOCH_S, AnyEvent
 
 #: Upper bounds of the histogram of delays, in seconds. One more bucket counts the delays above the last bound.
 DELAY_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -95,10 +95,10 @@ class Meter:
         self.channels: OrderedDict[str, ChannelMeter] = OrderedDict()
         """By name; the most recently active channel is last."""
 
-    def batch(self, released: Sequence[tuple[Event, Cursor]], deliveries: int, now: float) -> None:
+    def batch(self, released: Sequence[tuple[AnyEvent, Cursor]], deliveries: int, now: float) -> None:
         """Count events that are delivered at ``now`` (Unix time), and how many writes to streams that took."""
         second = self._second(int(now))
-        by_channel: dict[str, list[Event]] = {}
+        by_channel: dict[str, list[AnyEvent]] = {}
         for event, _ in released:
             delay = max(0.0, now - POSTGRES_EPOCH_S - event.created_at / 1_000_000)
             bucket = bisect_left(DELAY_BOUNDS_S, delay)

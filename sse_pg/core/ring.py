@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Set
+from typing import NamedTuple
 
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
-from sse_pg.core.event import Event
+from sse_pg.core.event import Event, Unfollowed
 
 #: Bytes of the objects of an event, without its payload, its headers and its blocks.
 ENTRY_BYTES = 600
+#: Bytes of the objects of a note that says up to where a channel is not here, without the channel's name ...
+NOTE_BYTES = 400
+#: ... and of all these notes together: some ten thousand channels.
+MAX_NOTES_BYTES = 4_194_304
 
 
 class Held:
@@ -62,10 +67,19 @@ class Entry:
             self.held.bytes += size
 
 
+class Note(NamedTuple):
+    """The last event of a channel that is not here, because it was read without its payload."""
+
+    turn: int
+    cursor: Cursor
+    """The position after it. Who was offered this lacks no event of the channel that is not here."""
+
+
 class Ring:
     """The most recent events, in the order in which they were handed on, limited by their number and their bytes.
 
-    Bytes count when they are made: the blocks of an event may be made after it was added. The limit holds at each add.
+    Of channels that nobody followed when they were read, it has only a note of the last event. Bytes count when they
+    are made: the blocks of an event may be made after it was added. The limit holds at each add.
     """
 
     def __init__(self, max_events: int, max_bytes: int, base: Cursor) -> None:
@@ -77,6 +91,9 @@ class Ring:
         self._turn = 0
         self._all: deque[Entry] = deque()
         self._by_channel: dict[str, deque[Entry]] = {}
+        self._notes: OrderedDict[str, Note] = OrderedDict()
+        """By channel, what is not here, in the order of the turns."""
+        self._notes_bytes = 0
         self._expired: dict[str, int] = {}
         """By channel, up to which id events were taken out because the channel's retention has ended for them."""
 
@@ -93,11 +110,31 @@ class Ring:
             self._evict()
         return entry
 
+    def pass_over(self, event: Unfollowed, cursor: Cursor) -> None:
+        """Note that an event is handed on to nobody and is not here. Readers that lack it are sent to the table."""
+        self._turn += 1
+        if self._notes.pop(event.channel, None) is None:
+            self._notes_bytes += NOTE_BYTES + sys.getsizeof(event.channel)
+        self._notes[event.channel] = Note(self._turn, cursor)
+        while self._notes_bytes > MAX_NOTES_BYTES:
+            self._forget_note()
+
+    def _forget_note(self) -> None:
+        """Forget the oldest note: from here on, readers must have been offered everything up to it."""
+        channel, oldest = self._notes.popitem(last=False)
+        self._notes_bytes -= NOTE_BYTES + sys.getsizeof(channel)
+        while self._all and self._all[0].turn < oldest.turn:
+            self._evict()
+        self.base = oldest.cursor
+
     def _evict(self) -> None:
         oldest = self._all.popleft()
         self._held.bytes -= oldest.size
         oldest.held = None
         self.base = oldest.cursor
+        while self._notes and next(iter(self._notes.values())).turn < oldest.turn:
+            channel, _ = self._notes.popitem(last=False)
+            self._notes_bytes -= NOTE_BYTES + sys.getsizeof(channel)
         same_channel = self._by_channel[oldest.event.channel]
         same_channel.popleft()
         if not same_channel:
@@ -139,12 +176,17 @@ class Ring:
     def since(self, cursor: Cursor, channels: Collection[str]) -> list[Entry] | None:
         """Return what a reader at ``cursor`` has missed in these channels, in the order of the ring.
 
-        Returns None if the ring does not reach back far enough to know, or if events were taken out that are no longer
-        retained. The cost depends on how much was missed, not on
-        the size of the ring.
+        Returns None if the ring does not reach back far enough to know, if some of it was read without its payload, or
+        if events were taken out that are no longer retained. The cost depends on how much was missed, not on the size
+        of the ring.
         """
         if not cursor.covers(self.base):
             return None
+        if self._notes:
+            for channel in channels:
+                note = self._notes.get(channel)
+                if note is not None and not cursor.covers(note.cursor):
+                    return None
         if self._expired and any(cursor.missing_up_to(self._expired.get(channel, 0)) for channel in channels):
             return None
         missed: list[Entry] = []

@@ -12,7 +12,8 @@ import psycopg
 from sse_pg.core import wire
 from sse_pg.core.cursor import Cursor, trimmed
 from sse_pg.core.epoch import Epoch
-from sse_pg.core.event import Event
+from sse_pg.core.event import AnyEvent, Event, Unfollowed
+from sse_pg.core.followed import hash_text
 from sse_pg.core.ranges import Ranges
 from sse_pg.db.connection import Connection
 from sse_pg.db.queries import query
@@ -20,6 +21,8 @@ from sse_pg.errors import LogUnreadable, one_line
 
 log = logging.getLogger(__name__)
 
+#: A text whose hash shows that the database hashes channels as this process does.
+PROBE = "sse_pg.channel/1"
 #: How often it is tried to show "asleep": a publisher that asks is in the way for a moment.
 SLEEP_ATTEMPTS = 10
 #: Seconds between two attempts.
@@ -55,7 +58,7 @@ class Publishers(NamedTuple):
 class Read(NamedTuple):
     """What one read of the log found, from one snapshot."""
 
-    events: list[Event]
+    events: list[AnyEvent]
     """Ascending by id."""
     purged_to: int
     """Every id up to this one may have been purged."""
@@ -67,9 +70,16 @@ class Read(NamedTuple):
     """Why the event after the last one cannot be delivered; None if there is no such event."""
 
 
-async def set_up(conn: Connection) -> None:
-    """Set up the session."""
-    await conn.execute(query("tail_session"))
+async def set_up(conn: Connection) -> bool:
+    """Set up the session. Returns whether the database can leave out the payloads of channels that nobody follows.
+
+    Its hash has to be the one that makes the filter. It is another one on a machine whose highest byte comes first, and
+    for names in another encoding.
+    """
+    row = await (await conn.execute(query("tail_session"), (PROBE,))).fetchone()
+    assert row is not None
+    *_, hashed, encoding = row
+    return bool(hashed & 0xFFFFFFFF == hash_text(PROBE) and encoding == "UTF8")
 
 
 async def listen(conn: Connection) -> None:
@@ -133,9 +143,12 @@ def _publishers(last: int, least_bound: int | None, first_ids: list[int], last_i
     return Publishers(last, Ranges(zip(first_ids, last_ids, strict=True)), least_bound)
 
 
-async def events(conn: Connection, seen: int, missing: Ranges, limit: int, *, asks: bool = False) -> Read:
+async def events(
+    conn: Connection, seen: int, missing: Ranges, limit: int, *, asks: bool = False, followed: bytes | None = None
+) -> Read:
     """Read up to ``limit`` events: those above ``seen``, and those of the missing ids that have become visible.
 
+    ``followed``: the filter of the channels whose payloads are wanted (``core/followed.py``); None: of all.
     ``asks``: read first, in the same round trip, which publishers are in flight.
     Raises LogUnreadable if the session cannot read any event as it was published.
     """
@@ -145,13 +158,15 @@ async def events(conn: Connection, seen: int, missing: Ranges, limit: int, *, as
             "something between this server and the database has changed it"
         )
     try:
-        return await _events(conn, seen, missing, limit, asks=asks)
+        return await _events(conn, seen, missing, limit, followed, asks=asks)
     except (psycopg.DataError, UnicodeDecodeError) as error:
-        return await _events_before_fault(conn, seen, missing, limit, error)
+        return await _events_before_fault(conn, seen, missing, limit, followed, error)
 
 
-async def _events(conn: Connection, seen: int, missing: Ranges, limit: int, *, asks: bool = False) -> Read:
-    params: dict[str, object] = {"seen": seen, "limit": limit, "octets": READ_BYTES}
+async def _events(
+    conn: Connection, seen: int, missing: Ranges, limit: int, followed: bytes | None, *, asks: bool = False
+) -> Read:
+    params: dict[str, object] = {"seen": seen, "limit": limit, "octets": READ_BYTES, "followed": followed}
     name = "tail_read_above"
     if missing or asks:
         name = "tail_read"
@@ -161,11 +176,14 @@ async def _events(conn: Connection, seen: int, missing: Ranges, limit: int, *, a
     if not rows or rows[0][0] != 0:
         raise LogUnreadable("the table sse_pg.log has no row")
     more = len(rows) > limit
-    if rows[-1][3] is None:  # not an event: says that there is more
+    if rows[-1][0] is None:  # not an event: says that there is more
         rows.pop()
         more = True
-    events: list[Event] = []
+    events: list[AnyEvent] = []
     for row in rows[1:]:
+        if row[3] is None:
+            events.append(Unfollowed(row[0], row[1], row[2], row[4]))
+            continue
         event = Event(*row)
         try:
             wire.check(event)
@@ -175,13 +193,15 @@ async def _events(conn: Connection, seen: int, missing: Ranges, limit: int, *, a
     return Read(events, int(rows[0][3]), more, in_flight)
 
 
-async def _events_before_fault(conn: Connection, seen: int, missing: Ranges, limit: int, error: Exception) -> Read:
+async def _events_before_fault(
+    conn: Connection, seen: int, missing: Ranges, limit: int, followed: bytes | None, error: Exception
+) -> Read:
     """Read the events before the first that PostgreSQL cannot send as text. Its error does not say which that is."""
-    read, readable, unreadable = await _events(conn, seen, missing, 0), 0, limit
+    read, readable, unreadable = await _events(conn, seen, missing, 0, followed), 0, limit
     while unreadable - readable > 1:
         middle = (readable + unreadable) // 2
         try:
-            read, readable = await _events(conn, seen, missing, middle), middle
+            read, readable = await _events(conn, seen, missing, middle, followed), middle
         except (psycopg.DataError, UnicodeDecodeError):
             unreadable = middle
             continue

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
-from sse_pg.core.event import Event
+from sse_pg.core.event import AnyEvent
 from sse_pg.core.framing import Framing
 from sse_pg.core.ring import Entry
 from sse_pg.delivery.stream import Mark
@@ -35,12 +35,13 @@ class Delivery:
         log: int,
         before: Cursor,
         position: Cursor,
-        released: Sequence[tuple[Event, Cursor]] = (),
+        released: Sequence[tuple[AnyEvent, Cursor]] = (),
         entries: Mapping[str, list[Entry]] | None = None,
         gap: tuple[str, bytes] | None = None,
     ) -> None:
-        """``entries`` are those of the released events, by channel. ``gap`` is the reason of a gap event and its block.
+        """``entries`` are those of the released events that have their payload, by channel.
 
+        ``gap`` is the reason of a gap event and its block.
         ``before`` and ``log`` are the position of a stream that was not sent it, and the log of that position;
         ``position`` is that of a stream that was.
         """

@@ -77,6 +77,10 @@ class FanOut:
 
     # ------------------------------------------------------------ streams
 
+    def streams_of(self, channel: str) -> list[Stream]:
+        """Return the live streams that have a channel."""
+        return [stream for group in self._by_channel.get(channel, ()) for stream in group.streams]
+
     def enter(self, stream: Stream, position: Cursor, at: float) -> None:
         """Make a stream live that has everything up to now; it was sent ``position`` at a time."""
         key = (stream.channels, stream.envelope, stream.framing)

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.epoch import Epoch, certain_part
-from sse_pg.core.event import Event
+from sse_pg.core.event import AnyEvent, Event
+from sse_pg.core.followed import Followed
 from sse_pg.core.meter import Meter
 from sse_pg.core.ring import Entry, Ring
 from sse_pg.delivery.batch import Delivery
@@ -55,6 +56,8 @@ class Hub:
         self.ring = Ring(*self._ring_size, START)
         self.streams: set[Stream] = set()
         """All streams, including those that catch up."""
+        self.followed = Followed()
+        """Their channels, and those of streams that ended a short time ago."""
         self.meter = Meter()
         self.ledger = Ledger(max_unread)
         self.opened = 0
@@ -146,20 +149,34 @@ class Hub:
         block = wire.gap(reason, self.position.text, position)
         return Delivery(self.fan_out.next_number(), self.log, self.position, position, gap=(reason, block))
 
-    def deliver(self, released: Sequence[tuple[Event, Cursor]], position: Cursor) -> None:
+    def deliver(self, released: Sequence[tuple[AnyEvent, Cursor]], position: Cursor) -> None:
         """Hand events on to the live streams of their channels: at once if these are few, else by the sweeper.
 
-        From here on the ring and the position have them, for streams that join.
+        From here on the ring and the position have them, for streams that join. Events may be among them whose payload
+        was not read, because no stream had their channel when the read began. Streams that have it by now are suspended
+        first, and get these events from the table.
         """
         before = self.position
+        late: list[Stream] = []
         entries: dict[str, list[Entry]] = {}
-        for event, cursor in released:
-            entries.setdefault(event.channel, []).append(self.ring.add(event, cursor))
-        if position is not before:
-            self.position = position
-            self._forget_catch_ups()
-        if released:
-            self.fan_out.hand_on(Delivery(self.fan_out.next_number(), self.log, before, position, released, entries))
+        try:
+            for event, cursor in released:
+                if isinstance(event, Event):
+                    entries.setdefault(event.channel, []).append(self.ring.add(event, cursor))
+                    continue
+                self.ring.pass_over(event, cursor)
+                for stream in self.fan_out.streams_of(event.channel):
+                    self.suspend(stream)
+                    late.append(stream)
+            if position is not before:
+                self.position = position
+                self._forget_catch_ups()
+            if released:
+                number = self.fan_out.next_number()
+                self.fan_out.hand_on(Delivery(number, self.log, before, position, released, entries))
+        finally:
+            for stream in late:
+                self.bring_up(stream)
 
     def _slices(self) -> Iterator[float]:
         return self.fan_out.slices()
@@ -175,6 +192,7 @@ class Hub:
     def add(self, stream: Stream) -> None:
         """Open a stream. It catches up from its cursor and then joins."""
         self.streams.add(stream)
+        self.followed.add(stream.channels)
         self.opened += 1
         stream.open(self.opened, self.ledger)
 
@@ -232,6 +250,7 @@ class Hub:
         """Remove a stream that has ended, whether or not it was added."""
         if stream in self.streams:
             self.streams.discard(stream)
+            self.followed.discard(stream.channels, time.monotonic())
             self.closed[reason] += 1
         if stream.live:
             self.fan_out.exit(stream)
@@ -246,6 +265,9 @@ class Hub:
         """Let a stream receive other channels from here on."""
         if channels == stream.channels:
             return
+        if stream in self.streams:
+            self.followed.add(channels)
+            self.followed.discard(stream.channels, time.monotonic())
         if stream.live:
             self.fan_out.write_missing(stream)
         if stream.live:

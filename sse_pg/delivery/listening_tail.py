@@ -108,7 +108,7 @@ class ListeningTail(Tail):
     async def _set_up(self, conn: Connection) -> None:
         """LISTEN before the log is read: an event that is committed in between is read or rings the bell, or both."""
         conn.add_notify_handler(self._bell.heard)
-        await tail_session.set_up(conn)
+        self._filters = await tail_session.set_up(conn)
         await tail_session.listen(conn)
         await self._on_connect(conn)
         self.awake = not await tail_session.fall_asleep(conn, was_awake=False)

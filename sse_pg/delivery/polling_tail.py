@@ -52,7 +52,7 @@ class PollingTail(Tail):
         return await connect_listener(self._url)
 
     async def _set_up(self, conn: Connection) -> None:
-        await tail_session.set_up(conn)
+        self._filters = await tail_session.set_up(conn)
         await self._on_connect(conn)
         await tail_session.check_epoch(conn)
 

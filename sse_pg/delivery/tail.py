@@ -88,6 +88,8 @@ class Tail(ABC):
         self.meter = TailMeter(time.monotonic())
         self._bell = Bell(control, self.meter)
         self._waiters = Waiters()
+        self._filters = False
+        """Whether the database can leave out payloads that nobody here wants."""
         self._ask_at = 0.0
         """When a read asks again who is in flight, by time.monotonic()."""
         self._complete_to: int | None = None
@@ -344,13 +346,18 @@ class Tail(ABC):
 
         This is another frontier than before if the log was replaced.
         """
+        followed = self._hub.followed.filter(time.monotonic()) if self._filters else None
         with self._deadline(conn):
-            read = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=asks)
+            read = await tail_session.events(
+                conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=asks, followed=followed
+            )
             if read.publishers is not None and read.publishers.last < frontier.seen:
                 # TRUNCATE ... RESTART IDENTITY, a setval. What was read lies above an id of the old log.
                 await tail_session.check_epoch(conn)  # corrects what is noted about the old log
                 frontier = self._begin_anew(await self._publishers(conn))
-                read = await tail_session.events(conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=True)
+                read = await tail_session.events(
+                    conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=True, followed=followed
+                )
         return read, frontier
 
     async def _skip_purged(self, conn: Connection, frontier: Frontier, purged_to: int) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.log_model import EPOCH, Log
 
+from sse_pg.core import ring as ring_module
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.envelope import WHOLE, CloudEvent
-from sse_pg.core.event import Event
+from sse_pg.core.event import Event, Unfollowed
 from sse_pg.core.frontier import Frontier
+from sse_pg.core.ranges import Ranges
 from sse_pg.core.ring import Entry, Ring
 
 ALL = ("a", "b")
@@ -136,3 +141,62 @@ def test_what_is_made_of_an_event_counts() -> None:
     before = held.bytes
     evicted.frame(None)
     assert held.bytes == before, "the ring no longer has it"
+
+
+# ------------------------------------------------------------------ what was read without its payload
+
+
+def passed(number: int, channel: str) -> Unfollowed:
+    return Unfollowed(number, channel, "t", EPOCH)
+
+
+def test_who_lacks_an_event_without_its_payload_is_behind() -> None:
+    ring = filled(3, 9)
+    ring.pass_over(passed(4, "b"), Cursor(4))
+    ring.add(event(5, "b"), Cursor(5))
+    assert ids(ring.since(START, ("a",))) == [1, 2, 3], "another channel"
+    assert ring.since(Cursor(3), ("b",)) is None
+    assert ring.since(Cursor(3), ALL) is None
+    assert ids(ring.since(Cursor(4), ALL)) == [5]
+
+
+def test_a_late_id_without_its_payload() -> None:
+    """It fills a gap: who was offered a higher id may lack it."""
+    ring = filled(1, 9)
+    gap = Cursor(3, Ranges([(2, 2)]))
+    ring.add(event(3), gap)
+    ring.pass_over(passed(2, "a"), Cursor(3))
+    assert ring.since(gap, ALL) is None
+    assert ids(ring.since(Cursor(3), ALL)) == []
+
+
+def test_notes_are_forgotten_with_what_is_older() -> None:
+    ring = Ring(2, 10**9, START)
+    for number in range(1, 101):
+        ring.pass_over(passed(3 * number - 2, f"c{number}"), Cursor(3 * number - 2))
+        ring.add(event(3 * number - 1), Cursor(3 * number - 1))
+        ring.pass_over(passed(3 * number, "b"), Cursor(3 * number))
+    assert len(ring._notes) == 3
+    assert ring.since(Cursor(296), ("c99",)) == []
+    assert ring.since(ring.base, ("c98",)) == []
+    assert ring.since(ring.base, ("c99",)) is None
+    assert ring.since(Cursor(295), ("c99",)) == []
+    assert ring.since(Cursor(299), ("b",)) is None
+    assert ring.since(Cursor(300), ("b",)) == []
+
+
+def test_the_bytes_of_notes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound the ring begins later: after the oldest note, and without the events before it."""
+    monkeypatch.setattr(ring_module, "MAX_NOTES_BYTES", 10_000)
+    ring = filled(1, 1000)
+    for number in range(2, 1002, 2):
+        ring.pass_over(passed(number, f"{number}" * 20), Cursor(number))
+        ring.add(event(number + 1), Cursor(number + 1))
+    assert 10 < len(ring._notes) < 25
+    assert ring._notes_bytes == sum(ring_module.NOTE_BYTES + sys.getsizeof(name) for name in ring._notes) <= 10_000
+    first = next(iter(ring._notes.values())).cursor.high
+    assert ring.base == Cursor(first - 2)
+    assert ring.since(Cursor(first - 3), ("a",)) is None
+    assert ids(ring.since(ring.base, ("a",))) == list(range(first - 1, 1002, 2))
+    ring.pass_over(passed(1002, f"{first}" * 20), Cursor(1002))
+    assert ring.base == Cursor(first - 2), "a channel that has a note gets no second one"

@@ -659,7 +659,7 @@ PARTITIONS = 30
 SIZE = 3000
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     # What is asked for, and how many filled partitions may be touched.
-    "tail_read_above": ({"seen": 29 * SIZE + 50, "limit": 2000, "octets": 10**7}, 1),
+    "tail_read_above": ({"seen": 29 * SIZE + 50, "limit": 2000, "octets": 10**7, "followed": None}, 1),
     "tail_read": (
         {
             "first": [27 * SIZE + 3],
@@ -668,6 +668,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
             "limit": 2000,
             "octets": 10**7,
             "asks": False,
+            "followed": None,
         },
         2,
     ),

@@ -83,6 +83,7 @@ async def test_streams_that_resume_cost_few_statements(
     launch: Launcher, db: psycopg.Connection, statements: Counter[str], ring: int
 ) -> None:
     server = await launch(ring_events=ring)
+    server.bus.hub.followed.add(frozenset("a"))
     db.execute(BULK, (40,))
     await eventually(lambda: server.bus.hub.position == Cursor(40))
     async with Client(server.url) as client, AsyncExitStack() as stack:
@@ -143,8 +144,16 @@ WANTED = {"first": [1], "last": [20000], "least": 1, "most": 20000, "limit": 51,
 HOT: dict[str, Any] = {
     "page": {"channels": ["c3", "c4"], "event_type": "t1", **WANTED},
     "page_desc": {"channels": ["c3"], "event_type": None, **WANTED},
-    "tail_read": {"first": [7], "last": [9], "seen": 19900, "limit": 2000, "octets": 10**6, "asks": True},
-    "tail_read_above": {"seen": 19900, "limit": 2000, "octets": 10**6},
+    "tail_read": {
+        "first": [7],
+        "last": [9],
+        "seen": 19900,
+        "limit": 2000,
+        "octets": 10**6,
+        "asks": True,
+        "followed": bytes(64),
+    },
+    "tail_read_above": {"seen": 19900, "limit": 2000, "octets": 10**6, "followed": bytes(64)},
     "subscriptions_of": ("u7",),
     "subscriptions_of_many": (["u7", "u8"],),
 }

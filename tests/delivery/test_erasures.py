@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,6 +16,8 @@ from support.waiting import eventually
 from sse_pg.core.cursor import Cursor
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.replay import Replay
+
+Launched = Callable[..., Awaitable[Server]]
 
 FILL = "INSERT INTO sse_pg.events (channel, payload, created_at) SELECT %s, to_jsonb(g), now() - %s::interval"
 FILL += " FROM generate_series(1, %s) g"
@@ -40,10 +44,22 @@ def seen(blocks: list[Block]) -> list[tuple[str, str | None]]:
     return [(block.event, block.id) for block in blocks]
 
 
+@pytest.fixture
+async def launch(launch: Launcher) -> Launched:
+    """Start servers that have the payloads of these channels in memory, as if streams had just left them."""
+
+    async def launched(**settings: Any) -> Server:
+        server = await launch(**settings)
+        server.bus.hub.followed.add(frozenset("abc"))
+        return server
+
+    return launched
+
+
 # Erased
 
 
-async def test_it_leaves_the_ring_without_a_gap(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_it_leaves_the_ring_without_a_gap(launch: Launched, db: psycopg.Connection) -> None:
     server = await launch()
     for channel in "abab":
         fill(db, channel)
@@ -57,7 +73,7 @@ async def test_it_leaves_the_ring_without_a_gap(launch: Launcher, db: psycopg.Co
         assert (await stream.event()).id == "5"
 
 
-async def test_other_events_of_the_channel_stay(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_other_events_of_the_channel_stay(launch: Launched, db: psycopg.Connection) -> None:
     server = await launch()
     fill(db, "a", 5)
     await read(server, db)
@@ -67,7 +83,7 @@ async def test_other_events_of_the_channel_stay(launch: Launcher, db: psycopg.Co
         assert seen(await stream.events(3)) == [("message", "2"), ("message", "4"), ("message", "5")]
 
 
-async def test_it_leaves_the_ring_and_the_meter(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_it_leaves_the_ring_and_the_meter(launch: Launched, db: psycopg.Connection) -> None:
     server = await launch()
     db.execute("SELECT sse_pg.publish('a', 'm', '\"a secret of hers\"')")
     await read(server, db)
@@ -82,7 +98,7 @@ async def test_it_leaves_the_ring_and_the_meter(launch: Launcher, db: psycopg.Co
 
 
 async def test_pages_that_are_kept_are_forgotten(
-    launch: Launcher, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    launch: Launched, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await launch(ring_events=0)
     fill(db, "a", 3)
@@ -105,7 +121,7 @@ async def test_pages_that_are_kept_are_forgotten(
             assert seen(await stream.events(2)) == [("message", "1"), ("message", "3")]
 
 
-async def test_a_page_on_its_way_to_a_slow_client_is_dropped(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_a_page_on_its_way_to_a_slow_client_is_dropped(launch: Launched, db: psycopg.Connection) -> None:
     """It has several parts. Those that are not written yet are read anew."""
     server = await launch(ring_events=0, stream_buffer=4 * 65536)
     db.execute(
@@ -126,7 +142,7 @@ async def test_a_page_on_its_way_to_a_slow_client_is_dropped(launch: Launcher, d
             assert [int(block.id or 0) for block in await again.events(200 - first)] == list(range(first, 200))
 
 
-async def test_a_slow_client_of_another_channel_stays(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_a_slow_client_of_another_channel_stays(launch: Launched, db: psycopg.Connection) -> None:
     server = await launch(stream_buffer=4 * 65536)
     fill(db, "b")
     await read(server, db)
@@ -146,7 +162,7 @@ async def test_a_slow_client_of_another_channel_stays(launch: Launcher, db: psyc
 
 @pytest.mark.parametrize("order_wait", [0.15, 0.4], ids=["briefly", "for longer than others are looked for"])
 async def test_an_event_that_is_held_back_when_it_is_erased(
-    launch: Launcher, db: psycopg.Connection, order_wait: float
+    launch: Launched, db: psycopg.Connection, order_wait: float
 ) -> None:
     server = await launch(order_wait=order_wait)
     with psycopg.connect(server.bus.settings.database_url or "") as other:
@@ -159,7 +175,7 @@ async def test_an_event_that_is_held_back_when_it_is_erased(
         assert server.bus.hub.ring.ids("a", 1, 10) == []
 
 
-async def test_a_server_that_did_not_hear_of_it(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_a_server_that_did_not_hear_of_it(launch: Launched, db: psycopg.Connection) -> None:
     server = await launch()
     fill(db, "a", 3)
     await read(server, db)
@@ -198,7 +214,7 @@ class Deaf:
         return getattr(self._control, name)
 
 
-async def test_a_forged_notification_takes_nothing_out(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_a_forged_notification_takes_nothing_out(launch: Launched, db: psycopg.Connection) -> None:
     server = await launch()
     fill(db, "a", 3)
     await read(server, db)
@@ -209,7 +225,7 @@ async def test_a_forged_notification_takes_nothing_out(launch: Launcher, db: psy
     assert server.bus.hub.ring.ids("a", 1, 10) == [1, 3]
 
 
-async def test_erasures_that_commit_in_another_order(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_erasures_that_commit_in_another_order(launch: Launched, db: psycopg.Connection) -> None:
     server = await launch()
     for channel in "abc":
         fill(db, channel)
@@ -236,7 +252,7 @@ async def test_history_has_it_no_more(client: Client, db: psycopg.Connection) ->
 
 @pytest.mark.parametrize("ring_events", [10000, 0], ids=["ring", "table"])
 async def test_an_older_cursor_is_told_for_this_channel_alone(
-    launch: Launcher, db: psycopg.Connection, ring_events: int
+    launch: Launched, db: psycopg.Connection, ring_events: int
 ) -> None:
     server = await launch(ring_events=ring_events)
     for channel in "abab":
@@ -267,7 +283,7 @@ async def test_an_older_cursor_is_told_for_this_channel_alone(
             assert "gap" not in (await client.get(f"/api/events/history?{query}"))[1]
 
 
-async def test_a_stream_is_told_once_however_many_pages_it_reads(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_a_stream_is_told_once_however_many_pages_it_reads(launch: Launched, db: psycopg.Connection) -> None:
     server = await launch(ring_events=0, replay_page=2)
     fill(db, "b", 9)
     fill(db, "a", 1, "2 hours")
@@ -281,7 +297,7 @@ async def test_a_stream_is_told_once_however_many_pages_it_reads(launch: Launche
         assert [block.id for block in blocks[1:]] == ["2", "3", "4", "5", "6", "7", "8", "9", "11", "12", "13"]
 
 
-async def test_a_server_that_was_away_tells_its_streams(launch: Launcher, db: psycopg.Connection) -> None:
+async def test_a_server_that_was_away_tells_its_streams(launch: Launched, db: psycopg.Connection) -> None:
     """Only a server that is up holds a deletion back. One that lost its connection may miss events."""
     server = await launch()
     fill(db, "a")

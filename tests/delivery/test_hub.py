@@ -23,13 +23,15 @@ from sse_pg.core import wire
 from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope
 from sse_pg.core.epoch import Epoch
-from sse_pg.core.event import Event
+from sse_pg.core.event import Event, Unfollowed
+from sse_pg.core.followed import FORGET_PAUSE_S, LINGER_S, passes
 from sse_pg.core.framing import Framing
 from sse_pg.core.frontier import Frontier
 from sse_pg.core.ranges import Ranges
 from sse_pg.core.ring import Entry, Ring
 from sse_pg.db.store import Page, Store
 from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.fan_out import FanOut
 from sse_pg.delivery.heartbeat import Heartbeat
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.replay import Replay
@@ -381,6 +383,69 @@ async def test_an_event_larger_than_a_write_goes_out_live(hub: Hub) -> None:
     deliver(hub, event(11, payload='"' + "x" * 500 + '"'))
     assert stream.live
     assert transport.ids() == ["11"]
+
+
+# ------------------------------------------------------------------ events whose payload was not read
+
+
+def passed(number: int, channel: str = "a") -> tuple[Unfollowed, Cursor]:
+    return Unfollowed(number, channel, "t", EPOCH), Cursor(number)
+
+
+async def test_a_live_stream_leaves_before_an_event_without_its_payload(hub: Hub) -> None:
+    """It joined, or got the channel, while a read was under way that had begun before."""
+    behind: list[Stream] = []
+    hub.bring_up = behind.append
+    stream, transport = live(hub, "a", "c")
+    other, quiet = live(hub, "b")
+    hub.deliver([(event(11), Cursor(11)), passed(12), (event(13, "b"), Cursor(13))], Cursor(13))
+    assert behind == [stream]
+    assert (stream.live, stream.cursor, transport.writes) == (False, Cursor(10), [])
+    assert (other.live, quiet.ids()) == (True, ["13"])
+    assert hub.join(stream) == "behind"
+    stream.cursor = Cursor(12)
+    assert hub.join(stream) == "joined"
+    assert hub.meter.events == 3
+
+
+async def test_what_a_sweep_owes_a_stream_comes_from_the_table_too(hub: Hub, slices: Iterator[float]) -> None:
+    hub.bring_up = lambda _: None
+    crowd = [live(hub, "a") for _ in range(3)]
+    deliver(hub, event(11))
+    next(slices)
+    next(slices)
+    hub.deliver([passed(12)], Cursor(12))
+    assert sorted(str(stream.cursor) for stream, _ in crowd) == ["10", "10", "11"]
+
+
+async def test_a_delivery_that_fails_leaves_no_stream_behind(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind: list[Stream] = []
+    hub.bring_up = behind.append
+    stream, _ = live(hub, "a")
+    live(hub, "b")
+    monkeypatch.setattr(Entry, "frame", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        hub.deliver([passed(11), (event(12, "b"), Cursor(12))], Cursor(12))
+    hub.abandon(Cursor(12))
+    assert behind == [stream]
+    assert (stream.reason, hub.join(stream)) == (None, "behind")
+
+
+async def test_the_hub_knows_who_follows_what(hub: Hub) -> None:
+    followed = hub.followed
+    (one, _), (two, _), (three, _) = live(hub, "a", "b"), opened(hub, "a", "b"), live(hub, "b")
+    hub.change_channels(three, frozenset("c"))
+    hub.leave(one)
+    hub.leave(one)
+    late = time.monotonic() + LINGER_S + FORGET_PAUSE_S
+    followed.filter(late)
+    assert [channel in followed for channel in "abc"] == [True, True, True]
+    hub.leave(two)
+    not_open = opened(hub, "x")[0]
+    hub.leave(not_open)
+    hub.change_channels(not_open, frozenset("y"))
+    followed.filter(late + LINGER_S + 2 * FORGET_PAUSE_S)
+    assert [channel in followed for channel in "abcxy"] == [False, False, True, False, False]
 
 
 # ------------------------------------------------------------------ sweeps
@@ -749,15 +814,33 @@ class Reader:
         self.hub.begin(start)
         self.behind: list[Stream] = []
         self.hub.bring_up = self.behind.append
+        self.filter_time = time.monotonic()
+        self.followed = self.hub.followed.filter(self.filter_time)
         self.hub.fan_out.max_direct = 1
         self.sweep = iter(())
         self.replay = Replay(self.hub, cast("Any", Table(log)), cast("Any", self), 3)
 
-    def read(self, limit: int = FOREVER) -> None:
+    def read(self, limit: int = FOREVER, *, is_late: bool = False, forgets: bool = True) -> None:
+        """Read. ``is_late``: the read began, with its filter, before what has happened since the one before it."""
         last, alive = self.log.last, self.log.alive()
         rows = self.log.rows(self.frontier.open, self.frontier.seen, limit)
+        if forgets:
+            self.filter_time += LINGER_S + FORGET_PAUSE_S
+        followed = self.hub.followed.filter(self.filter_time)
+        if is_late:
+            followed, self.followed = self.followed, followed
+        else:
+            self.followed = followed
         now = self.clock(0)
-        self.frontier.feed(rows, now)
+        self.frontier.feed(
+            [
+                row
+                if followed is None or passes(followed, row.channel)
+                else Unfollowed(row.id, row.channel, row.event_type, row.created_at)
+                for row in rows
+            ],
+            now,
+        )
         if len(rows) < limit:
             self.frontier.settle(last, alive)
         self.hub.deliver(self.frontier.release(now), self.frontier.position)
@@ -852,12 +935,14 @@ class TwoServers(RuleBasedStateMachine):
         which=st.integers(0, 1),
         seconds=st.sampled_from([0.0, ORDER_WAIT_S / 2, ORDER_WAIT_S]),
         limit=st.sampled_from([FOREVER, FOREVER, 2]),
+        is_late=st.booleans(),
+        forgets=st.booleans(),
     )
-    def reads(self, which: int, seconds: float, limit: int) -> None:
+    def reads(self, which: int, seconds: float, limit: int, is_late: bool, forgets: bool) -> None:
         self.sound = False
         self.runner.run(self.servers[which].bring_up())
         self.sound = True
-        self.servers[which].read(limit)
+        self.servers[which].read(limit, is_late=is_late, forgets=forgets)
         self.now += seconds
 
     @rule(who=st.integers(0, 3))
@@ -897,6 +982,15 @@ class TwoServers(RuleBasedStateMachine):
             self.take(client, keep)
             if server is not None:
                 self.connect(client, self.servers[server])
+
+    @rule(who=st.integers(0, 3))
+    def leaves_a_channel_and_comes_back(self, who: int) -> None:
+        """It had no other event to get in between; the server may have read one without its payload since."""
+        if self.clients:
+            client = self.clients[who % len(self.clients)]
+            if client.stream is not None and client.server is not None and client.stream.live:
+                client.server.hub.change_channels(client.stream, frozenset("c"))
+                client.server.hub.change_channels(client.stream, client.channels)
 
     def connect(self, client: Reading, server: Reader) -> None:
         self.sound = False
@@ -989,6 +1083,8 @@ def since_by_high(self: Ring, cursor: Cursor, channels: frozenset[str]) -> list[
     [
         (wire, "frame", made_without_gaps(wire.frame), "lost or invented"),
         (Ring, "since", since_by_high, "lost or invented"),
+        (Ring, "pass_over", lambda *_: None, "lost or invented"),
+        (FanOut, "streams_of", lambda *_: [], "lost or invented"),
     ],
 )
 def test_a_broken_hub_is_caught(
