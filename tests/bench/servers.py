@@ -1,76 +1,165 @@
-"""What each further server costs the database: processor time and statements of N servers on one log.
+"""What each further server costs the database: processor time, statements and connections of N servers on one log.
 
-Alone: ``PYTHONPATH=. python -m bench.servers``, in the folder ``tests``.
+No stream is open, so nobody on these servers follows what is published. Alone:
+``PYTHONPATH=. python -m bench.servers``, in the folder ``tests``; arguments are the numbers of servers.
 """
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
+import sys
 import time
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import psycopg
 
-from bench.stack import Stack, cpu_seconds
+from bench.stack import Server, Stack, cpu_seconds, ended_children_seconds
 from bench.table import Result
 
-COUNTS = (1, 2, 4, 8)
-#: Events a second that one connection publishes by SQL, each in a commit of its own.
-RATES = (0, 50, 500)
-SECONDS = 8.0
+COUNTS = (1, 4, 16, 32)
+SECONDS = 2.5
+#: Connections that publish, and how long the transactions of overlapping writers stay open after they have published.
+WRITERS = 8
+OPEN_S = 0.01
+PUBLISH = "INSERT INTO sse_pg.events (channel, payload) SELECT 'c' || %s % 1000, %s::jsonb FROM generate_series(1, %s)"
 
 
-def run() -> Result:
+@dataclass(frozen=True)
+class Load:
+    """What is published: events a second, their size, how many a commit, and whether transactions overlap."""
+
+    rate: int
+    size: int = 1000
+    rows: int = 1
+    overlaps: bool = False
+
+    def __str__(self) -> str:
+        extra = f", {self.rows} a commit" if self.rows > 1 else ""
+        return f"{self.rate}/s of {self.size // 1000} kB{extra}{', overlapping' if self.overlaps else ''}"
+
+
+LOADS = (
+    Load(0),
+    Load(50),
+    Load(500),
+    Load(500, overlaps=True),
+    Load(500, size=20_000),
+    Load(5000, rows=10),
+)
+
+
+def run(counts: tuple[int, ...] = COUNTS, loads: tuple[Load, ...] = LOADS) -> Result:
     """Measure."""
     result = Result("servers", "the cost of N servers on one database, no streams open")
-    with Stack() as stack:
-        for count in COUNTS:
+    with Stack({"max_connections": "300", "fsync": "off"}) as stack:
+        for count in counts:
             name = f"servers{count}"
             stack.copy_database(name, "SELECT 1")
             url = stack.database(name)
-            servers = [stack.serve(DATABASE_URL=url) for _ in range(count)]
+            servers = [stack.serve(wait=False, DATABASE_URL=url) for _ in range(count)]
+            for server in servers:
+                server.process.wait_for(f"{server.url}/readyz")
             with psycopg.connect(url, autocommit=True) as conn:
-                for rate in RATES:
-                    _one(result, conn, [server.process.pid for server in servers], rate)
+                for load in loads:
+                    _one(result, stack, conn, servers, load)
+            for server in servers:
+                server.process.popen.terminate()
             for server in servers:
                 server.process.stop()
     result.notes = [
-        "Processor time is in ms per second of one core; that of a server, and that of its LISTEN connection."
+        "Processor time is in ms per second of one core. That of the database is of all its processes, writers included.",
+        "fsync is off: the disk is not what is measured.",
     ]
     return result
 
 
-def _one(result: Result, conn: psycopg.Connection, pids: list[int], rate: int) -> None:
-    query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'sse-pg tail' AND datname = current_database()"
-    tails = [pid for (pid,) in conn.execute(query)]
-    if len(tails) != len(pids):
-        raise RuntimeError(f"{len(tails)} of {len(pids)} servers listen")
-    commits, started = _commits(conn), time.monotonic()
-    before = [sum(map(cpu_seconds, each)) for each in (pids, tails)]
-    published = 0
-    while (elapsed := time.monotonic() - started) < SECONDS:
-        if published < elapsed * rate:
-            conn.execute("SELECT sse_pg.publish('bench', 'message', '{}')")
-            published += 1
-        else:
-            time.sleep(0.001)
-    server, tail = (
-        (sum(map(cpu_seconds, each)) - then) / elapsed / len(pids) * 1000
-        for each, then in zip((pids, tails), before, strict=True)
-    )
-    others = (_commits(conn) - commits - published) / elapsed / len(pids)
+def _one(result: Result, stack: Stack, conn: psycopg.Connection, servers: list[Server], load: Load) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    begin, end = spawn.Event(), spawn.Event()
+    url = stack.database(conn.info.dbname)
+    writer = spawn.Process(target=_write_until, args=(url, load, begin, end), daemon=True)
+    writer.start()
+    if not begin.wait(30):
+        raise RuntimeError("nobody writes")
+    ours = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'sse-pg%' AND datname = current_database()"
+    pids = [server.process.pid for server in servers]
+    backends = [pid for (pid,) in conn.execute(ours)]
+    begun = _counts(conn)
+    started, before = time.monotonic(), (_cpu(pids), _cpu(backends), _database_cpu(stack))
+    time.sleep(SECONDS)
+    elapsed, after = time.monotonic() - started, (_cpu(pids), _cpu(backends), _database_cpu(stack))
+    commits, events, seconds = (now - then for now, then in zip(_counts(conn), begun, strict=True))
+    end.set()
+    writer.join(20)
+    server, backend, database = ((now - then) / elapsed * 1000 for now, then in zip(after, before, strict=True))
+    rate, statements = events / seconds, (commits - events / load.rows) / seconds
+    count = len(servers)
     result.add(
-        f"{len(pids)} servers, {published / elapsed:.0f} events/s",
-        f"server {server:.1f} ms/s, its backend {tail:.1f} ms/s, {others:.0f} statements/s, each",
+        f"{count} servers, {load}" if count > 1 else f"1 server, {load}",
+        f"{rate:.0f} events/s; database {database:.0f} ms/s; each server {server / count:.1f} ms/s,"
+        f" its backends {backend / count:.1f} ms/s, {statements / count:.0f} statements/s,"
+        f" {len(backends) / count:.1f} connections",
     )
+    print(result.rows[-1].what, "|", result.rows[-1].value, flush=True)
 
 
-def _commits(conn: psycopg.Connection) -> int:
-    """Return the commits in this database; backends report theirs once in a second at least."""
+def _cpu(pids: list[int]) -> float:
+    """Return the processor time of processes. A connection may have been closed since."""
+    return sum(cpu_seconds(pid) for pid in pids if Path(f"/proc/{pid}").exists())
+
+
+def _database_cpu(stack: Stack) -> float:
+    postmaster = stack.postgres_pid
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    return ended_children_seconds(postmaster) + _cpu([postmaster, *map(int, children)])
+
+
+def _counts(conn: psycopg.Connection) -> tuple[int, int, float]:
+    """Return the commits in this database, the last id, and the time. Backends report once in a second at least."""
     time.sleep(1.2)
     conn.execute("SELECT pg_stat_force_next_flush()")
-    row = conn.execute("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").fetchone()
+    query = "SELECT xact_commit, sse_pg.last_id() FROM pg_stat_database WHERE datname = current_database()"
+    row = conn.execute(query).fetchone()
     assert row is not None
-    return int(row[0])
+    return int(row[0]), int(row[1]), time.monotonic()
+
+
+# ------------------------------------------------------------------ the process that writes
+
+
+def _write_until(url: str, load: Load, begin: Event, end: Event) -> None:
+    asyncio.run(_write(url, load, begin, end))
+
+
+async def _write(url: str, load: Load, begin: Event, end: Event) -> None:
+    writers = WRITERS if load.rate else 0
+    conns = [await psycopg.AsyncConnection.connect(url, autocommit=True) for _ in range(writers)]
+    begin.set()
+    await asyncio.gather(*(_publish(conn, load, number, end) for number, conn in enumerate(conns)))
+    while not end.is_set():
+        await asyncio.sleep(0.05)
+    for conn in conns:
+        await conn.close()
+
+
+async def _publish(conn: psycopg.AsyncConnection, load: Load, number: int, end: Event) -> None:
+    payload = '{"n": "' + "x" * (load.size - 9) + '"}'
+    pause = WRITERS * load.rows / load.rate
+    due = time.monotonic() + pause * number / WRITERS
+    while not end.is_set():
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        due += pause
+        number += WRITERS
+        if load.overlaps:
+            async with conn.transaction():
+                await conn.execute(PUBLISH, (number, payload, load.rows), prepare=True)
+                await asyncio.sleep(OPEN_S)
+        else:
+            await conn.execute(PUBLISH, (number, payload, load.rows), prepare=True)
 
 
 if __name__ == "__main__":
-    print(run().text())
+    print(run(tuple(map(int, sys.argv[1:])) or COUNTS).text())

@@ -175,8 +175,8 @@ class Stack:
         self._stops.callback(process.stop)
         return process
 
-    def serve(self, **env: str) -> Server:
-        """Start ``sse-pg serve`` and wait until it is ready."""
+    def serve(self, *, wait: bool = True, **env: str) -> Server:
+        """Start ``sse-pg serve`` and, unless not ``wait``, wait until it is ready."""
         port = free_port()
         process = self.start(
             [sys.executable, "-m", "sse_pg", "serve", "--port", str(port)],
@@ -188,7 +188,8 @@ class Stack:
                 **env,
             },
         )
-        process.wait_for(f"http://127.0.0.1:{port}/readyz")
+        if wait:
+            process.wait_for(f"http://127.0.0.1:{port}/readyz")
         return Server("sse-pg", port, process, "/api/events/stream?channels=bench", "/api/events/publish")
 
     def serve_node(self, database: str) -> Server:
