@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import secrets
 import sys
 import time
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ SECONDS = 2.5
 #: Connections that publish, and how long the transactions of overlapping writers stay open after they have published.
 WRITERS = 8
 OPEN_S = 0.01
-PUBLISH = "INSERT INTO sse_pg.events (channel, payload) SELECT 'c' || %s % 1000, %s::jsonb FROM generate_series(1, %s)"
+PUBLISH = "INSERT INTO sse_pg.events (channel, payload) SELECT 'c' || %s %% 1000, %s::jsonb FROM generate_series(1, %s)"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def _one(result: Result, stack: Stack, conn: psycopg.Connection, servers: list[S
     end.set()
     writer.join(20)
     server, backend, database = ((now - then) / elapsed * 1000 for now, then in zip(after, before, strict=True))
+    if writer.exitcode != 0:
+        raise RuntimeError("the writers failed")
     rate, statements = events / seconds, (commits - events / load.rows) / seconds
     count = len(servers)
     result.add(
@@ -146,7 +149,7 @@ async def _write(url: str, load: Load, begin: Event, end: Event) -> None:
 
 
 async def _publish(conn: psycopg.AsyncConnection, load: Load, number: int, end: Event) -> None:
-    payload = '{"n": "' + "x" * (load.size - 9) + '"}'
+    payload = '{"n": "' + secrets.token_hex((load.size - 9) // 2) + '"}'  # it compresses to half of its size
     pause = WRITERS * load.rows / load.rate
     due = time.monotonic() + pause * number / WRITERS
     while not end.is_set():
