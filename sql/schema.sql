@@ -27,6 +27,11 @@ CREATE TABLE sse_pg.migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- The newest migration in this schema; each migration replaces the function. The table above has no rows after a truncation
+-- or in a copy without data, and `sse-pg migrate` then fills it again up to this number.
+CREATE FUNCTION sse_pg.schema_version() RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1;
+
 -- ------------------------------------------------------------------ events
 
 -- The rules for a row are functions, because PostgreSQL prepares the expression of a CHECK again for each statement, but
@@ -962,6 +967,15 @@ BEGIN
     RETURN true;
 END $$;
 
+-- The log has one row of facts, but a schema-only copy and TRUNCATE of every table leave none. The events that are missing
+-- then count as purged.
+CREATE FUNCTION sse_pg.make_log_row() RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO sse_pg.log (purged_to)
+    SELECT coalesce((SELECT min(e.id) - 1 FROM sse_pg.events e), sse_pg.last_id())
+     WHERE NOT EXISTS (SELECT FROM sse_pg.log)
+    ON CONFLICT DO NOTHING $$;
+
 -- Begins an epoch. Call it by hand after restoring a disk snapshot, which cannot be distinguished from the cluster it was
 -- taken from. Returns the id above which the epoch's ids lie.
 CREATE FUNCTION sse_pg.begin_epoch() RETURNS bigint
@@ -969,6 +983,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     start bigint;
 BEGIN
+    PERFORM sse_pg.make_log_row();
     PERFORM FROM sse_pg.log FOR UPDATE;
     LOCK TABLE sse_pg.epochs IN SHARE ROW EXCLUSIVE MODE;
     PERFORM sse_pg.set_wire();
@@ -1012,11 +1027,7 @@ LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 CREATE FUNCTION sse_pg.check_epoch() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    -- A schema-only copy and TRUNCATE of every table leave no row. The events that are missing then count as purged.
-    INSERT INTO sse_pg.log (purged_to)
-    SELECT coalesce((SELECT min(e.id) - 1 FROM sse_pg.events e), sse_pg.last_id())
-     WHERE NOT EXISTS (SELECT FROM sse_pg.log)
-    ON CONFLICT DO NOTHING;
+    PERFORM sse_pg.make_log_row();
     IF NOT sse_pg.wire_is_intact() THEN
         PERFORM sse_pg.recovered();
     END IF;
@@ -1249,7 +1260,8 @@ BEGIN
         END LOOP;
         PERFORM sse_pg.refuse_purged_snapshot();
         IF NOT is_checked THEN
-            RAISE EXCEPTION 'sse_pg.log is empty; a server that starts makes its row anew' USING ERRCODE = 'SP503';
+            RAISE EXCEPTION 'sse_pg.log is empty, as after a truncation or in a copy without data'
+                USING ERRCODE = 'SP503', HINT = 'Run sse-pg migrate, or start a server: both make its row again.';
         END IF;
         IF NOT is_cut_off THEN
             id := NULL; channel := NULL; event_type := NULL; payload := NULL; headers := NULL; created_at := NULL;
@@ -1493,9 +1505,11 @@ CREATE TABLE sse_pg.subscriptions (
 
 -- Replaces a name in notifications on sse_pg_control: any role that can log in may LISTEN, and must not learn names.
 -- Without the key nobody can find the name of a digest or forge one. The digest of the empty text stands for all names.
+-- While sse_pg.log has no row there is no key; a server that makes the row reads everything anew.
 CREATE FUNCTION sse_pg.digest(name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT left(encode(sha256(convert_to(l.control_key || name, 'UTF8')), 'hex'), 16) FROM sse_pg.log l
+    SELECT left(encode(sha256(convert_to(
+        coalesce((SELECT l.control_key FROM sse_pg.log l), gen_random_uuid()::text) || name, 'UTF8')), 'hex'), 16)
 $$;
 
 -- Notifies the servers whose subscriptions changed, so that open streams follow: one notification per user for up to 100

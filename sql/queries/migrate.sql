@@ -1,3 +1,11 @@
+-- name: migration_limits
+-- No time limit of the database or the role ends a migration: each part has a deadline of its own. PostgreSQL 15 and 16 do
+-- not know transaction_timeout. plpgsql.extra_errors would refuse functions that are right.
+SELECT set_config(s.name, s.value, true)
+  FROM (VALUES ('statement_timeout', '0'), ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout', '0'),
+               ('plpgsql.extra_errors', 'none'), ('plpgsql.extra_warnings', 'none')) AS s(name, value)
+ WHERE current_setting(s.name, true) IS NOT NULL
+
 -- name: migration_lock
 -- Allows one migration at a time. The lock is taken before the schema and its lock_class() exist, so its key is the hash of
 -- a name. Any session can hold the lock, so the wait is short; the program then reports who holds it, and tries again.
@@ -19,18 +27,20 @@ SELECT to_regclass('sse_pg.migrations')
 -- name: migration_table
 SELECT number, name FROM sse_pg.migrations
 
--- name: migration_note
--- The statement that notes these migrations as applied.
-SELECT format('INSERT INTO sse_pg.migrations (number, name) VALUES %%s', string_agg(format('(%%s, %%L)', s.number, s.name), ', '))
-       AS statement
-  FROM unnest(%(numbers)s::integer[], %(names)s::text[]) AS s(number, name)
+-- name: migration_schema_version
+SELECT sse_pg.schema_version()
+
+-- name: migration_record
+-- Notes again which migrations the schema has.
+INSERT INTO sse_pg.migrations (number, name)
+SELECT s.number, s.name FROM unnest(%(numbers)s::integer[], %(names)s::text[]) AS s(number, name)
+ WHERE s.number <= sse_pg.schema_version()
 
 -- name: migration_step_begin
 -- While a step waits for a table, publishers wait behind it. So it waits only briefly, and is tried again. PostgreSQL
 -- refuses to create a partitioned table if default_tablespace names the tablespace that the database has anyway. Later
 -- partitions still go to the one that the database or the role sets.
-SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', '0', true),
-       set_config('default_tablespace', '', true)
+SELECT set_config('lock_timeout', %s, true), set_config('default_tablespace', '', true)
 
 -- name: migration_older_servers
 -- The servers that are up and whose code does not know this migration.
@@ -42,6 +52,18 @@ SELECT pg_has_role(p.proowner, 'USAGE') FROM pg_proc p WHERE p.oid = to_regproce
 
 -- name: migration_rights
 SELECT sse_pg.set_rights()
+
+-- name: migration_epoch
+-- Makes the row of sse_pg.log again if it is missing, and begins an epoch if the log was restored, copied or moved here. A
+-- log that no server has read yet stays as it is: nobody has a cursor of it, and it may be a template.
+SELECT sse_pg.check_epoch() WHERE NOT EXISTS (SELECT FROM sse_pg.log WHERE identity = '')
+
+-- name: migration_ungranted
+-- The group roles of sql/roles.sql that exist and may not use the schema, as after pg_restore --no-acl.
+SELECT r.rolname FROM pg_roles r
+ WHERE r.rolname IN ('sse_pg_publisher', 'sse_pg_subscriber', 'sse_pg_server')
+   AND NOT has_schema_privilege(r.oid, 'sse_pg', 'USAGE')
+ ORDER BY 1
 
 -- name: migration_applied
 INSERT INTO sse_pg.migrations (number, name) VALUES (%s, %s)

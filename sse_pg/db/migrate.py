@@ -32,17 +32,8 @@ LOCK_TIMEOUT = "2s"
 LOCK_DEADLINE_S = 600.0
 
 
-#: The message about a schema without a record of its migrations.
-NO_RECORD = (
-    "sse_pg.migrations is empty although the schema exists, as after a truncation or a dump without data; if the "
-    "schema is that of this release, record its migrations as the owner of the schema"
-)
-
-
-def note_params() -> dict[str, list[object]]:
-    """Return the parameters of ``migration_note``: every migration of this package."""
-    steps = queries.migrations()
-    return {"numbers": [step.number for step in steps], "names": [step.name for step in steps]}
+#: What is wrong with a schema that has no record of its migrations.
+NO_RECORD = "sse_pg.migrations is empty although the schema exists, as after a truncation or in a copy without data"
 
 
 def migrate(url: str | None, *, post: bool = False) -> list[str]:
@@ -52,8 +43,9 @@ def migrate(url: str | None, *, post: bool = False) -> list[str]:
     step is applied while a server that is older than the step is up.
 
     Safe to run from many places at once: one applies a step, the others wait for it. If nothing is missing it only
-    reads, so a role that owns nothing may run it (sql/roles.sql). The owner also sets who may call the functions, which
-    a restore without rights leaves open to everybody.
+    reads, so a role that owns nothing may run it (sql/roles.sql). The owner also makes good what a copy or a restore
+    has left out: the rows of the schema's own tables, and who may call the functions. If the log was moved here, an
+    epoch begins.
     Raises MigrationError for a database that cannot carry the schema.
     """
     applied: list[str] = []
@@ -62,7 +54,14 @@ def migrate(url: str | None, *, post: bool = False) -> list[str]:
             _check_server(conn)
             while (step := _apply_next(conn, post=post)) is not None:
                 applied.append(str(step))
-            _set_rights(conn)
+            _complete(conn)
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise MigrationError(
+            f"{error.diag.message_primary}: this is a standby, or default_transaction_read_only is on for the role or "
+            "the database; sse-pg doctor says which"
+        ) from error
+    except psycopg.errors.QueryCanceled as error:
+        raise MigrationError(f"the migration was ended from outside: {error.diag.message_primary}") from error
     except psycopg.OperationalError as error:
         raise MigrationError(f"the database cannot be reached: {str(error).strip()}") from error
     except psycopg.errors.InsufficientPrivilege as error:
@@ -80,7 +79,7 @@ def missing(known: Mapping[int, str], *, post: bool) -> list[Migration]:
     steps = queries.migrations()
     newest = steps[-1].number
     if ahead := [number for number, name in known.items() if number > newest and not name.startswith("pre_")]:
-        raise MigrationError(f"the schema is at version {max(ahead)}, this sse-pg knows up to {newest}: upgrade sse-pg")
+        _refuse_newer(max(ahead))
     left = [step for step in steps if step.number not in known]
     while left and left[-1].is_post and not post:
         left.pop()
@@ -96,12 +95,30 @@ def _check_server(conn: psycopg.Connection[Any]) -> None:
         raise MigrationError(f"the database must be encoded in UTF8; this one is {encoding}")
 
 
-def _set_rights(conn: psycopg.Connection[Any]) -> None:
+def _begin(conn: psycopg.Connection[Any]) -> None:
+    """Set up the transaction, and wait until nobody else migrates."""
+    conn.execute(query("session_settings"), {"local": True, "limits": False})
+    conn.execute(query("migration_limits"))
+    _lock(conn)
+
+
+def _complete(conn: psycopg.Connection[Any]) -> None:
+    """As the owner, set the rights on the functions, and look whether the log was moved."""
     with conn.transaction():
-        conn.execute(query("session_settings"), {"local": True, "limits": False})
-        _lock(conn)
-        if conn.execute(query("migration_owner")).fetchone() == (True,):
-            conn.execute(query("migration_rights"))
+        _begin(conn)
+        if conn.execute(query("migration_owner")).fetchone() != (True,):
+            return
+        conn.execute(query("migration_rights"))
+        if roles := conn.execute(query("migration_ungranted")).fetchall():
+            log.warning(
+                "these roles have no rights in the schema, as after a restore without privileges: %s; run "
+                "sql/roles.sql",
+                ", ".join(role for (role,) in roles),
+            )
+    with conn.transaction():
+        _begin(conn)
+        if conn.execute(query("migration_epoch")).fetchone() == (True,):
+            log.warning("the log was restored, copied or moved here, so a new epoch begins")
 
 
 def _lock(conn: psycopg.Connection[Any]) -> None:
@@ -127,13 +144,12 @@ def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | Non
     while True:
         try:
             with conn.transaction():
-                conn.execute(query("session_settings"), {"local": True, "limits": False})
-                _lock(conn)
+                _begin(conn)
                 (exists,) = conn.execute(query("migration_exists")).fetchone() or (None,)
                 known = dict(conn.execute(query("migration_table")).fetchall()) if exists else {}
                 if exists and not known:
-                    statement = conn.execute(query("migration_note"), note_params()).fetchone() or ("",)
-                    raise MigrationError(f"{NO_RECORD}: {statement[0]}")
+                    _record(conn)
+                    known = dict(conn.execute(query("migration_table")).fetchall())
                 step = next(iter(missing(known, post=post)), None)
                 if step is not None:
                     _apply(conn, step)
@@ -146,6 +162,29 @@ def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | Non
                     "open for long (sse-pg doctor shows them), then run sse-pg migrate again"
                 ) from error
             time.sleep(RETRY_PAUSE_S)
+
+
+def _record(conn: psycopg.Connection[Any]) -> None:
+    """Note again which migrations the schema has."""
+    steps = queries.migrations()
+    try:
+        (version,) = conn.execute(query("migration_schema_version")).fetchone() or (0,)
+        _refuse_newer(version)
+        conn.execute(
+            query("migration_record"),
+            {"numbers": [step.number for step in steps], "names": [step.name for step in steps]},
+        )
+    except psycopg.errors.UndefinedFunction as error:
+        raise MigrationError(f"{NO_RECORD}, and no release of sse-pg has made this schema") from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(f"{NO_RECORD}: run sse-pg migrate as the owner of the schema") from error
+    log.warning("%s: noted that it has the migrations up to %d", NO_RECORD, version)
+
+
+def _refuse_newer(version: int) -> None:
+    newest = queries.migrations()[-1].number
+    if version > newest:
+        raise MigrationError(f"the schema is at version {version}, this sse-pg knows up to {newest}: upgrade sse-pg")
 
 
 def _apply(conn: psycopg.Connection[Any], step: Migration) -> None:

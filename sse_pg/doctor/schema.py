@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sse_pg.db import queries
-from sse_pg.db.migrate import NO_RECORD, missing, note_params
+from sse_pg.db.migrate import NO_RECORD, missing
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, listed, ok, warning
 from sse_pg.errors import MigrationError
@@ -24,8 +24,7 @@ async def schema(exam: Examination) -> list[Finding]:
         return [ok("schema", "exists")]  # the check of the rights says the rest
     known = {row.number: row.name for row in await exam.session.rows("migration_table")}
     if not known:
-        what, _, hint = NO_RECORD.partition("; ")
-        return [error("schema", what, hint, (await exam.session.row("migration_note", note_params())).statement)]
+        return [error("schema", NO_RECORD, "run `sse-pg migrate` as the owner of the schema, which fills it again")]
     newest, at = queries.migrations()[-1].number, max(known, default=0)
     try:
         needed, pending = missing(known, post=False), missing(known, post=True)
@@ -93,7 +92,7 @@ async def log(exam: Examination) -> list[Finding]:
         error(
             "log",
             "sse_pg.log is empty, as after a truncation or a dump without data",
-            "start a server, which creates the row; or run this statement as the owner of the schema",
+            "run `sse-pg migrate` as the owner of the schema, or start a server: both create the row",
             here.fix,
         )
     ]

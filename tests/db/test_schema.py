@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -15,24 +12,12 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from support.process import CHECKOUT
+from support.programs import pg_dump
 
 from sse_pg.db import queries
 from sse_pg.db.migrate import migrate
-from sse_pg.embedded import EmbeddedPostgres, find_binaries
+from sse_pg.embedded import EmbeddedPostgres
 from sse_pg.errors import MigrationError
-
-
-def pg_dump(major: int) -> str:
-    """Return a pg_dump that reads this server: the one beside its programs, or one that is not older."""
-    programs = os.environ.get("SSE_PG_TEST_POSTGRES")
-    beside = find_binaries(Path(programs) if programs else None).bin
-    for place in (beside / "pg_dump", find_binaries().bin / "pg_dump", shutil.which("pg_dump")):
-        if place is None or not Path(place).exists():
-            continue
-        said = subprocess.run([place, "--version"], capture_output=True, check=True, encoding="utf-8").stdout
-        if int(re.search(r"\(PostgreSQL\) (\d+)", said)[1]) >= major:  # type: ignore[index]
-            return str(place)
-    pytest.skip("there is no pg_dump for this PostgreSQL")
 
 
 def dumped(url: str, *options: str) -> list[str]:

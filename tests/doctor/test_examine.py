@@ -18,6 +18,7 @@ from support.process import CHECKOUT
 from support.server import Launcher
 
 from sse_pg.config import Settings
+from sse_pg.db.migrate import migrate
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.examine import server as check_server
 from sse_pg.doctor.session import read_only_session
@@ -116,8 +117,8 @@ async def test_a_schema_that_is_missing_older_or_newer(
     assert "version 9999" in (await one("schema", database_url)).found
     db.execute("DELETE FROM sse_pg.migrations")
     finding = await one("schema", database_url)
-    assert "sse_pg.migrations is empty" in finding.found
-    apply_fixes(db, [finding])
+    assert ("sse_pg.migrations is empty" in finding.found, "sse-pg migrate" in finding.fix) == (True, True)
+    migrate(database_url)
     assert (await one("schema", database_url)).state == "ok"
 
 
