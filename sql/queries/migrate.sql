@@ -67,3 +67,22 @@ SELECT r.rolname FROM pg_roles r
 
 -- name: migration_applied
 INSERT INTO sse_pg.migrations (number, name) VALUES (%s, %s)
+
+-- name: migration_script_begin
+-- The begin of what `sse-pg migrate --sql` prints. It runs in the transaction of another tool, which goes on afterwards,
+-- so the settings come back at the end. PostgreSQL refuses to create a partitioned table if default_tablespace names the
+-- tablespace that the database has anyway.
+SELECT pg_advisory_xact_lock(hashtextextended('sse_pg migrate', 0));
+SELECT set_config('sse_pg.search_path', current_setting('search_path'), true),
+       set_config('sse_pg.default_tablespace', current_setting('default_tablespace'), true),
+       set_config('search_path', 'pg_catalog, pg_temp', true),
+       set_config('default_tablespace', '', true);
+
+-- name: migration_script_note
+-- Notes the step as applied.
+INSERT INTO sse_pg.migrations (number, name) VALUES (NUMBER, 'NAME');
+
+-- name: migration_script_end
+SELECT sse_pg.set_rights();
+SELECT set_config('search_path', current_setting('sse_pg.search_path'), true),
+       set_config('default_tablespace', current_setting('sse_pg.default_tablespace'), true);

@@ -25,10 +25,11 @@ from sse_pg.cli import purge as purge_command
 from sse_pg.cli import signals, systemd
 from sse_pg.cli import tail as tail_command
 from sse_pg.cli import token as token_command
-from sse_pg.config import Settings, misspelt
+from sse_pg.config import Settings, has_database, misspelt
 from sse_pg.db.connection import describe, refuse_pooler
 from sse_pg.db.erasing import Wanted
 from sse_pg.db.migrate import migrate as apply_migrations
+from sse_pg.db.migration_script import migration_script
 from sse_pg.errors import EmbeddedError
 from sse_pg.http.loop import run as run_in_server_loop
 from sse_pg.server import serve as run_server
@@ -120,16 +121,33 @@ async def _serve(settings: Settings, warning: str | None) -> None:
 @click.option(
     "--post", is_flag=True, help="Also apply the steps that older servers cannot work with. Stop those servers first."
 )
+@click.option("--sql", "prints_sql", is_flag=True, help="Print the SQL instead of running it.")
+@click.option(
+    "--after",
+    type=click.IntRange(0),
+    metavar="N",
+    help="With --sql: the migrations after this number, whatever a database has [those that the database lacks].",
+)
 @_database_url
 @_data_dir
 @_debug
-def migrate(post: bool, database_url: str | None, data_dir: Path | None) -> None:
+def migrate(post: bool, prints_sql: bool, after: int | None, database_url: str | None, data_dir: Path | None) -> None:
     """Bring the schema of the database up to date. Several migrate commands may run at the same time.
 
     Servers of the previous release keep working. When the last of them has stopped, finish the upgrade with --post.
+
+    With --sql nothing is run. If no database is configured, the SQL is that for an empty one. It is a script for one
+    transaction, for tools that run migrations themselves.
     """
     settings = _settings(database_url=database_url, data_dir=data_dir)
     logs.configure(settings.log_level, "text")
+    if prints_sql:
+        if after is None and not has_database(settings, os.environ):
+            after = 0
+        click.echo(migration_script(settings.database_url, after=after, post=post), nl=False)
+        return
+    if after is not None:
+        raise click.UsageError("--after can only be used with --sql")
     with databases.started(settings) as ready:
         applied = apply_migrations(ready.database_url, post=post)
     for name in applied:

@@ -86,6 +86,12 @@ def missing(known: Mapping[int, str], *, post: bool) -> list[Migration]:
     return left
 
 
+def recorded(conn: psycopg.Connection[Any]) -> dict[int, str] | None:
+    """Read which steps the database records as applied: name by number. None if there is no schema."""
+    (exists,) = conn.execute(query("migration_exists")).fetchone() or (None,)
+    return dict(conn.execute(query("migration_table")).fetchall()) if exists else None
+
+
 def _check_server(conn: psycopg.Connection[Any]) -> None:
     major = conn.info.server_version // 10000
     if major < OLDEST_POSTGRES:
@@ -145,12 +151,11 @@ def _apply_next(conn: psycopg.Connection[Any], *, post: bool) -> Migration | Non
         try:
             with conn.transaction():
                 _begin(conn)
-                (exists,) = conn.execute(query("migration_exists")).fetchone() or (None,)
-                known = dict(conn.execute(query("migration_table")).fetchall()) if exists else {}
-                if exists and not known:
+                known = recorded(conn)
+                if known == {}:
                     _record(conn)
-                    known = dict(conn.execute(query("migration_table")).fetchall())
-                step = next(iter(missing(known, post=post)), None)
+                    known = recorded(conn)
+                step = next(iter(missing(known or {}, post=post)), None)
                 if step is not None:
                     _apply(conn, step)
                 return step
