@@ -14,8 +14,9 @@ origins without a preflight (the CORS-safelisted request-header rules of the Fet
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+
+import msgspec
 
 from sse_pg.core.ranges import NONE, Ranges
 from sse_pg.errors import CursorError
@@ -27,8 +28,7 @@ MAX_ID = 2**63 - 1
 _FORM = re.compile(r"[0-9]{1,19}(?:~[0-9]{1,19}(?:-[0-9]{1,19})?(?:,[0-9]{1,19}(?:-[0-9]{1,19})?)*)?", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Cursor:
+class Cursor(msgspec.Struct, frozen=True, gc=False):
     """Everything up to ``high`` except ``gaps``, all of which lie below ``high``."""
 
     high: int
@@ -58,19 +58,14 @@ class Cursor:
             above = first - 1
         return cls(high, Ranges(spans))
 
-    @cached_property
+    @property
     def text(self) -> str:
         """The printed form. If the gaps do not fit, ``high`` is lowered to below the first gap that does not fit.
 
         A reader that resumes from the lowered cursor may be offered events again, and misses none.
         """
-        high, spans = self.high, self.gaps.spans
-        while True:
-            if len(spans) <= MAX_TEXT_BYTES // 2:  # a gap takes at least two bytes
-                printed = _print(high, spans)
-                if len(printed) <= MAX_TEXT_BYTES:
-                    return printed
-            high, spans = spans[-1][0] - 1, spans[:-1]
+        spans = self.gaps.spans
+        return _fit(self.high, spans) if spans else str(self.high)
 
     def __str__(self) -> str:
         return self.text
@@ -121,6 +116,16 @@ def trimmed(high: int, gaps: Ranges) -> Cursor:
         high = gaps.spans[-1][0] - 1
         gaps = gaps.up_to(high)
     return Cursor(high, gaps)
+
+
+@lru_cache(16)  # a position is printed for many streams one after the other
+def _fit(high: int, spans: tuple[tuple[int, int], ...]) -> str:
+    while True:
+        if len(spans) <= MAX_TEXT_BYTES // 2:  # a gap takes at least two bytes
+            printed = _print(high, spans)
+            if len(printed) <= MAX_TEXT_BYTES:
+                return printed
+        high, spans = spans[-1][0] - 1, spans[:-1]
 
 
 def _print(high: int, spans: tuple[tuple[int, int], ...]) -> str:

@@ -107,21 +107,25 @@ class Frontier:
         barrier = self._barrier(now)
         out: list[tuple[AnyEvent, Cursor]] = []
         position = self.position
-        count = 0
+        missing = self.open
         for event in self._held:
-            if barrier is not None and event.id > barrier:
+            number = event.id
+            if barrier is not None and number > barrier:
                 break
-            count += 1
-            self._held_chars -= event.chars
-            if event.id > position.high:
+            if number > position.high:
                 gaps = position.gaps
-                if self.open:
-                    gaps = gaps | (self.open.above(position.high).up_to(event.id))
-                position = Cursor(event.id, gaps)
+                if missing:
+                    gaps = gaps | missing.above(position.high).up_to(number)
+                position = Cursor(number, gaps)
             else:
-                position = Cursor(position.high, position.gaps.without(event.id))
+                position = Cursor(position.high, position.gaps.without(number))
             out.append((event, position))
-        del self._held[:count]
+        if len(out) == len(self._held):
+            self._held.clear()
+            self._held_chars = 0
+        else:
+            del self._held[: len(out)]
+            self._held_chars -= sum(event.chars for event, _ in out)
         # The position also covers what is settled or open above the last event.
         reach = self.seen if barrier is None else barrier - 1
         if self._held:

@@ -39,7 +39,9 @@ class Entry:
         self.cursor = cursor
         self.turn = turn
         # A text has up to four bytes a character in memory.
-        self.size = ENTRY_BYTES + sys.getsizeof(event.payload) + sys.getsizeof(event.headers)
+        self.size = ENTRY_BYTES + sys.getsizeof(event.payload)
+        if event.headers is not None:
+            self.size += sys.getsizeof(event.headers)
         self.held: Held | None = held
         """Where its bytes are counted while the ring has it."""
         held.bytes += self.size
@@ -105,7 +107,10 @@ class Ring:
         self._turn += 1
         entry = Entry(event, cursor, self._turn, self._held)
         self._all.append(entry)
-        self._by_channel.setdefault(event.channel, deque()).append(entry)
+        same_channel = self._by_channel.get(event.channel)
+        if same_channel is None:
+            same_channel = self._by_channel[event.channel] = deque()
+        same_channel.append(entry)
         while len(self._all) > self._max_events or (self._held.bytes > self._max_bytes and self._all):
             self._evict()
         return entry

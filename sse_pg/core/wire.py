@@ -19,6 +19,7 @@ POSITION = "sse-pg.position"
 #: A comment without an empty line after it, because some client libraries treat every empty line as an event.
 HEARTBEAT = b":\n"
 
+_REFUSED = "a field of an event stream cannot contain CR, LF or NUL"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -30,27 +31,24 @@ def frame(event: Event, cursor: Cursor, *, envelope: Envelope | None = None) -> 
     field ``number`` has it; the standard says that clients ignore fields that they do not know.
     Raises ValueError if a field contains a CR, LF or NUL.
     """
-    if envelope is not None:
-        data = envelope.data(event)
-        _refuse_breaks(data)  # it contains the texts of payload and headers unchanged
-        return f"{_number(event, cursor)}id: {cursor.text}\ndata: {data}\n\n".encode()
-    check(event)
-    return f"{_number(event, cursor)}id: {cursor.text}\nevent: {event.event_type}\ndata: {event.payload}\n\n".encode()
-
-
-def _number(event: Event, cursor: Cursor) -> str:
-    if cursor.high == event.id and not cursor.gaps:
-        return ""
+    number, at = str(event.id), cursor.text
     # The printed cursor can be below ``high``, if its gaps do not fit.
-    return "" if cursor.text.partition("~")[0] == str(event.id) else f"number: {event.id}\n"
+    head = f"id: {at}\n" if at == number or at.partition("~")[0] == number else f"number: {number}\nid: {at}\n"
+    if envelope is not None:
+        data = envelope.data(event)  # it contains the texts of payload and headers unchanged
+        _refuse_breaks(data)
+        return f"{head}data: {data}\n\n".encode()
+    fields = f"event: {event.event_type}\ndata: {event.payload}\n\n"
+    if fields.count("\n") != 3 or "\r" in fields or "\0" in fields:
+        raise ValueError(_REFUSED)
+    return f"{head}{fields}".encode()
 
 
 def check(event: Event) -> None:
     """Raise ValueError, with the reason, if ``frame`` cannot make a block of this event."""
-    _refuse_breaks(event.event_type)
-    _refuse_breaks(event.payload)
-    if event.headers is not None:
-        _refuse_breaks(event.headers)
+    text = f"{event.event_type}{event.payload}{event.headers}"
+    if "\n" in text or "\r" in text or "\0" in text:
+        raise ValueError(_REFUSED)
 
 
 def block(name: str, data: str, cursor: Cursor, *, retry_ms: int | None = None) -> bytes:
@@ -65,7 +63,7 @@ def block(name: str, data: str, cursor: Cursor, *, retry_ms: int | None = None) 
 
 def _refuse_breaks(text: str) -> None:
     if "\n" in text or "\r" in text or "\0" in text:
-        raise ValueError("a field of an event stream cannot contain CR, LF or NUL")
+        raise ValueError(_REFUSED)
 
 
 def hello(cursor: Cursor, retry_ms: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence, Set
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
@@ -18,13 +18,14 @@ class Delivery:
     __slots__ = (
         "_batches",
         "_entries",
+        "_only",
         "before",
         "deliveries",
         "erased",
         "gap",
         "log",
+        "mark",
         "number",
-        "position",
         "reason",
         "released",
     )
@@ -35,8 +36,9 @@ class Delivery:
         log: int,
         before: Cursor,
         position: Cursor,
+        now: float,
         released: Sequence[tuple[AnyEvent, Cursor]] = (),
-        entries: Mapping[str, list[Entry]] | None = None,
+        entries: dict[str, list[Entry]] | None = None,
         gap: tuple[str, bytes] | None = None,
     ) -> None:
         """``entries`` are those of the released events that have their payload, by channel.
@@ -48,15 +50,18 @@ class Delivery:
         self.number = number
         self.log = log
         self.before = before
-        self.position = position
+        self.mark = Mark(number, position, now)
+        """That of the streams that were sent it."""
         self.released = released
         self.reason: str | None
         self.reason, self.gap = gap or (None, b"")
         self.deliveries = 0
         """Writes of events to streams so far."""
         self.erased = False
-        """Whether one of the events was erased since."""
+        """Whether one of the events was erased after it was handed on."""
         self._entries = entries or {}
+        self._only = next(iter(self._entries)) if len(self._entries) == 1 else None
+        """The channel of all events, if they have one in common. Looking it up is a part of the price of a write."""
         self._batches: dict[tuple[str | None, Envelope | None], Batch] = {}
 
     @property
@@ -69,8 +74,11 @@ class Delivery:
 
         Groups that get the same share one batch: nearly always they get the events of one channel, or all.
         """
-        name: str | None = None
-        if self.reason is None:
+        name = self._only
+        if name is not None:
+            if name not in channels:
+                return None
+        elif self.reason is None:
             if len(channels) < len(self._entries):
                 wanted = [channel for channel in channels if channel in self._entries]
             else:
@@ -88,83 +96,57 @@ class Delivery:
             self._batches[name, envelope] = found
         return found
 
+    def erase(self, ids: Set[int]) -> None:
+        """Note that events were erased: what is made for the groups from here on says so if it has one of them."""
+        if any(event.id in ids for event, _ in self.released):
+            self.erased = True
+            self._batches.clear()
+
     def forget_batches(self) -> None:
         """Let go of what was made for the groups. The batches know this object: as a circle all would stay for long."""
-        self._batches = {}
-        self._entries = {}
+        self._batches.clear()
+        self._entries.clear()
+        self._only = None
 
     def _batch(self, entries: list[Entry], envelope: Envelope | None) -> Batch:
-        entries.sort(key=_turn)
-        blocks = [entry.frame(envelope) for entry in entries] if self.reason is None else [self.gap]
-        return Batch(self, blocks, len(entries))
+        if self.reason is not None:
+            return Batch((self,), [self.gap], 0)
+        if len(entries) > 1:
+            entries.sort(key=_turn)
+        return Batch((self,), [entry.frame(envelope) for entry in entries], len(entries))
 
 
 class Batch:
-    """What the streams of a group get of a delivery."""
+    """What some streams get of a delivery, or of several that they lack: joined once for all of them."""
 
-    __slots__ = ("_alone", "blocks", "delivery", "events", "number")
+    __slots__ = ("_blocks", "_framed", "deliveries", "events", "has_erased", "size")
 
-    def __init__(self, delivery: Delivery, blocks: list[bytes], events: int) -> None:
-        self.delivery = delivery
-        self.number = delivery.number
-        self.blocks = blocks
-        """Not joined here: for streams that lack more than one write may have, that would be in vain."""
+    def __init__(self, deliveries: tuple[Delivery, ...], blocks: list[bytes], events: int) -> None:
+        self.deliveries = deliveries
+        """The oldest first. The last one counts the writes, and has the mark of the streams that were sent this."""
         self.events = events
-        self._alone: dict[Framing, Missing] = {}
-
-    def alone(self, framing: Framing, now: float) -> Missing:
-        """Return what a stream is written that lacks this batch and no other."""
-        found = self._alone.get(framing)
-        if found is None:
-            found = self._alone[framing] = Missing((self,), framing, now)
-        return found
-
-
-class Missing:
-    """What some streams of a group were not sent yet, joined once for all that lack the same."""
-
-    __slots__ = (
-        "_blocks",
-        "_data",
-        "_deliveries",
-        "_framing",
-        "before",
-        "delivery",
-        "events",
-        "log",
-        "mark",
-        "reasons",
-        "size",
-    )
-
-    def __init__(self, batches: Sequence[Batch], framing: Framing, now: float) -> None:
-        self._blocks = [block for batch in batches for block in batch.blocks]
-        self._deliveries = [batch.delivery for batch in batches]
-        self._framing = framing
-        self._data: bytes | None = None
-        self.size = sum(map(len, self._blocks))
+        self.size = sum(map(len, blocks))
         """Bytes of all blocks, before they are framed."""
-        self.events = sum(batch.events for batch in batches)
-        first, last = batches[0].delivery, batches[-1].delivery
-        self.before = first.before
-        self.log = first.log
-        self.delivery = last
-        """The delivery that counts the writes."""
-        self.mark = Mark(last.number, last.position, now)
-        self.reasons = [batch.delivery.reason for batch in batches if batch.delivery.reason is not None]
-        """Those of the gap events in it."""
+        self.has_erased = any(delivery.erased for delivery in deliveries)
+        """Whether one of its events was erased before it was made."""
+        self._blocks = blocks
+        self._framed: dict[Framing, bytes] = {}
 
-    @property
-    def has_erased(self) -> bool:
-        """Whether one of its events was erased since."""
-        return any(delivery.erased for delivery in self._deliveries)
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """Return what streams get that lack all of these."""
+        return cls(
+            tuple([delivery for batch in batches for delivery in batch.deliveries]),
+            [block for batch in batches for block in batch._blocks],
+            sum([batch.events for batch in batches]),
+        )
 
-    @property
-    def data(self) -> bytes:
-        """What is written."""
-        if self._data is None:
-            self._data = self._framing.batch(b"".join(self._blocks))
-        return self._data
+    def framed(self, framing: Framing) -> bytes:
+        """Return what is written. Not made before: streams that lack more than one write may have do not need it."""
+        found = self._framed.get(framing)
+        if found is None:
+            found = self._framed[framing] = framing.batch(b"".join(self._blocks))
+        return found
 
 
 def _turn(entry: Entry) -> int:

@@ -1,8 +1,8 @@
 """The groups of live streams, and the writes to them: at once to a few streams, to many in slices.
 
-A delivery that concerns many groups or many streams stays pending until a sweep has been through all of them. A group
-takes its batches from the pending deliveries no later than when somebody looks at it. So the cost of a delivery does
-not depend on the number of groups, and what a stream lacks is exact at any moment.
+A delivery that concerns many groups or many streams stays pending until a sweep has been through all of them. The mark
+of a stream says up to which delivery it was sent what there was for it. So at any moment a stream lacks exactly what
+the pending deliveries above its mark have for its group.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Set
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.meter import Meter
-from sse_pg.delivery.batch import Delivery, Missing
+from sse_pg.delivery.batch import Batch, Delivery
 from sse_pg.delivery.group import Group, Key
 from sse_pg.delivery.ledger import Ledger
 from sse_pg.delivery.stream import Mark, Stream
@@ -23,6 +23,8 @@ from sse_pg.delivery.turns import SLICE_S
 MAX_DIRECT_WRITES = 256
 #: Streams between two readings of the clock.
 STREAMS_PER_CLOCK_READ = 16
+#: What is cached of what streams lack that lack several batches. Each of them may have as many bytes as one write.
+MAX_CACHED_JOINS = 16
 #: A sweep that took this long is followed by a pause: of MIN_REST_S ...
 MIN_SWEEP_S = 0.002
 MIN_REST_S = 0.005
@@ -59,6 +61,8 @@ class FanOut:
         self._by_channel: dict[str, set[Group]] = {}
         self._pending: deque[Delivery] = deque()
         """Deliveries that a sweep has not been through, the oldest first."""
+        self._joined: dict[tuple[Batch, ...], Batch] = {}
+        """What streams get that lack several batches, by these; until there are others to lack."""
 
     @property
     def group_sizes(self) -> list[int]:
@@ -89,21 +93,18 @@ class FanOut:
             group = self._groups[key] = Group(*key, self._number)
             for channel in stream.channels:
                 self._by_channel.setdefault(channel, set()).add(group)
-        self._collect(group)
         group.streams.add(stream)
         stream.group, stream.live = group, True
-        stream.events -= group.events
         stream.channels = group.channels  # the streams of a group share one set
         stream.mark = Mark(self._number, position, at)
 
-    def exit(self, stream: Stream) -> Missing | None:
+    def exit(self, stream: Stream) -> Batch | None:
         """Take a live stream out of its group, and return what it lacks."""
         missing = self.missing(stream)
         group = stream.group
         assert isinstance(group, Group)
         stream.group, stream.live = None, False
         group.streams.discard(stream)
-        stream.events += group.events - (missing.events if missing else 0)
         if group.streams:
             return missing
         del self._groups[group.key]
@@ -114,38 +115,37 @@ class FanOut:
                 del self._by_channel[channel]
         return missing
 
-    def missing(self, stream: Stream) -> Missing | None:
+    def missing(self, stream: Stream) -> Batch | None:
         """Return what a live stream was not sent yet."""
         group = stream.group
         assert isinstance(group, Group)
-        self._collect(group)
-        return group.missing(stream.mark.number, time.monotonic())
+        return self._missing(group, stream.mark.number)
 
     def write_missing(self, stream: Stream) -> None:
         """Send a live stream what it lacks now. If that is more than one write may have, it falls behind."""
         group = stream.group
         assert isinstance(group, Group)
-        self._collect(group)
-        self._write(group, (stream,), time.monotonic())
+        self._write(group, (stream,))
 
     # ------------------------------------------------------------ deliveries
 
     def hand_on(self, delivery: Delivery) -> None:
         """Write a delivery to its streams if they are few; otherwise leave it to the sweep."""
         self._pending.append(delivery)
+        self._joined.clear()
         groups = self._few_groups(delivery)
         if groups is None:
             self._wake()
             return
-        now, left, all_written = time.monotonic(), self.max_direct, True
+        left, all_written = self.max_direct, True
         for group in groups:
-            if len(group.streams) > left:
+            streams = [*group.streams]
+            if len(streams) > left:
                 all_written = False
                 continue
-            left -= len(group.streams)
-            self._collect(group)
-            self._write(group, [*group.streams], now)
-            group.drop(group.number)
+            left -= len(streams)
+            self._write(group, streams)
+            group.reached = delivery.number
         if all_written:
             self._pending.pop()
             self._count(delivery)
@@ -154,13 +154,15 @@ class FanOut:
 
     def forget(self) -> None:
         """Forget the pending deliveries, because all live streams end."""
+        self._joined.clear()
         while self._pending:
             self._pending.pop().forget_batches()
 
     def erase(self, ids: Set[int]) -> None:
         """Mark the pending deliveries that have one of these events: their bytes are not written any more."""
+        self._joined.clear()
         for delivery in self._pending:
-            delivery.erased |= any(event.id in ids for event, _ in delivery.released)
+            delivery.erase(ids)
 
     def slices(self) -> Iterator[float]:
         """Write what is pending. Between two slices anything may happen to the streams, and deliveries may come.
@@ -171,24 +173,25 @@ class FanOut:
         """
         now = time.monotonic()
         until = now + SLICE_S
+        unclocked = STREAMS_PER_CLOCK_READ  # streams, and groups that have nothing to do, since the clock was read
         while self._pending:
             delivery, began = self._pending[0], now
             for group in self._groups_of(delivery):
-                self._collect(group)
-                number = group.number  # streams that enter later have everything up to it
-                streams = () if group.has(delivery.number) else [*group.streams]
-                for start in range(0, len(streams) or 1, STREAMS_PER_CLOCK_READ):
-                    now = time.monotonic()
-                    if now >= until:
-                        yield 0.0
-                        now = time.monotonic()
-                        until = now + SLICE_S
-                        self._collect(group)
-                    self._write(group, streams[start : start + STREAMS_PER_CLOCK_READ], now)
+                number = self._number  # streams that enter later have everything up to it
+                streams = [*group.streams] if group.reached < delivery.number else []
+                for part in _parts(streams):
+                    if unclocked >= STREAMS_PER_CLOCK_READ:
+                        unclocked, now = 0, time.monotonic()
+                        if now >= until:
+                            yield 0.0
+                            until = time.monotonic() + SLICE_S
+                    unclocked += len(part) or 1
+                    self._write(group, part)
                 if streams:
-                    group.drop(number)
+                    group.reached = number
             if self._pending and self._pending[0] is delivery:  # not before: if something fails, it is swept again
                 self._pending.popleft()
+                self._joined.clear()
                 self._count(delivery)
             now = time.monotonic()
             if now - began >= MIN_SWEEP_S:
@@ -196,41 +199,47 @@ class FanOut:
                 now = time.monotonic()
                 until = now + SLICE_S
 
-    def _collect(self, group: Group) -> None:
-        """Give a group its batches of the pending deliveries that it has not seen."""
-        if group.seen == self._number:
-            return
-        batches = []
-        for delivery in reversed(self._pending):
-            if delivery.number <= group.seen:
-                break
-            batch = delivery.batch(group.channels, group.envelope)
-            if batch is not None:
-                batches.append(batch)
-        group.seen = self._number
-        if batches:
-            batches.reverse()
-            group.append(batches)
+    def _missing(self, group: Group, number: int) -> Batch | None:
+        """Return what a stream of a group lacks that was sent everything up to a delivery."""
+        pending = self._pending
+        if len(pending) == 1:
+            delivery = pending[0]
+            return delivery.batch(group.channels, group.envelope) if delivery.number > number else None
+        lacked = [
+            batch
+            for delivery in pending
+            if delivery.number > number and (batch := delivery.batch(group.channels, group.envelope)) is not None
+        ]
+        if len(lacked) < 2:
+            return lacked[0] if lacked else None
+        key = tuple(lacked)
+        joined = self._joined.get(key)
+        if joined is None:
+            if len(self._joined) >= MAX_CACHED_JOINS:
+                self._joined.clear()
+            joined = self._joined[key] = Batch.join(lacked)
+        return joined
 
-    def _write(self, group: Group, streams: Iterable[Stream], now: float) -> None:
-        """Send streams what they lack as members of a group that has collected its batches.
+    def _write(self, group: Group, streams: Iterable[Stream]) -> None:
+        """Send streams what they lack as members of a group.
 
         The loop is the price of a delivery, so it does what Stream.push does without a call.
         """
         since, missing, written = -1, None, 0
-        data, size, mark, is_late = b"", 0, None, False
+        data, size, events, mark, is_late = b"", 0, 0, None, False
         for stream in streams:
             if stream.group is not group:
                 continue  # it has left in the meantime
             if stream.mark.number != since:
-                self._note_written(missing, written)
+                if written and missing is not None:
+                    self._note_written(missing, size * written, written)
                 since, written = stream.mark.number, 0
-                missing = group.missing(since, now)
+                missing = self._missing(group, since)
                 if missing is not None:
-                    size, mark = missing.size, missing.mark
-                    is_late = (size > self.max_write and missing.events > 1) or missing.has_erased
+                    mark, events = missing.deliveries[-1].mark, missing.events
+                    is_late = (missing.size > self.max_write and events > 1) or missing.has_erased
                     if not is_late:
-                        data = missing.data
+                        data = missing.framed(group.framing)
                         size = len(data)
             if missing is None:
                 continue
@@ -243,21 +252,27 @@ class FanOut:
             if stream.reason is None and not (stream.paused and stream.too_slow(size)):
                 stream.transport.write(data)
                 stream.sent_bytes += size
+                stream.events += events
                 written += 1
             stream.mark = mark
-        self._note_written(missing, written)
+        if written and missing is not None:
+            self._note_written(missing, size * written, written)
 
-    def _note_written(self, missing: Missing | None, written: int) -> None:
-        if missing is not None and written:
-            self._ledger.sent_bytes += len(missing.data) * written
-            missing.delivery.deliveries += missing.events * written
-            for reason in missing.reasons:
-                self._gap_notices[reason] += written
+    def _note_written(self, batch: Batch, size: int, written: int) -> None:
+        self._ledger.sent_bytes += size
+        batch.deliveries[-1].deliveries += batch.events * written
+        for delivery in batch.deliveries:
+            if delivery.reason is not None:
+                self._gap_notices[delivery.reason] += written
 
     def _few_groups(self, delivery: Delivery) -> Collection[Group] | None:
         """Return the groups that a delivery concerns, or None if that would take long."""
         if delivery.channels is None:
             return [*self._groups.values()] if len(self._groups) <= self.max_direct else None
+        if len(delivery.channels) == 1:
+            (channel,) = delivery.channels
+            concerned = self._by_channel.get(channel, ())
+            return [*concerned] if len(concerned) <= self.max_direct else None
         groups: set[Group] = set()
         for channel in delivery.channels:
             found = self._by_channel.get(channel)
@@ -281,3 +296,11 @@ class FanOut:
         delivery.forget_batches()
         if delivery.released:
             self._meter.batch(delivery.released, delivery.deliveries, time.time())
+
+
+def _parts(streams: list[Stream]) -> Iterable[list[Stream]]:
+    """Cut a list into what is written between two readings of the clock. A list that is empty is one part."""
+    if len(streams) <= STREAMS_PER_CLOCK_READ:
+        return (streams,)
+    starts = range(0, len(streams), STREAMS_PER_CLOCK_READ)
+    return [streams[start : start + STREAMS_PER_CLOCK_READ] for start in starts]

@@ -147,7 +147,8 @@ class Hub:
 
     def _gap(self, reason: str, position: Cursor) -> Delivery:
         block = wire.gap(reason, self.position.text, position)
-        return Delivery(self.fan_out.next_number(), self.log, self.position, position, gap=(reason, block))
+        number = self.fan_out.next_number()
+        return Delivery(number, self.log, self.position, position, time.monotonic(), gap=(reason, block))
 
     def deliver(self, released: Sequence[tuple[AnyEvent, Cursor]], position: Cursor) -> None:
         """Hand events on to the live streams of their channels: at once if these are few, else by the sweeper.
@@ -159,10 +160,15 @@ class Hub:
         before = self.position
         late: list[Stream] = []
         entries: dict[str, list[Entry]] = {}
+        add = self.ring.add
         try:
             for event, cursor in released:
                 if isinstance(event, Event):
-                    entries.setdefault(event.channel, []).append(self.ring.add(event, cursor))
+                    entry = add(event, cursor)
+                    if event.channel in entries:
+                        entries[event.channel].append(entry)
+                    else:
+                        entries[event.channel] = [entry]
                     continue
                 self.ring.pass_over(event, cursor)
                 for stream in self.fan_out.streams_of(event.channel):
@@ -173,7 +179,7 @@ class Hub:
                 self._forget_catch_ups()
             if released:
                 number = self.fan_out.next_number()
-                self.fan_out.hand_on(Delivery(number, self.log, before, position, released, entries))
+                self.fan_out.hand_on(Delivery(number, self.log, before, position, time.monotonic(), released, entries))
         finally:
             for stream in late:
                 self.bring_up(stream)
@@ -259,7 +265,10 @@ class Hub:
         """Stop delivering to a stream. If it was live, it can catch up from what it was offered."""
         if stream.live:
             missing = self.fan_out.exit(stream)
-            stream.cursor, stream.log = (self.position, self.log) if missing is None else (missing.before, missing.log)
+            stream.cursor, stream.log = self.position, self.log
+            if missing is not None:
+                first = missing.deliveries[0]
+                stream.cursor, stream.log = first.before, first.log
 
     def change_channels(self, stream: Stream, channels: frozenset[str]) -> None:
         """Let a stream receive other channels from here on."""

@@ -124,7 +124,7 @@ class Stream(asyncio.Protocol):
         """Whether something of what was sent is still in this process, because its client has not read enough."""
         self.sent_bytes = 0
         self.events = 0
-        """Live events sent to it. While it is in a group, minus those that the group was sent before it entered."""
+        """Live events sent to it."""
         self.replayed = 0
         """Events sent to it while it caught up."""
         self.expired_to = 0

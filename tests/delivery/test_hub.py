@@ -474,8 +474,7 @@ async def test_a_sweep_joins_the_batches_that_come_meanwhile(hub: Hub, slices: I
     writes = sorted([block.id for block in wire.blocks()] for _, wire in crowd)
     assert writes == [["11", "12", "13"]] * 4
     assert sorted(len(wire.writes) for _, wire in crowd) == [1, 1, 1, 2], "one write for all that a stream lacks"
-    (group,) = hub.fan_out._groups.values()
-    assert not group.batches, "no stream needs them any more"
+    assert not hub.fan_out._pending, "no stream needs them any more"
     assert hub.meter.events == 3
     assert hub.meter.deliveries == 12
 
@@ -521,7 +520,7 @@ async def test_who_comes_and_goes_during_a_sweep(hub: Hub, slices: Iterator[floa
     assert joined.ids() == ["11"]
     assert silent.writes == []
     assert sum(len(wire.writes) for _, wire in crowd) == 2
-    assert [stream.events for stream, _ in crowd if stream is not gone] == [0, 0]
+    assert [stream.events for stream, _ in crowd if stream is not gone] == [1, 1]
     hub.leave(new)
     assert (new.events, new.replayed) == (0, 1)
 
