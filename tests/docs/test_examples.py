@@ -73,20 +73,30 @@ async def test_one_trace_leads_from_the_request_to_the_reader(client: Client) ->
 # Publishing in the transaction of a request
 
 
+def as_url(conninfo: str) -> str:
+    """Return the URL that the bus prints, for a connection string of libpq."""
+    parts = {key: str(value) for key, value in conninfo_to_dict(conninfo).items()}
+    user, dbname = parts.pop("user"), parts.pop("dbname")
+    return f"postgresql://{user}@/{dbname}?{urlencode(parts)}"
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("gunicorn", "--bind", "127.0.0.1:0", "django_app:application"),
         ("uvicorn", "--port", "0", "fastapi_app:app"),
+        ("uvicorn", "--port", "0", "fastapi_sqlalchemy_app:app"),
+        ("uvicorn", "--port", "0", "fastapi_sqlalchemy_app:app", "postgresql+asyncpg"),
     ],
-    ids=["django", "fastapi"],
+    ids=["django", "fastapi", "sqlalchemy", "sqlalchemy-asyncpg"],
 )
 async def test_a_request_and_its_event_are_one(
     words: tuple[str, ...], orders: psycopg.Connection, client: Client, database_url: str, tmp_path: Path
 ) -> None:
+    words, driver = (words[:-1], {"DRIVER": words[-1]}) if "+" in words[-1] else (words, {})
     async with (
         client.stream("orders") as stream,
-        running(tmp_path / "log", *words, DATABASE_URL=database_url) as program,
+        running(tmp_path / "log", *words, DATABASE_URL=as_url(database_url), **driver) as program,
         aiohttp.ClientSession(program.url) as session,
     ):
         path = "/orders/new" if "django_app:application" in words else "/orders"
@@ -154,20 +164,26 @@ async def test_a_stream_goes_on_from_the_snapshot_of_sqlalchemy(engine: Engine, 
         assert [each.json()["item"] for each in await stream.events(2)] == ["in flight", "book"]
 
 
-async def test_a_stream_goes_on_from_the_page_of_django(
-    orders: psycopg.Connection, client: Client, database_url: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/orders/new", ("gunicorn", "--bind", "127.0.0.1:0", "django_app:application")),
+        ("/orders", ("uvicorn", "--port", "0", "fastapi_sqlalchemy_app:app")),
+    ],
+    ids=["django", "fastapi"],
+)
+async def test_a_stream_goes_on_from_the_page(
+    path: str, words: tuple[str, ...], orders: psycopg.Connection, client: Client, database_url: str, tmp_path: Path
 ) -> None:
     publish = "SELECT sse_pg.publish('orders', 'PLACED', jsonb_build_object('item', %s::text))"
     async with (
-        running(
-            tmp_path / "log", "gunicorn", "--bind", "127.0.0.1:0", "django_app:application", DATABASE_URL=database_url
-        ) as program,
+        running(tmp_path / "log", *words, DATABASE_URL=as_url(database_url)) as program,
         aiohttp.ClientSession(program.url) as session,
     ):
         with psycopg.connect(database_url) as late:
             late.execute("INSERT INTO orders (item) VALUES ('in flight')")
             late.execute(publish, ["in flight"])
-            async with session.post("/orders/new", json={"item": "<lamp>"}) as answer:
+            async with session.post(path, json={"item": "<lamp>"}) as answer:
                 assert answer.status == 201
             async with session.get("/orders") as answer:
                 page = await answer.text()
