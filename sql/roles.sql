@@ -85,6 +85,7 @@ GRANT EXECUTE ON FUNCTION
     sse_pg.read_page_desc(text[], bigint[], bigint[], bigint, bigint, text, bigint, bigint),
     sse_pg.notifications_since(pg_snapshot, integer),
     sse_pg.check_epoch(),
+    sse_pg.confirm_epochs(bigint, bigint[], bigint[]),
     sse_pg.expect_log(text),
     sse_pg.subscribe(text, text),
     sse_pg.unsubscribe(text, text),

@@ -976,6 +976,31 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
      WHERE NOT EXISTS (SELECT FROM sse_pg.log)
     ON CONFLICT DO NOTHING $$;
 
+-- Notes that more of the log before is certain than was known when an epoch began: a server that reads on in this log has
+-- found in it what it had read. So a client that was given these events needs no gap event. Those with higher ids are
+-- certain of nothing that it has not read itself, so what servers note is added up.
+CREATE FUNCTION sse_pg.confirm_epochs(high bigint, open_first bigint[], open_last bigint[]) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    read  int8multirange := sse_pg.settled_ids(high, confirm_epochs.open_first, confirm_epochs.open_last);
+    e     sse_pg.epochs;
+    known int8multirange;
+    gaps  int8multirange;
+BEGIN
+    FOR e IN SELECT * FROM sse_pg.epochs WHERE starts_at > high FOR UPDATE LOOP
+        known := sse_pg.settled_ids(e.settled_to, e.open_first, e.open_last);
+        CONTINUE WHEN known @> read;
+        known := known + read;
+        gaps := int8multirange(range_merge(known)) - known;
+        UPDATE sse_pg.epochs SET settled_to = upper(known) - 1,
+               open_first = ARRAY(SELECT lower(g) FROM unnest(gaps) g),
+               open_last = ARRAY(SELECT upper(g) - 1 FROM unnest(gaps) g)
+         WHERE starts_at = e.starts_at;
+        PERFORM sse_pg.notify_servers(ARRAY['epoch']);
+    END LOOP;
+END $$;
+
 -- Begins an epoch. Call it by hand after restoring a disk snapshot, which cannot be distinguished from the cluster it was
 -- taken from. Returns the id above which the epoch's ids lie.
 CREATE FUNCTION sse_pg.begin_epoch() RETURNS bigint

@@ -60,6 +60,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('function', 'last_id', '{}', 'EXECUTE'),
     ('function', 'notifications_since', '{}', 'EXECUTE'),
     ('function', 'check_epoch', '{}', 'EXECUTE'),
+    ('function', 'confirm_epochs', '{}', 'EXECUTE'),
     ('function', 'expect_log', '{}', 'EXECUTE'),
     ('function', 'subscribe', '{}', 'EXECUTE'),
     ('function', 'unsubscribe', '{}', 'EXECUTE'),

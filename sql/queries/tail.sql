@@ -23,6 +23,16 @@ SELECT sse_pg.check_epoch()
 -- name: epochs
 SELECT settled_to, open_first, open_last, starts_at FROM sse_pg.epochs ORDER BY starts_at
 
+-- name: still_there
+-- Which of these events are in the log, each with its time. The time is NULL if the event may have been purged.
+SELECT i.id, e.created_at
+  FROM unnest(%s::bigint[]) AS i(id)
+  LEFT JOIN LATERAL (SELECT c.created_at FROM sse_pg.events c WHERE c.id = i.id LIMIT 1) e ON true
+ WHERE e.created_at IS NOT NULL OR i.id <= (SELECT l.purged_to FROM sse_pg.log l)
+
+-- name: confirm_epochs
+SELECT sse_pg.confirm_epochs(%(high)s, %(first)s, %(last)s)
+
 -- name: deleting
 -- Whether somebody deletes what keep() no longer keeps. A deletion that begins later knows this server; see purge_channels().
 SELECT EXISTS (

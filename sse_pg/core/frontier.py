@@ -11,12 +11,13 @@ The tail reads, and this object decides. It does no I/O and reads no clock. docs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from sse_pg.core.cursor import Cursor, trimmed
 from sse_pg.core.event import AnyEvent
 from sse_pg.core.ranges import Ranges
+from sse_pg.core.recent import Recent
 
 #: Maximum length of the payloads and headers of all events that are held back.
 MAX_HELD_CHARS = 4_194_304
@@ -41,7 +42,7 @@ class Frontier:
 
     def __init__(self, start: Cursor, wait: float, counts: GapCounts | None = None) -> None:
         self.wait = wait
-        self._counts = counts or GapCounts()
+        self.counts = counts or GapCounts()
         self.position = start
         """What was handed on. Every live stream was offered exactly this in its channels."""
         self.seen = start.high
@@ -53,24 +54,27 @@ class Frontier:
         self._held: list[AnyEvent] = []
         """Events that were read and are not handed on yet, ascending by id."""
         self._held_chars = 0
+        self.recent = Recent(start.high)
+        """The events that were read last."""
 
     def feed(self, rows: Iterable[AnyEvent], now: float) -> None:
         """Take the rows of one read: the ids in ``open`` and the ids above ``seen``, ascending, from one snapshot."""
-        behind = bool(self._held)
+        behind = len(self._held)
         for event in rows:
             if event.id > self.seen:
                 if event.id > self.seen + 1:
                     self.open = self.open.and_span(self.seen + 1, event.id - 1)
                     self._fresh.append((self.seen + 1, now))
-                    self._counts.opened += event.id - self.seen - 1
+                    self.counts.opened += event.id - self.seen - 1
                 self.seen = event.id
             elif event.id in self.open:
                 self.open = self.open.without(event.id)
-                self._counts.came += 1
+                self.counts.came += 1
             else:
                 continue  # read before: a retry after a lost connection may repeat a read
             self._held.append(event)
             self._held_chars += event.chars
+        self.recent.add(self._held[behind:])
         if behind:
             self._held.sort(key=_by_id)
 
@@ -83,7 +87,7 @@ class Frontier:
         """
         dead = self.open.up_to(last) - alive
         if dead:
-            self._counts.dead += len(dead)
+            self.counts.dead += len(dead)
             self.open = self.open - dead
             if self.position.gaps:
                 self.position = Cursor(self.position.high, self.position.gaps - dead)
@@ -96,11 +100,26 @@ class Frontier:
         Call this after ``feed``, if ``misses_up_to(purged_to)``; ``purged_to`` must come from the snapshot of the rows.
         Afterwards ``position`` covers the ids that were given up, so the streams need a gap event.
         """
-        self._counts.dead += len(self.open.up_to(purged_to))
+        self.counts.dead += len(self.open.up_to(purged_to))
         self.open = self.open.above(purged_to)
         self.seen = max(self.seen, purged_to)
         held = Ranges((event.id, event.id) for event in self._held)
         self.position = trimmed(max(self.position.high, purged_to), self.open | held)
+
+    def lose(self, ids: Collection[int]) -> bool:
+        """Take back that ids were read: their events are not in the log that follows this one.
+
+        Returns whether any of them was handed on.
+        """
+        lost = Ranges((number, number) for number in ids)
+        self._held = [event for event in self._held if event.id not in lost]
+        self._held_chars = sum(event.chars for event in self._held)
+        self.open = self.open | lost
+        self.recent.drop(ids)
+        were_handed_on = any(self.position.offered(number) for number in ids)
+        if were_handed_on:
+            self.position = trimmed(self.position.high, self.position.gaps | lost)
+        return were_handed_on
 
     def release(self, now: float) -> list[tuple[AnyEvent, Cursor]]:
         """Move ``position`` as far as it can go now; return the events passed, ascending, each with its position."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import NamedTuple
 
@@ -221,6 +222,25 @@ async def epochs(conn: Connection) -> list[Epoch]:
         Epoch(trimmed(settled_to, Ranges(zip(first, last, strict=True))), starts_at)
         for settled_to, first, last, starts_at in rows
     ]
+
+
+async def lost(conn: Connection, read: dict[int, int]) -> set[int]:
+    """Return which of the events that were read before are not in this log, or not as they were read.
+
+    ``read`` has the ids, each with its time. What was purged is not lost.
+    """
+    rows = await (await conn.execute(query("still_there"), (list(read),), binary=True)).fetchall()
+    there: dict[int, int | None] = dict(rows)  # the time is NULL if the event may have been purged
+    return {number for number, time in read.items() if there.get(number, time - 1) not in (time, None)}
+
+
+async def confirm_epochs(conn: Connection, read: Cursor) -> None:
+    """Note that what this server has read of the log before is in this log.
+
+    A server that reads from a standby cannot write; the others note the same.
+    """
+    with contextlib.suppress(psycopg.errors.ReadOnlySqlTransaction):
+        await conn.execute(query("confirm_epochs"), {"high": read.high, **_spans(read.gaps)})
 
 
 async def expired_channels(conn: Connection, after: int) -> dict[str, int]:

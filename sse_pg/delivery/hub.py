@@ -33,6 +33,17 @@ MAX_CACHED_CATCH_UPS = 64
 MAX_CACHED_BYTES = 4_194_304
 
 
+class LogChange(NamedTuple):
+    """What a server knew of a log when another one took its place."""
+
+    end: Cursor
+    """Up to where it had handed on the log."""
+    kept: Cursor | None
+    """Which of these ids are those of the new log too; None if none of them is."""
+    start: Cursor
+    """From where it reads the new log."""
+
+
 class CatchUp(NamedTuple):
     """What a stream missed, or the first part of it, as it is sent."""
 
@@ -69,9 +80,8 @@ class Hub:
         """Gap events sent, by reason."""
         self.epochs: list[Epoch] = []
         """Where logs ended, ascending."""
-        self._log_ends: list[Cursor] = []
-        """Up to where this server had handed on the logs that it read before this one."""
-        self._log_start = START
+        self._log_changes: list[LogChange] = []
+        """What became of the logs that this server read before this one."""
         self._catch_ups: dict[tuple[Key, Cursor], CatchUp] = {}
         self._cached_bytes = 0
         self.sweeper = Sweeper(self._slices)
@@ -84,7 +94,7 @@ class Hub:
     @property
     def log(self) -> int:
         """The number of the log that this server reads now, among those that it has read."""
-        return len(self._log_ends)
+        return len(self._log_changes)
 
     def begin(self, position: Cursor) -> None:
         """Start at a position, with an empty ring."""
@@ -97,10 +107,19 @@ class Hub:
 
         A stream that catches up gets it when it goes on; its cursor belongs to the old log until then.
         """
-        delivery = self._gap("unknown", position)
-        self._log_ends.append(self.position)
-        self._log_start = position
-        self.begin(position)
+        self._change_log(LogChange(self.position, None, position))
+
+    def go_back(self, position: Cursor) -> None:
+        """Go on in a log that follows this one, and that lacks what ``position`` lacks.
+
+        Each stream that was offered some of that is sent a gap event, and goes on without it. So is each live stream.
+        """
+        self._change_log(LogChange(self.position, position, position))
+
+    def _change_log(self, change: LogChange) -> None:
+        delivery = self._gap("unknown", change.start)
+        self._log_changes.append(change)
+        self.begin(change.start)
         self.fan_out.hand_on(delivery)
 
     def expire(self, position: Cursor) -> None:
@@ -241,9 +260,15 @@ class Hub:
         self._cached_bytes = 0
 
     def _change_logs(self, stream: Stream) -> None:
-        """Send a gap event to a stream whose cursor belongs to an earlier log. It goes on where this one begins."""
-        after, stream.cursor = stream.cursor & self._log_ends[stream.log], self._log_start
+        """Bring the cursor of a stream from an earlier log to this one. If it was offered what is lost, say so."""
+        after = stream.cursor & self._log_changes[stream.log].end
+        cursor = after
+        for change in self._log_changes[stream.log :]:
+            cursor = change.start if change.kept is None else cursor & change.kept
         stream.log = self.log
+        if cursor == after:
+            return
+        stream.cursor = cursor
         block = wire.gap("unknown", after.text, stream.cursor)
         stream.write_position(block, stream.cursor, time.monotonic())
         self.gap_notices["unknown"] += 1

@@ -27,6 +27,7 @@ from sse_pg.db.connection import Connection, deadline, is_unavailable, summary
 from sse_pg.db.demand import Demand
 from sse_pg.db.store import read_to
 from sse_pg.db.tail_session import Publishers, Read
+from sse_pg.delivery import succession
 from sse_pg.delivery.bell import Bell
 from sse_pg.delivery.control_listener import ControlListener
 from sse_pg.delivery.hub import Hub
@@ -217,7 +218,14 @@ class Tail(ABC):
             # Ids that are missing now hold nothing back: a stream that starts now gets no event from before.
             self._frontier = Frontier(publishers.start, 0.0, self.gaps)
             self._hub.begin(publishers.start)
-        elif publishers.last < self._frontier.seen or len(epochs) > len(self._hub.epochs):
+        elif begun := [
+            epoch for epoch in epochs if epoch.starts_at not in {known.starts_at for known in self._hub.epochs}
+        ]:
+            with self._deadline(conn):
+                self._frontier = await succession.go_on(conn, self._hub, self._frontier, begun)
+                epochs = await self._epochs(conn)
+            self._noted = None
+        elif publishers.last < self._frontier.seen:
             self._begin_anew(publishers)
         else:
             with self._deadline(conn):
@@ -231,7 +239,7 @@ class Tail(ABC):
         return await tail_session.epochs(conn)
 
     def _begin_anew(self, publishers: Publishers) -> Frontier:
-        """Go on in another log: a restored backup, another database, or a failover that may have lost commits."""
+        """Go on in another log, which has nothing to do with the one that was read."""
         assert self._frontier is not None
         log.error(
             "this is not the log that was read up to id %d: its last id is %d", self._frontier.seen, publishers.last

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from support import replication
-from support.replication import Node
-from support.waiting import wait_for
+from support.replication import Node, caught_up, cut_off, publish
 
 pytestmark = [pytest.mark.oldest, pytest.mark.timeout(120)]
 
@@ -19,23 +18,6 @@ def nodes() -> Iterator[tuple[Node, Node]]:
     """A primary and its standby."""
     with replication.pair() as made:
         yield made
-
-
-def publish(node: Node, count: int = 1) -> list[int]:
-    rows = node.sql("SELECT sse_pg.publish('a', 't', '1') FROM generate_series(1, %s)", count)
-    return [int(str(number)) for (number,) in rows]
-
-
-def caught_up(primary: Node, standby: Node) -> None:
-    ((position,),) = primary.sql("SELECT pg_current_wal_insert_lsn()")
-    wait_for(lambda: standby.sql("SELECT pg_last_wal_replay_lsn() >= %s", position) == [(True,)], "the standby")
-
-
-def cut_off(standby: Node) -> None:
-    """Let the standby receive nothing more, as behind a network that is down."""
-    standby.sql("ALTER SYSTEM SET primary_conninfo = ''")
-    standby.sql("SELECT pg_reload_conf()")
-    wait_for(lambda: standby.sql("SELECT count(*) FROM pg_stat_wal_receiver") == [(0,)], "the end of the replication")
 
 
 class Writers:

@@ -119,3 +119,22 @@ def pair(programs: Binaries | None = None, **options: str) -> Iterator[tuple[Nod
             "the replication",
         )
         yield primary, standby
+
+
+def publish(node: Node, count: int = 1) -> list[int]:
+    """Publish as psql would; return the ids."""
+    rows = node.sql("SELECT sse_pg.publish('a', 't', '1') FROM generate_series(1, %s)", count)
+    return [int(str(number)) for (number,) in rows]
+
+
+def caught_up(primary: Node, standby: Node) -> None:
+    """Wait until the standby has everything."""
+    ((position,),) = primary.sql("SELECT pg_current_wal_insert_lsn()")
+    wait_for(lambda: standby.sql("SELECT pg_last_wal_replay_lsn() >= %s", position) == [(True,)], "the standby")
+
+
+def cut_off(standby: Node) -> None:
+    """Let the standby receive nothing more, as behind a network that is down."""
+    standby.sql("ALTER SYSTEM SET primary_conninfo = ''")
+    standby.sql("SELECT pg_reload_conf()")
+    wait_for(lambda: standby.sql("SELECT count(*) FROM pg_stat_wal_receiver") == [(0,)], "the end of the replication")
