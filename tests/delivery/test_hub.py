@@ -735,6 +735,28 @@ async def test_nothing_of_the_old_log_is_served(hub: Hub) -> None:
     assert transport.writes == []
 
 
+async def test_a_log_that_lost_something_is_announced_to_streams_that_were_given_it(hub: Hub) -> None:
+    deliver(hub, event(11), event(12), event(13))
+    _, alive = live(hub, "a")
+    behind, catching_up = opened(hub, "a", at=Cursor(11))
+    given, told = opened(hub, "a", at=Cursor(12))
+    behind.greeted = given.greeted = True
+    hub.go_back(Cursor.parse("13~1"))
+    deliver(hub, event(21))
+    assert alive.ids() == ["13~1", "21"]
+    assert alive.blocks()[0].json() == {"reason": "unknown", "after": "13", "before": "13~1"}
+    assert hub.join(behind) == "behind"
+    assert (behind.cursor, catching_up.writes) == (Cursor(11), []), "it was not given what is lost, and lacks nothing"
+    assert hub.join(given) == "behind"
+    assert (given.cursor, told.ids()) == (Cursor(11), ["11"])
+    assert told.blocks()[0].json() == {"reason": "unknown", "after": "12", "before": "11"}
+    assert hub.gap_notices["unknown"] == 2
+    hub.go_back(Cursor(13))
+    hub.restart(Cursor(5))
+    assert hub.join(behind) == "joined"
+    assert catching_up.blocks()[0].json() == {"reason": "unknown", "after": "11", "before": "5"}
+
+
 @pytest.mark.parametrize(
     ("asked", "certain"),
     [

@@ -107,10 +107,13 @@ async def test_what_was_handed_on_and_is_lost_is_announced_and_nothing_comes_aga
                     assert (await resumed.event()).json() == "new"
 
 
-async def test_what_is_no_longer_in_memory_comes_again(nodes: tuple[Node, Node], servers: Launcher) -> None:
+async def test_what_is_no_longer_in_memory_comes_again(
+    nodes: tuple[Node, Node], servers: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_pg.core.recent.KEPT_EVENTS", 5)
     primary, standby = nodes
     primary.sql(KEEP_NOTE)
-    server = await servers(ring_events=5)
+    server = await servers()
     async with Client(server.url) as client, client.stream("a") as stream:
         ids = [await client.publish("a", n) for n in range(20)]
         assert [event.json() for event in await stream.events(20)] == [*range(20)]
@@ -120,34 +123,6 @@ async def test_what_is_no_longer_in_memory_comes_again(nodes: tuple[Node, Node],
         assert gap.json() == {"reason": "unknown", "after": str(ids[-1]), "before": "0"}
         await client.publish("a", 20)
         assert [event.json() for event in await stream.events(21)] == [*range(21)]
-
-
-async def test_a_stream_that_catches_up_is_told_only_of_what_it_was_given(
-    nodes: tuple[Node, Node], servers: Launcher
-) -> None:
-    primary, standby = nodes
-    primary.sql(KEEP_NOTE)
-    server = await servers()
-    async with Client(server.url) as client:
-        kept = [await client.publish("a", n) for n in range(10)]
-        caught_up(primary, standby)
-        cut_off(standby)
-        lost = await client.publish("a", 10)
-        await eventually(lambda: server.bus.hub.position.high >= lost)
-        held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        async with client.stream("a", last_event_id=str(kept[-3])) as stream:
-            assert [event.json() for event in await stream.events(3)] == [8, 9, 10]
-            (behind,) = server.bus.hub.streams
-            server.bus.hub.suspend(behind)
-            behind.cursor = Cursor(kept[-3])  # as of a client that reads slowly
-            behind.held = held
-            server.bus.hub.bring_up(behind)
-            await fail_over(nodes, server)
-            behind.held = None
-            held.set_result(None)
-            await client.publish("a", "new")
-            assert [event.json() for event in await stream.events(3)] == [8, 9, "new"]
-    assert server.bus.hub.gap_notices["unknown"] == 0
 
 
 async def test_a_prepared_transaction_outlives_the_failover(nodes: tuple[Node, Node], servers: Launcher) -> None:
