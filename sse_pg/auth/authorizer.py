@@ -13,6 +13,7 @@ from typing import Any
 
 from sse_pg.auth.digests import Digests
 from sse_pg.auth.holds import Holds
+from sse_pg.auth.recent_revocations import RecentRevocations
 from sse_pg.auth.revocations import Revocation, Revocations
 from sse_pg.db.store import Store
 from sse_pg.delivery.end_reason import EndReason
@@ -54,7 +55,8 @@ class Authorizer:
         self._digests = digests
         self._seconds = seconds
         self._timeout = timeout
-        self._answers: OrderedDict[Question, tuple[bool, float]] = OrderedDict()
+        self._answers: OrderedDict[Question, tuple[bool, float, int]] = OrderedDict()
+        """Each with the time until which it is valid, and the generation in which it was cached."""
         self._shipped = False
         self._shipped_until = 0.0
         self._checks: dict[Store, tuple[int, asyncio.Task[bool]]] = {}
@@ -69,8 +71,7 @@ class Authorizer:
         """Whose open streams are held and have to be asked about."""
         self._held: set[Stream] = set()
         self._task: asyncio.Task[None] | None = None
-        self._outdated: set[Revocation] = set()
-        """Whose answers have to leave the cache before the next lookup."""
+        self._recent = RecentRevocations(digests, seconds)
 
     @property
     def asks_nobody(self) -> bool:
@@ -111,7 +112,7 @@ class Authorizer:
         self._generation += 1
         self._shipped_until = 0.0
         if self._answers:  # with an empty cache there is nothing to forget
-            self._outdated.add((user, channel))
+            self._recent.note((user, channel), self._generation, time.monotonic())
         self._heard.add((user, channel))
 
     async def apply(self) -> None:
@@ -215,15 +216,13 @@ class Authorizer:
             return {}
         if await self._is_shipped(store):
             self._answers.clear()
-            self._outdated.clear()
             return dict.fromkeys(questions, True)
-        self._forget()
         now = time.monotonic()
         answers: dict[Question, bool] = {}
         unknown: list[Question] = []
         for question in dict.fromkeys(questions):
             known = self._answers.get(question)
-            if known is not None and known[1] > now:
+            if known is not None and known[1] > now and not self._recent.concern(question[0], question[2], known[2]):
                 answers[question] = known[0]
                 self._answers.move_to_end(question)
             else:
@@ -266,19 +265,9 @@ class Authorizer:
         finally:
             del self._checks[store]
 
-    def _forget(self) -> None:
-        if not self._outdated:
-            return
-        outdated, self._outdated = self._outdated, set()
-        if (None, None) in outdated:
-            self._answers.clear()
-        concerned = Revocations(outdated, self._digests)
-        for each in [each for each in self._answers if concerned.among(each[0], (each[2],))]:
-            del self._answers[each]
-
     def _cache(self, answers: Iterable[tuple[Question, bool]], until: float) -> None:
         for question, answer in answers:
-            self._answers[question] = (answer, until)
+            self._answers[question] = (answer, until, self._generation)
             self._answers.move_to_end(question)
         while len(self._answers) > MAX_CACHED_ANSWERS:
             self._answers.popitem(last=False)
