@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import ANY
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -26,6 +27,8 @@ from sqlalchemy.orm import Session
 from support.client import Client
 from support.examples import EXAMPLES, running
 from support.pages import Page, all_pages
+from support.process import environment
+from support.server import Launcher
 from support.waiting import TIMEOUT_S
 
 
@@ -195,6 +198,60 @@ async def test_a_stream_goes_on_from_the_page(
     assert json.loads(items[1]) == ["<lamp>"]
     async with client.stream("orders", last_event_id=position[1]) as stream:
         assert (await stream.event()).json()["item"] == "in flight"
+
+
+# Users
+
+SETUP = """
+import sys
+import django_users
+from django.contrib.auth.models import User
+from django.test import Client as Browser
+from django.core.management import call_command
+
+call_command("migrate", verbosity=0)
+for name in ("ann", "bob"):
+    user = User.objects.create_user(name)
+    browser = Browser(SERVER_NAME="localhost")
+    assert browser.get("/live").status_code == 302  # to the login
+    browser.force_login(user)
+    assert f"channels=user.{user.pk},news" in browser.get("/inbox").content.decode()
+    cookie = browser.get("/live").cookies["sse_pg_token"]
+    assert (cookie["path"], cookie["httponly"], cookie["samesite"]) == ("/api/events", True, "Strict")
+    print(user.pk, cookie.value)
+"""
+NOTIFY = """
+import sys
+import django_users
+from django.contrib.auth.models import User
+
+for user in User.objects.order_by("username"):
+    django_users.notify(user, "MESSAGE", {"text": f"for {user.username}"})
+"""
+
+
+async def in_django(program: str, **variables: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, cwd=EXAMPLES, env=environment(**variables), stdout=subprocess.PIPE
+    )
+    async with asyncio.timeout(TIMEOUT_S):
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode()
+
+
+async def test_each_user_of_django_has_a_channel(launch: Launcher, database_url: str) -> None:
+    secret = "a secret that Django and the bus share"
+    server = await launch(token_secret=secret)
+    variables = {"DATABASE_URL": database_url, "SSE_PG_TOKEN_SECRET": secret}
+    users = [line.split() for line in (await in_django(SETUP, **variables)).splitlines()]
+    clients = [Client(server.url, {"Cookie": f"sse_pg_token={token}"}) for _, token in users]
+    async with clients[0] as ann, clients[1] as bob:
+        assert await ann.get(f"/api/events/history?channel=user.{users[1][0]}") == (403, ANY)
+        async with ann.stream(f"user.{users[0][0]}") as anns, bob.stream(f"user.{users[1][0]}") as bobs:
+            await in_django(NOTIFY, **variables)
+            assert (await anns.event()).json() == {"text": "for ann"}
+            assert (await bobs.event()).json() == {"text": "for bob"}
 
 
 # SQL
