@@ -194,9 +194,10 @@ END $$;
 
 -- A trip-wire. PostgreSQL resets an unlogged sequence when it recovers from a crash and when a standby is promoted. A
 -- promoted standby may lack the newest ids of the old primary, and would hand them out again. So whoever publishes first
--- after a recovery finds the wire reset and calls recovered(). While it is intact, its value is the oid of sse_pg.events.
--- So a table that was restored from a dump, with its sequences, differs from the one that was dumped.
-CREATE UNLOGGED SEQUENCE sse_pg.recovery_wire CACHE 1;
+-- after a recovery finds the wire reset and calls recovered(). While it is intact, its value is a hash of the database's name
+-- and the oid of sse_pg.events. So a log that was restored from a dump, with its sequences, differs from the one that was
+-- dumped, and a copy of the database (CREATE DATABASE ... TEMPLATE) from the original.
+CREATE UNLOGGED SEQUENCE sse_pg.recovery_wire MINVALUE -9223372036854775808 CACHE 1;
 
 -- The highest id that a jump of recovered() passed; the ids of the new epoch are higher. check_epoch() notes the epoch.
 CREATE SEQUENCE sse_pg.last_jump CACHE 1;
@@ -233,7 +234,8 @@ DECLARE
     done  boolean;
 BEGIN
     IF (CASE WHEN pg_current_xact_id_if_assigned() IS NULL
-                  AND pg_sequence_last_value('sse_pg.recovery_wire'::regclass) = 'sse_pg.events'::regclass::oid::bigint
+                  AND pg_sequence_last_value('sse_pg.recovery_wire'::regclass)
+                      = hashnameextended(current_database(), 'sse_pg.events'::regclass::oid::bigint)
              -- bigint to its low half, signed as int4 is
              THEN pg_try_advisory_xact_lock_shared(sse_pg.lock_class('first_low'),
                       (coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0) << 32 >> 32)::integer)
@@ -250,8 +252,7 @@ BEGIN
         ELSIF held[2] = 'open' THEN
             RETURN NULL;
         END IF;
-        IF held IS NULL AND pg_sequence_last_value('sse_pg.recovery_wire'::regclass)
-                            IS DISTINCT FROM 'sse_pg.events'::regclass::oid::bigint THEN
+        IF held IS NULL AND NOT sse_pg.wire_is_intact() THEN
             PERFORM sse_pg.recovered();
         END IF;
         bound := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
@@ -890,7 +891,7 @@ END $$;
 CREATE FUNCTION sse_pg.wire_is_intact() RETURNS boolean
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
     SELECT pg_sequence_last_value('sse_pg.recovery_wire'::regclass)
-           IS NOT DISTINCT FROM 'sse_pg.events'::regclass::oid::bigint $$;
+           IS NOT DISTINCT FROM hashnameextended(current_database(), 'sse_pg.events'::regclass::oid::bigint) $$;
 
 -- Whether ids that were handed out may be drawn again. The identity is not the one that a server noted last, or events are
 -- above what the sequence has drawn. Such events come from logical replication or a data-only dump.
@@ -919,7 +920,8 @@ BEGIN
         IF sse_pg.must_jump() THEN
             PERFORM sse_pg.jump();
         END IF;
-        PERFORM setval('sse_pg.recovery_wire', 'sse_pg.events'::regclass::oid::bigint);
+        PERFORM setval('sse_pg.recovery_wire',
+                       hashnameextended(current_database(), 'sse_pg.events'::regclass::oid::bigint));
     END IF;
 END $$;
 
@@ -1046,11 +1048,25 @@ LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT int8multirange(int8range(0, settled_to, '[]')) - coalesce(range_agg(int8range(o.first, o.last, '[]')), '{}')
       FROM unnest(open_first, open_last) o(first, last) $$;
 
+-- The subscription (logical replication) that copies events into this log; NULL if there is none. What it copies has the ids
+-- of another log and fires no trigger, so it comes in an order that readers do not expect.
+CREATE FUNCTION sse_pg.copying_subscription() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT s.subname FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid
+     WHERE s.subenabled
+       AND (r.srrelid = 'sse_pg.events'::regclass
+            OR r.srrelid IN (SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = 'sse_pg.events'::regclass))
+     ORDER BY 1 LIMIT 1 $$;
+
 -- Begins an epoch if the log is not the same as when a server last checked. Each server calls it before it reads, and
 -- when it finds that the sequence went back. Returns whether it began one.
 CREATE FUNCTION sse_pg.check_epoch() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF sse_pg.copying_subscription() IS NOT NULL THEN
+        RAISE EXCEPTION 'the subscription % copies events into this log; servers wait until it is dropped or disabled',
+            quote_ident(sse_pg.copying_subscription()) USING ERRCODE = 'SP503';
+    END IF;
     PERFORM sse_pg.make_log_row();
     IF NOT sse_pg.wire_is_intact() THEN
         PERFORM sse_pg.recovered();

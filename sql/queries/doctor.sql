@@ -107,6 +107,19 @@ SELECT p.oid::regprocedure::text AS what, 'SELECT sse_pg.set_rights()' AS fix
 -- Whether the log has its row of facts.
 SELECT EXISTS (SELECT FROM sse_pg.log) AS there, 'SELECT sse_pg.check_epoch()' AS fix
 
+-- name: doctor_moved
+-- Whether a subscription copies events into the log, and whether the log is another one than a server noted last.
+SELECT s.subname AS subscription, 'DROP SUBSCRIPTION ' || quote_ident(s.subname) AS fix_subscription,
+       CASE WHEN pg_is_in_recovery() THEN false
+            ELSE l.identity <> '' AND l.identity <> sse_pg.expect_log(NULL) END AS is_another,
+       'SELECT sse_pg.check_epoch()' AS fix
+  FROM sse_pg.log l
+  LEFT JOIN pg_subscription s ON s.subenabled AND EXISTS (
+      SELECT FROM pg_subscription_rel r
+        LEFT JOIN pg_inherits i ON i.inhrelid = r.srrelid
+       WHERE r.srsubid = s.oid AND 'sse_pg.events'::regclass IN (r.srrelid, i.inhparent))
+ ORDER BY 1 LIMIT 1
+
 -- name: doctor_policies
 -- The tables whose row level security applies to this role, or to the owner, with whose rights the functions run.
 SELECT c.oid::regclass::text AS which, format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', c.oid::regclass) AS fix

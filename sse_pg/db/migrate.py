@@ -32,6 +32,8 @@ LOCK_TIMEOUT = "2s"
 LOCK_DEADLINE_S = 600.0
 
 
+#: What check_epoch() raises while the log cannot be served.
+LOG_UNAVAILABLE = "SP503"
 #: What is wrong with a schema that has no record of its migrations.
 NO_RECORD = "sse_pg.migrations is empty although the schema exists, as after a truncation or in a copy without data"
 
@@ -121,10 +123,15 @@ def _complete(conn: psycopg.Connection[Any]) -> None:
                 "sql/roles.sql",
                 ", ".join(role for (role,) in roles),
             )
-    with conn.transaction():
-        _begin(conn)
-        if conn.execute(query("migration_epoch")).fetchone() == (True,):
-            log.warning("the log was restored, copied or moved here, so a new epoch begins")
+    try:
+        with conn.transaction():
+            _begin(conn)
+            if conn.execute(query("migration_epoch")).fetchone() == (True,):
+                log.warning("the log was restored, copied or moved here, so a new epoch begins")
+    except psycopg.Error as error:
+        if error.sqlstate != LOG_UNAVAILABLE:
+            raise
+        log.warning("%s", error.diag.message_primary)  # a subscription copies into it; the servers wait for its end
 
 
 def _lock(conn: psycopg.Connection[Any]) -> None:

@@ -219,6 +219,8 @@ def _meaning(error: psycopg.Error, sent: bool) -> Exception:
         return PayloadTooLarge("the payload is larger than the table allows")
     if state == "54000" and error.diag.source_file == "async.c":
         return BusUnavailable(message)  # the notification queue is full
+    if state == "23505" and error.diag.schema_name == "sse_pg" and (error.diag.constraint_name or "").endswith("_pkey"):
+        return BusUnavailable("events were copied into the log with ids that the sequence has not drawn yet")
     if state == "SP422":
         return EventRefused(message)  # a trigger discarded events
     if state.startswith(("0A", "22", "23", "54", "P0")):  # 0A: a rule replaces the INSERT; P0: a trigger raises

@@ -81,6 +81,7 @@ _CHECKS = (
     _Check("schema", schema.schema),
     _Check("rights", schema.rights, _SCHEMA),
     _Check("log", schema.log, _SCHEMA),
+    _Check("moved", schema.moved, _LOG),
     _Check("policies", schema.policies, _SCHEMA),
     _Check("functions", additions.functions, _SCHEMA),
     _Check("inherited", additions.inherited),

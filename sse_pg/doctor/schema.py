@@ -98,6 +98,31 @@ async def log(exam: Examination) -> list[Finding]:
     ]
 
 
+async def moved(exam: Examination) -> list[Finding]:
+    """Check that nobody copies events into the log, and that a copy of a log is known as one."""
+    here = await exam.session.row("doctor_moved")
+    if here.subscription is not None:
+        return [
+            error(
+                "moved",
+                f"the subscription {here.subscription} copies events into this log: servers wait until it is dropped "
+                "or disabled, and publishing can fail",
+                "when the log has moved, drop the subscription as its owner; the servers then continue",
+                here.fix_subscription,
+            )
+        ]
+    if here.is_another:
+        return [
+            warning(
+                "moved",
+                "the log was restored, copied or moved here, or its server was promoted, and no server has noticed yet",
+                "start a server or run `sse-pg migrate`, so that an epoch begins; or run this statement",
+                here.fix,
+            )
+        ]
+    return [ok("moved", "the log is the one that a server noted last, and nobody copies events into it")]
+
+
 async def policies(exam: Examination) -> list[Finding]:
     """Check that row level security hides nothing from the server."""
     rows = await exam.session.rows("doctor_policies")

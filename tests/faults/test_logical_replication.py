@@ -10,8 +10,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from support import cluster
 from support.client import Client
+from support.doctor import one
+from support.process import run
 from support.server import Launcher
-from support.waiting import wait_for
+from support.waiting import eventually, wait_for
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres
@@ -92,6 +94,57 @@ async def test_a_log_that_moved_begins_one_epoch(
     async with Client(server.url) as client, client.stream("a", last_event_id=events[0].id) as stream:
         assert [event.json() for event in await stream.events(2)] == [1, 2]
     assert db.execute("SELECT count(*) FROM sse_pg.epochs").fetchone() == (1,)
+
+
+async def test_a_server_waits_while_a_subscription_copies_events(
+    source: psycopg.Connection, db: psycopg.Connection, database_url: str, launch: Launcher
+) -> None:
+    """A stream that is open all the time is sent each event of the new log once, and no copied one twice."""
+    source.execute("SELECT sse_pg.publish('a', 'T', to_jsonb(n)) FROM generate_series(1, 8) n")
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a") as stream:
+        first = await client.publish("a", "before")
+        assert (await stream.event()).json() == "before"
+        db.execute("DELETE FROM sse_pg.events")
+        _subscribe(source, db, "TABLE sse_pg.events WITH (publish_via_partition_root)")
+        await eventually(lambda: "subscription" in server.bus.tail.last_error)
+        status, body = await client.get("/readyz")
+        assert (status, "slot_moving" in body["detail"]) == (503, True)
+        finding = await one("moved", database_url)
+        assert (finding.state, finding.sql) == ("error", (f"DROP SUBSCRIPTION slot_{source.info.dbname}",))
+        assert "subscription" in run("migrate", DATABASE_URL=database_url).stderr
+        source.execute("SELECT sse_pg.publish('a', 'T', to_jsonb(n)) FROM generate_series(9, 16) n")
+        wait_for(lambda: db.execute("SELECT max(id) FROM sse_pg.events").fetchone() == (16,), "the last event")
+        db.execute(finding.sql[0])  # type: ignore[arg-type]
+        await eventually(server.bus.tail.listening.is_set)
+        for word in ("x", "y", "z"):
+            assert await client.publish("a", word) > 1_000_000_000 + first
+        events = [await stream.event()]
+        while events[-1].data != '"z"':
+            events.append(await stream.event())
+        assert [event.json() for event in events if event.event == "message"] == ["x", "y", "z"]
+        copied = [event.id for event in events if event.event == "T"]
+        assert len(copied) == len(set(copied))
+    assert db.execute("SELECT count(*) FROM sse_pg.epochs").fetchone() == (1,)
+    assert (await one("moved", database_url)).state == "ok"
+
+
+async def test_publishing_into_ids_that_were_copied_is_unavailable_and_not_refused(
+    db: psycopg.Connection, launch: Launcher
+) -> None:
+    """As after a restore of the data alone, which leaves the sequence behind, while a server runs."""
+    server = await launch(safety_read=60.0)
+    async with Client(server.url) as client, client.stream("a") as stream:
+        await client.publish("a", 0)
+        await stream.event()
+        db.execute("SET sse_pg.bell = 'off'")
+        db.execute(
+            "INSERT INTO sse_pg.events (id, channel, payload) OVERRIDING SYSTEM VALUE"
+            " SELECT n, 'a', to_jsonb(n) FROM generate_series(2, 6) n"
+        )
+        status, body = await client.post("/api/events/publish", {"channel": "a", "payload": 1})
+        assert (status, "copied" in body["detail"]) == (503, True)
+        assert (await client.request("GET", "/api/events/history?channel=a"))[0] == 200
 
 
 async def test_a_trigger_that_publishes_what_is_copied(
