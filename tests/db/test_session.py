@@ -16,6 +16,7 @@ from support.waiting import eventually
 from sse_pg.db.connection import connect_listener
 from sse_pg.db.migrate import migrate
 from sse_pg.db.pool import connection, make_pool
+from sse_pg.errors import MigrationError
 
 EURO = {"price": "5 €"}
 
@@ -85,14 +86,45 @@ async def everything_works(launch: Callable[[], Awaitable[Server]]) -> None:
     assert bad == []
 
 
-@pytest.mark.parametrize(("name", "value"), [("standard_conforming_strings", "off"), ("client_encoding", "'LATIN1'")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("standard_conforming_strings", "off"),
+        ("client_encoding", "'LATIN1'"),
+        ("plpgsql.extra_errors", "'all'"),
+        ("statement_timeout", "'60ms'"),
+        ("default_transaction_isolation", "'serializable'"),
+        ("search_path", "nowhere"),
+    ],
+)
 def test_migrate_with_settings_of_the_database(empty_database_url: str, name: str, value: str) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as db:
         alter(db, name, value)
-        migrate(empty_database_url)
+        assert migrate(empty_database_url)
         assert db.execute("SELECT sse_pg.subscribe('user', 'a')").fetchone() == (True,)
         with pytest.raises(psycopg.errors.CheckViolation):
             db.execute("SELECT sse_pg.subscribe(E'\\x01', 'a')")
+
+
+def test_a_database_that_is_read_only_says_which_setting_it_is(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as db:
+        alter(db, "default_transaction_read_only", "on")
+        with pytest.raises(MigrationError, match="default_transaction_read_only is on"):
+            migrate(empty_database_url)
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("LATIN1", b"\xfc"), ("SQL_ASCII", b"\xc3\xbc"), ("UTF8", b"\xc3\xbc")])
+async def test_a_publisher_with_another_encoding(
+    launch: Launcher, database_url: str, encoding: str, text: bytes
+) -> None:
+    server = await launch()
+    async with Client(server.url) as client, client.stream("ü") as stream:
+        with psycopg.connect(database_url, autocommit=True, client_encoding=encoding) as conn:
+            conn.execute(b"SELECT sse_pg.publish('" + text + b"', 'T', '\"" + text + b"\"')")
+            if encoding != "LATIN1":
+                with pytest.raises(psycopg.errors.CharacterNotInRepertoire):
+                    conn.execute(b"SELECT sse_pg.publish('a', 'T', '\"\xfc\"')")
+        assert (await stream.event()).json() == "ü"
 
 
 def test_partitions_are_found_by_a_session_without_standard_strings(db: psycopg.Connection) -> None:
