@@ -35,6 +35,8 @@ BENCHMARKS = {
     "tables": "table_changes",
     "consumers": "consumers",
     "erase": "erase",
+    "limits": "limits",
+    "idle": "idle_streams",
     "notify": "notify",
 }
 

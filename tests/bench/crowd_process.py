@@ -97,11 +97,18 @@ class Crowd:
         return commands
 
     def do_open(
-        self, port: int, path: str, count: int, ids: bool = False, at_once: int = MAX_OPENING, seconds: float = 120.0
+        self,
+        port: int,
+        path: str,
+        count: int,
+        ids: bool = False,
+        at_once: int = MAX_OPENING,
+        seconds: float = 120.0,
+        source: str | None = None,
     ) -> dict:
         """Open streams and wait for the first block of each; with ``ids``, from the cursors noted by cut.
 
-        A ``{n}`` in the path stands for the number of the stream.
+        A ``{n}`` in the path stands for the number of the stream. ``source`` is the address they come from.
         """
         started = time.monotonic()
         self.keep_ids = ids
@@ -114,13 +121,15 @@ class Crowd:
                 header = f"Last-Event-ID: {resume[pending]}\r\n" if pending < len(resume) else ""
                 target = path.replace("{n}", str(pending))
                 head = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{header}\r\n"
-                self.add(port, head.encode())
+                self.add(port, head.encode(), source)
             self.take(0.05)
         return {"opened": len(self.sockets), "seconds": time.monotonic() - started, "ended": self.ended}
 
-    def add(self, port: int, head: bytes) -> None:
+    def add(self, port: int, head: bytes, source: str | None = None) -> None:
         """Connect one and send its request."""
         sock = socket.socket()
+        if source is not None:
+            sock.bind((source, 0))
         sock.connect(("127.0.0.1", port))
         sock.sendall(head)
         sock.setblocking(False)
