@@ -59,7 +59,7 @@ class Bus:
         self.publisher = Publisher(self.pool)
         self.hub = Hub(settings.ring_events, settings.ring_bytes, settings.stream_buffer // 4, settings.unread)
         # Questions about open streams do not wait for a connection behind requests.
-        self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, behind_pooler=behind_pooler)
+        self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, keep=0, behind_pooler=behind_pooler)
         tail_store = Store(self.tail_pool)
         digests, holds = Digests(), Holds(self.hub)
         self.authorizer = Authorizer(

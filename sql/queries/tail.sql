@@ -79,9 +79,10 @@ WITH not_flushed AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off',
 UPDATE sse_pg.log l SET settled_to = %(high)s, open_first = %(first)s, open_last = %(last)s
   FROM free WHERE l.only_row = free.only_row AND l.settled_to <= %(high)s
 
--- name: log_size
--- How many bytes the table of facts has. It has one row; the rest are old versions that somebody's snapshot still needs.
-SELECT pg_relation_size('sse_pg.log')
+-- name: look_around
+-- What a tail asks about once in a second: how full the notification queue is, whether it is the elected one by now, and how
+-- many bytes the table of facts has. That has one row; the rest are old versions that somebody's snapshot still needs.
+SELECT pg_notification_queue_usage(), %s OR pg_try_advisory_lock(sse_pg.lock_class('tail'), 3), pg_relation_size('sse_pg.log')
 
 -- name: wake_begin
 -- Show that this tail is awake: it polls, and publishers need not ring unless another tail is asleep. A tail that wakes up

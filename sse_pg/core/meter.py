@@ -14,7 +14,7 @@ from math import exp
 from typing import NamedTuple
 
 from sse_pg.core.cursor import Cursor
-from sse_pg.core.event import POSTGRES_EPOCH_S, AnyEvent
+from sse_pg.core.event import POSTGRES_EPOCH_S, AnyEvent, Event
 
 #: Upper bounds of the histogram of delays, in seconds. One more bucket counts the delays above the last bound.
 DELAY_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -36,14 +36,14 @@ class Second:
     deliveries: int = 0
     """The sum, over the events, of the streams that each went to."""
     delays: list[int] = field(default_factory=lambda: [0] * (len(DELAY_BOUNDS_S) + 1))
-    """How many events are in each bucket of DELAY_BOUNDS_S."""
+    """How many of the events that streams follow are in each bucket of DELAY_BOUNDS_S."""
 
     def delay(self, share: float) -> float | None:
         """Return the delay in seconds below which a share (0 to 1) of the events stayed, or None if there were none.
 
         Events are assumed to be spread evenly within a bucket.
         """
-        wanted, below = share * self.events, 0
+        wanted, below = share * sum(self.delays), 0
         for place, count in enumerate(self.delays):
             if count and below + count >= wanted:
                 low = DELAY_BOUNDS_S[place - 1] if place else 0.0
@@ -100,11 +100,12 @@ class Meter:
         second = self._second(int(now))
         by_channel: dict[str, list[AnyEvent]] = {}
         for event, _ in released:
-            delay = max(0.0, now - POSTGRES_EPOCH_S - event.created_at / 1_000_000)
-            bucket = bisect_left(DELAY_BOUNDS_S, delay)
-            self.delays[bucket] += 1
-            second.delays[bucket] += 1
-            self.delay_sum += delay
+            if isinstance(event, Event):  # nobody waits for the others, so it does not matter when they are read
+                delay = max(0.0, now - POSTGRES_EPOCH_S - event.created_at / 1_000_000)
+                bucket = bisect_left(DELAY_BOUNDS_S, delay)
+                self.delays[bucket] += 1
+                second.delays[bucket] += 1
+                self.delay_sum += delay
             by_channel.setdefault(event.channel, []).append(event)
         self.events += len(released)
         self.deliveries += deliveries

@@ -77,8 +77,8 @@ METRICS = (
         "sse_pg_delivery_delay_seconds",
         "histogram",
         "Time from the created_at of an event, which the database sets when it inserts the row, until the event was "
-        "written to its streams. Counted once for each event and process, with or without streams. It includes the "
-        "time until the commit and the difference between the clocks of the two machines.",
+        "written to its streams. Counted once for each process and each event of a channel that its streams follow. It "
+        "includes the time until the commit and the difference between the clocks of the two machines.",
     ),
     # ---- streams
     Metric("sse_pg_streams", "gauge", "Open streams.", ("state",), ("live", "catching_up")),

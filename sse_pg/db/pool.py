@@ -31,8 +31,10 @@ from sse_pg.errors import BusUnavailable
 
 #: Seconds that the check of a connection may take.
 CHECK_DEADLINE_S = 5.0
-#: Connections that stay open without a request.
+#: Connections that stay open without a request, so that the first publish after a quiet time does not have to connect.
 MIN_CONNECTIONS = 1
+#: Time without use after which another connection is closed; one of them each time.
+MAX_IDLE_S = 60.0
 #: Seconds until the next attempt to connect while a request waits for a connection, on average.
 RECONNECT_PAUSE_S = 0.25
 #: Connections that reading the log leaves to others: publishing without and with keys, and everything that is short.
@@ -67,6 +69,7 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
         self._has_let_go = False
         self._returning: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None
+        self._min_open = self.min_size
         self._reads = asyncio.Semaphore(max(1, self.max_size - RESERVED_CONNECTIONS))
 
     async def set_up(self, conn: PooledConnection) -> None:
@@ -115,7 +118,7 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
         """Open connections again when they are needed."""
         if self._has_let_go:
             self._has_let_go = False
-            await self.resize(MIN_CONNECTIONS, self.max_size)
+            await self.resize(self._min_open, self.max_size)
 
     async def give_back(self, conn: PooledConnection) -> None:
         """Put a connection back, even if the caller is cancelled meanwhile."""
@@ -137,9 +140,17 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
 
 
 def make_pool(
-    url: str | None, size: int, timeout: float, *, behind_pooler: bool = False, demand: Demand | None = None
+    url: str | None,
+    size: int,
+    timeout: float,
+    *,
+    keep: int = MIN_CONNECTIONS,
+    behind_pooler: bool = False,
+    demand: Demand | None = None,
 ) -> Pool:
     """Return a pool of connections for requests, not yet open. ``timeout`` in seconds; ``demand`` hears who needs one.
+
+    ``keep``: connections that stay open without a request.
 
     A transaction pooler gives each transaction to another backend. So behind one nothing is set for a session, and no
     statement is prepared: a prepared statement is unknown to the next backend, unless the pooler keeps track of them.
@@ -152,8 +163,9 @@ def make_pool(
             **({"prepare_threshold": None} if behind_pooler else {}),
             **PARAMETERS,
         },
-        min_size=MIN_CONNECTIONS,
+        min_size=keep,
         max_size=size,
+        max_idle=MAX_IDLE_S,
         timeout=timeout,
         reconnect_timeout=0,
     )

@@ -262,6 +262,15 @@ async def queue_usage(conn: Connection) -> float:
     return float(usage)
 
 
+async def look_around(conn: Connection, *, is_elected: bool) -> tuple[float, bool, int]:
+    """Read how full the notification queue is, whether this session is elected by now, and how large the notes are.
+
+    Their size is that of the table that they are in, in bytes.
+    """
+    ((usage, elected, size),) = await (await conn.execute(query("look_around"), (is_elected,))).fetchall()
+    return float(usage), bool(elected), int(size)
+
+
 async def look(conn: Connection) -> tuple[int, float]:
     """Read, with one statement, the last id drawn and how full the notification queue is."""
     ((last, usage),) = await (await conn.execute(query("look"))).fetchall()
@@ -277,12 +286,6 @@ async def elect(conn: Connection) -> bool:
 async def note_settled(conn: Connection, high: int, missing: Ranges) -> bool:
     """Write down up to where the log is settled. Returns False if somebody holds the row, or has noted more."""
     return (await conn.execute(query("settled"), {"high": high, **_spans(missing)}, prepare=True)).rowcount > 0
-
-
-async def log_size(conn: Connection) -> int:
-    """Read the size of the table that the notes are in, in bytes."""
-    ((size,),) = await (await conn.execute(query("log_size"))).fetchall()
-    return int(size)
 
 
 def _spans(missing: Ranges) -> dict[str, list[int]]:

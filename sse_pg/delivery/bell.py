@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import psycopg
 
@@ -19,15 +20,19 @@ class Bell:
         self._meter = meter
         self._wake = asyncio.Event()
         self._rung = False
+        self._is_asked = False
+        """Whether ``ring`` was called, or something came on the control channel, since ``wait_for_others``."""
 
     def ring(self) -> None:
         """End the current wait, or the next one."""
+        self._is_asked = True
         self._wake.set()
 
     def heard(self, notify: psycopg.Notify) -> None:
         """Note a notification. psycopg also calls this for notifications that arrive with the result of a statement."""
         self._rung = True
         if notify.channel == "sse_pg_control":
+            self._is_asked = True
             self._control.heard(notify.payload)
         else:
             self._meter.bells += 1
@@ -62,6 +67,22 @@ class Bell:
             self._take_pending(conn)
         rung, self._rung = self._rung, False
         return rung or woken
+
+    async def wait_for_others(self, conn: Connection, seconds: float) -> bool:
+        """Wait as ``wait`` does, but for everything except the bell of new events."""
+        loop, until = asyncio.get_running_loop(), time.monotonic() + seconds
+        descriptor = conn.fileno()
+        self._take_pending(conn)
+        loop.add_reader(descriptor, self._wake.set)
+        try:
+            while not self._is_asked and (left := until - time.monotonic()) > 0:
+                await self.pause(left)
+                conn.pgconn.consume_input()
+                self._take_pending(conn)
+        finally:
+            loop.remove_reader(descriptor)
+        asked, self._is_asked, self._rung = self._is_asked, False, False
+        return asked
 
     def _take_pending(self, conn: Connection) -> None:
         """Note the notifications that have arrived."""

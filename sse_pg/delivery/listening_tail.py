@@ -40,6 +40,8 @@ MAX_LOG_BYTES = 1_048_576
 SLOW_MARK_INTERVAL_S = 1.0
 #: Time between reads of a tail that has fallen asleep, while a publisher is in flight that may not ring for it.
 IN_FLIGHT_POLL_S = 0.025
+#: Time between reads of a tail that polls while no stream is open.
+EASE_POLL_S = 1.0
 #: With no stream open, a tail that has read everything looks this many times less often than its safety reads are ...
 QUIET_FACTOR = 60
 #: ... but at least this often.
@@ -138,10 +140,13 @@ class ListeningTail(Tail):
         last_settled = time.monotonic()
         while not self._demand.begin_rest():
             is_safety_read = False
-            if self.awake:
+            rests_in_s = self._demand.rests_in_s
+            if self.awake and self._is_at_ease:
+                woken = await self._bell.wait_for_others(conn, min(EASE_POLL_S, rests_in_s or EASE_POLL_S))
+            elif self.awake:
                 woken = await self._bell.pause(GAP_POLL_S if self._held else self._poll)
             else:
-                pause, rests_in_s = self._pause, self._demand.rests_in_s
+                pause = self._pause
                 limit = self._pauses[pause]
                 within = min(limit, self._mark_in_s, limit if rests_in_s is None else rests_in_s)
                 woken = await self._bell.wait(conn, within)
@@ -166,7 +171,7 @@ class ListeningTail(Tail):
                 idle = 0 if found else idle + 1
                 if idle >= POLLS_TO_SLEEP and now >= awake_until and not await self._fall_asleep(conn):
                     awake_until = now + SLEEP_RETRY_S
-            elif woken and found and self._busy(now):
+            elif woken and found and (self._busy(now) or self._is_at_ease):
                 await self._wake_up(conn)
                 idle = 0
         await self._end_following(conn)
@@ -188,11 +193,10 @@ class ListeningTail(Tail):
     async def _look_around(self, conn: Connection) -> None:
         """Do what is to be done about once in a second."""
         with self._deadline(conn):
-            self.meter.queue_usage = await tail_session.queue_usage(conn)
-            self._is_elected = self._is_elected or await tail_session.elect(conn)
-            if self._is_elected:
-                is_swollen = await tail_session.log_size(conn) > MAX_LOG_BYTES
-                self._mark_interval_s = SLOW_MARK_INTERVAL_S if is_swollen else MARK_INTERVAL_S
+            self.meter.queue_usage, self._is_elected, size = await tail_session.look_around(
+                conn, is_elected=self._is_elected
+            )
+        self._mark_interval_s = SLOW_MARK_INTERVAL_S if size > MAX_LOG_BYTES else MARK_INTERVAL_S
 
     @property
     def _pause(self) -> Pause:
@@ -215,6 +219,15 @@ class ListeningTail(Tail):
         self.read_at = time.monotonic()
         self.meter.safety_reads[False] += 1
         return True
+
+    @property
+    def _is_at_ease(self) -> bool:
+        """Whether nobody waits for events: no stream is open, and no server that reads a standby needs the notes.
+
+        The tail then shows "awake", so that nobody rings for it, but takes its time. The first stream that opens ends
+        the pause, as does everything else that asks for a read.
+        """
+        return self._masked and not self._is_elected and not self._hub.streams and not self._held
 
     def _busy(self, now: float) -> bool:
         """Note a bell that found events; return whether the bell rings about as often as polling would read."""
