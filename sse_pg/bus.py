@@ -27,7 +27,9 @@ from sse_pg.delivery.erasures import Erasures
 from sse_pg.delivery.heartbeat import Heartbeat
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.listening_tail import ListeningTail
+from sse_pg.delivery.pooled_tail import PooledTail
 from sse_pg.delivery.replay import Replay
+from sse_pg.delivery.tail import Tail
 from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
 from sse_pg.watched_task import WatchedTask, end_all
@@ -56,7 +58,7 @@ class Bus:
             demand=self.demand,
         )
         self.store = Store(self.pool)
-        self.publisher = Publisher(self.pool)
+        self.publisher = Publisher(self.pool, self.changed_here)
         self.hub = Hub(settings.ring_events, settings.ring_bytes, settings.stream_buffer // 4, settings.unread)
         # Questions about open streams do not wait for a connection behind requests.
         self.tail_pool = make_pool(settings.database_url, 1, settings.pool_timeout, keep=0, behind_pooler=behind_pooler)
@@ -72,21 +74,10 @@ class Bus:
             *server_identity(settings.server_name),
             streams=lambda: len(self.hub.streams),
             position=lambda: self.hub.position,
+            polls=settings.polls,
         )
         self.erasures = Erasures(self.hub, tail_store, digests.of)
-        self.tail = ListeningTail(
-            settings.listen_url,
-            self.hub,
-            Control(tail_store, digests, self.followers, self.authorizer, self.erasures),
-            self.demand,
-            order_wait=settings.order_wait,
-            poll=settings.poll,
-            safety_read=settings.safety_read,
-            masked=settings.bell == "masked",
-            on_connect=self._on_connect,
-            on_rest=self.registry.let_go,
-            rest=self._rest,
-        )
+        self.tail = self._make_tail(Control(tail_store, digests, self.followers, self.authorizer, self.erasures))
         self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
         self.heartbeat = Heartbeat(self.hub, settings.heartbeat, settings.position_refresh)
         self.maintenance = Maintenance(self.pool, settings, lambda: self.tail.meter.last_id)
@@ -105,6 +96,42 @@ class Bus:
             WatchedTask("sweeper", self.hub.sweeper.run),
             WatchedTask("erasures", partial(self.erasures.run, self.replay, self.tail)),
         ]
+
+    def _make_tail(self, control: Control) -> Tail:
+        settings = self.settings
+        if settings.polls:
+            return PooledTail(
+                settings.database_url,
+                self.hub,
+                control,
+                self.demand,
+                order_wait=settings.order_wait,
+                poll=settings.poll,
+                idle_poll=settings.idle_poll,
+                quiet=settings.safety_read,
+                server_id=lambda: self.registry.server_id,
+                on_connect=self._on_connect,
+                on_rest=self.registry.let_go,
+                rest=self._rest,
+            )
+        return ListeningTail(
+            settings.listen_url,
+            self.hub,
+            control,
+            self.demand,
+            order_wait=settings.order_wait,
+            poll=settings.poll,
+            safety_read=settings.safety_read,
+            masked=settings.bell == "masked",
+            on_connect=self._on_connect,
+            on_rest=self.registry.let_go,
+            rest=self._rest,
+        )
+
+    def changed_here(self) -> None:
+        """Note that a request of this server has changed something that its tail follows: it looks at once."""
+        if self.settings.polls:  # otherwise a notification comes
+            self.tail.attend()
 
     async def start(self) -> None:
         """Start to follow the log. Does not wait for the database."""

@@ -21,6 +21,10 @@ MIN_SECRET_BYTES = 32
 PREFIX = "SSE_PG_"
 #: Similarity from which a name counts as a misspelling of another, on the scale of difflib.
 MIN_SIMILARITY = 0.8
+#: A server that polls reads the log so many times less often when nothing has come for long.
+IDLE_POLL_FACTOR = 20
+#: The value of a field with which no connection listens.
+NO_LISTEN = ("listen_database_url", "none")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -49,7 +53,8 @@ class Settings:
         "SSE_PG_LISTEN_DATABASE_URL",
         None,
         "Separate connection string for the LISTEN connection, to bypass a transaction pooler. If it is set, requests "
-        "do not use prepared statements.",
+        "do not use prepared statements. none: no connection listens; the server polls, and everything works through "
+        "the pooler (docs/poolers.md).",
         secret=True,
     )
     data_dir: Path | None = setting(
@@ -443,7 +448,7 @@ class Settings:
                 text = text.lower() if isinstance(flags[spec.name], bool) else text
             if text:
                 values[spec.name] = read(spec.metadata, hints[spec.name], text)
-                if spec.name in ("database_url", "listen_database_url"):
+                if spec.name in ("database_url", "listen_database_url") and (spec.name, text) != NO_LISTEN:
                     require_connection_string(spec.metadata["env"], text)
         return cls(**values)
 
@@ -480,8 +485,18 @@ class Settings:
         return frozenset(name.strip() for name in (self.cors_origins or "").split(",") if name.strip())
 
     @property
+    def polls(self) -> bool:
+        """Whether no connection listens."""
+        return ("listen_database_url", self.listen_database_url) == NO_LISTEN
+
+    @property
+    def idle_poll(self) -> float:
+        """How often a server that polls reads the log if nothing has come for long, in seconds."""
+        return IDLE_POLL_FACTOR * self.poll
+
+    @property
     def listen_url(self) -> str | None:
-        """The connection string of the LISTEN connection."""
+        """The connection string of the LISTEN connection, if there is one."""
         return self.listen_database_url or self.database_url
 
 

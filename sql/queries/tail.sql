@@ -7,6 +7,9 @@ SELECT set_config('lock_timeout', '10s', false), set_config('statement_timeout',
        set_config('idle_session_timeout', '0', false), set_config('plan_cache_mode', 'force_generic_plan', false),
        hashtext(%s::text COLLATE "C"), current_setting('server_encoding')
 
+-- name: hash_probe
+SELECT hashtext(%s::text COLLATE "C"), current_setting('server_encoding')
+
 -- name: listen
 -- LISTEN comes before the first read, so a commit between the two is notified or read.
 LISTEN sse_pg; LISTEN sse_pg_control
@@ -114,3 +117,37 @@ SELECT pg_notification_queue_usage()
 -- name: look
 -- What a tail asks for while no stream is open. If no id was drawn since everything was read, there is nothing to read.
 SELECT sse_pg.last_id(), pg_notification_queue_usage()
+
+-- name: pooled_begin
+-- The settings of a transaction of a server that polls, as tail_session has them, and the check that this is its log.
+SELECT sse_pg.expect_log(%(log)s), set_config('lock_timeout', '10s', true), set_config('statement_timeout', '30s', true),
+       set_config('row_security', 'off', true), set_config('search_path', 'pg_catalog, pg_temp', true),
+       set_config('plan_cache_mode', 'force_generic_plan', true)
+
+-- name: pooled_hear
+SELECT n.snapshot::text, extract(epoch FROM clock_timestamp())::float8, n.messages
+  FROM sse_pg.notifications_since(%(since)s::text::pg_snapshot, %(most)s) n
+
+-- name: pooled_look
+-- What a server that polls asks for while nothing comes.
+SELECT sse_pg.last_id(), n.snapshot::text, extract(epoch FROM clock_timestamp())::float8, n.messages
+  FROM sse_pg.notifications_since(%(since)s::text::pg_snapshot, %(most)s) n
+
+-- name: pooled_read
+-- A read of the log, and then what was sent to the servers, in a last row. Append runs its parts one after the other, and
+-- each of the functions takes its own snapshot. So the last row has what was revoked before any of the events was published.
+SELECT id, channel, event_type, payload, created_at, headers
+  FROM sse_pg.read_open(%(first)s, %(last)s, %(seen)s, %(limit)s, %(octets)s, %(asks)s, %(followed)s)
+ UNION ALL
+SELECT NULL, NULL, NULL,
+       json_build_array(n.snapshot::text, extract(epoch FROM clock_timestamp()), n.messages)::text, NULL, NULL
+  FROM sse_pg.notifications_since(%(since)s::text::pg_snapshot, %(most)s) n
+
+-- name: pooled_elect
+-- Whether this server notes what is settled: the first of those that poll, unless a server that listens does it.
+SELECT NOT EXISTS (
+           SELECT FROM pg_locks l
+            WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
+              AND l.classid = sse_pg.lock_class('tail') AND l.objid = 3
+              AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+   AND coalesce((SELECT min(s.id) = %s FROM sse_pg.live_servers() s WHERE s.alive_until IS NOT NULL), false)

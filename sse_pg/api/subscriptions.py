@@ -33,6 +33,7 @@ class SubscriptionApi:
         user = access.user(identity, body.user_id)
         await access.require(identity, user, "subscribe", [body.channel], "channel")
         new = await self._bus.store.subscribe(body.user_id, body.channel)
+        self._bus.changed_here()
         return json_response({"userId": body.user_id, "channel": body.channel, "subscribed": True}, 201 if new else 200)
 
     async def unsubscribe(self, request: web.Request) -> web.Response:
@@ -41,6 +42,7 @@ class SubscriptionApi:
         body = bodies.subscription_body(await bodies.read_json(request, self._bus.limits.bodies))
         self._bus.access.user(identity, body.user_id)
         await self._bus.store.unsubscribe(body.user_id, body.channel)
+        self._bus.changed_here()
         return json_response({"userId": body.user_id, "channel": body.channel, "subscribed": False})
 
     async def channels(self, request: web.Request) -> web.Response:

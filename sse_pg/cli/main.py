@@ -110,7 +110,8 @@ async def _serve(settings: Settings, warning: str | None) -> None:
         if warning is not None:
             click.echo(warning)
 
-    await refuse_pooler(settings.listen_url)
+    if not settings.polls:
+        await refuse_pooler(settings.listen_url)
     try:
         await (run_server if settings.workers == 1 else supervise)(settings, announce)
     finally:

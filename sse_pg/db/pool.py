@@ -78,6 +78,9 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
             await conn.close()
             raise psycopg.OperationalError("this server has let go of the database")
         if self.behind_pooler:
+            await conn.set_isolation_level(
+                psycopg.IsolationLevel.READ_COMMITTED
+            )  # of each transaction that lend() begins
             return
         with deadline(conn, CHECK_DEADLINE_S):
             if not self._is_direct:

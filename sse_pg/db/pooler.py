@@ -24,7 +24,8 @@ BACKEND_TIMEOUT_S = 5.0
 
 ADVICE = (
     "the connection goes through a transaction pooler, which loses LISTEN and the locks that go with it: set "
-    "SSE_PG_LISTEN_DATABASE_URL to PostgreSQL itself (often port 5432), or to a pooler with pool_mode = session"
+    "SSE_PG_LISTEN_DATABASE_URL to PostgreSQL itself (often port 5432), to a pooler with pool_mode = session, or to "
+    "none if there is no such address: the server then polls (docs/poolers.md)"
 )
 
 

@@ -46,8 +46,10 @@ class Publisher:
     request fails with KeyHeld. Nothing was published then, and the client can safely repeat the request.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, committed: Callable[[], None] = lambda: None) -> None:
+        """``committed`` is called after each commit."""
         self._pool = pool
+        self._committed = committed
         self._plain = Lane(self._write, pool.timeout)
         self._keyed = Lane(self._write, pool.timeout)
         self.published: Counter[tuple[bool, bool]] = Counter()
@@ -113,7 +115,9 @@ class Publisher:
 
     def _succeed(self, units: list[Unit], written: list[Published]) -> None:
         """Hand each request its part of what one commit has returned."""
-        self.commits += bool(units)
+        if units:
+            self.commits += 1
+            self._committed()
         start = 0
         for unit in units:
             end = start + len(unit.drafts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import psycopg
@@ -80,7 +80,17 @@ async def set_up(conn: Connection) -> bool:
     row = await (await conn.execute(query("tail_session"), (PROBE,))).fetchone()
     assert row is not None
     *_, hashed, encoding = row
-    return bool(hashed & 0xFFFFFFFF == hash_text(PROBE) and encoding == "UTF8")
+    return _filters_alike(hashed, encoding)
+
+
+async def can_filter(conn: Connection) -> bool:
+    """Return what ``set_up`` returns, and set nothing."""
+    ((hashed, encoding),) = await (await conn.execute(query("hash_probe"), (PROBE,))).fetchall()
+    return _filters_alike(hashed, encoding)
+
+
+def _filters_alike(hashed: int, encoding: str) -> bool:
+    return hashed & 0xFFFFFFFF == hash_text(PROBE) and encoding == "UTF8"
 
 
 async def listen(conn: Connection) -> None:
@@ -144,6 +154,15 @@ def _publishers(last: int, least_bound: int | None, first_ids: list[int], last_i
     return Publishers(last, Ranges(zip(first_ids, last_ids, strict=True)), least_bound)
 
 
+def require_utf8(conn: Connection) -> None:
+    """Raise LogUnreadable if texts do not come in UTF-8."""
+    if conn.info.encoding != "utf-8":
+        raise LogUnreadable(
+            f"client_encoding is {conn.info.parameter_status('client_encoding')} and must be UTF8; "
+            "something between this server and the database has changed it"
+        )
+
+
 async def events(
     conn: Connection, seen: int, missing: Ranges, limit: int, *, asks: bool = False, followed: bytes | None = None
 ) -> Read:
@@ -153,11 +172,7 @@ async def events(
     ``asks``: read first, in the same round trip, which publishers are in flight.
     Raises LogUnreadable if the session cannot read any event as it was published.
     """
-    if conn.info.encoding != "utf-8":
-        raise LogUnreadable(
-            f"client_encoding is {conn.info.parameter_status('client_encoding')} and must be UTF8; "
-            "something between this server and the database has changed it"
-        )
+    require_utf8(conn)
     try:
         return await _events(conn, seen, missing, limit, followed, asks=asks)
     except (psycopg.DataError, UnicodeDecodeError) as error:
@@ -167,12 +182,20 @@ async def events(
 async def _events(
     conn: Connection, seen: int, missing: Ranges, limit: int, followed: bytes | None, *, asks: bool = False
 ) -> Read:
-    params: dict[str, object] = {"seen": seen, "limit": limit, "octets": READ_BYTES, "followed": followed}
-    name = "tail_read_above"
-    if missing or asks:
-        name = "tail_read"
-        params |= {"asks": asks, **_spans(missing)}
+    name = "tail_read" if missing or asks else "tail_read_above"
+    params = read_params(seen, missing, limit, followed, asks=asks)
     rows = await (await conn.execute(query(name), params, prepare=True, binary=True)).fetchall()
+    return read_of(rows, limit, asks=asks)
+
+
+def read_params(seen: int, missing: Ranges, limit: int, followed: bytes | None, *, asks: bool) -> dict[str, object]:
+    """Return the parameters of a read, see ``events``."""
+    params: dict[str, object] = {"seen": seen, "limit": limit, "octets": READ_BYTES, "followed": followed}
+    return params | {"asks": asks, **_spans(missing)}
+
+
+def read_of(rows: list[tuple[Any, ...]], limit: int, *, asks: bool) -> Read:
+    """Return what the rows of a read say."""
     in_flight = _publishers(*msgspec.json.decode(rows.pop(0)[3])) if asks else None
     if not rows or rows[0][0] != 0:
         raise LogUnreadable("the table sse_pg.log has no row")
@@ -243,16 +266,17 @@ async def confirm_epochs(conn: Connection, read: Cursor) -> None:
         await conn.execute(query("confirm_epochs"), {"high": read.high, **_spans(read.gaps)})
 
 
-async def expired_channels(conn: Connection, after: int) -> dict[str, int]:
-    """Read of which channels events above an id were deleted because of their own retention, and up to which id.
-
-    The server must be registered: a deletion that begins later spares what it has not read.
-    """
+async def deletions_ended(conn: Connection) -> None:
+    """Wait for a deletion that began before this server was registered. One that begins later spares what it lacks."""
     for _ in range(DELETION_LOOKS):
         ((deleting,),) = await (await conn.execute(query("deleting"))).fetchall()
         if not deleting:
             break
         await asyncio.sleep(DELETION_PAUSE_S)
+
+
+async def expired_channels(conn: Connection, after: int) -> dict[str, int]:
+    """Read of which channels events above an id were deleted because of their own retention, and up to which id."""
     return dict(await (await conn.execute(query("expired_channels"), (after,))).fetchall())
 
 

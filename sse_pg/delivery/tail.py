@@ -200,9 +200,7 @@ class Tail(ABC):
         try:
             await self._read_log(conn, settle=True)
         finally:
-            for stream in concerned:
-                if stream.reason is None and stream.task is None and stream.held is None and not stream.live:
-                    self._hub.bring_up(stream)
+            self._bring_up(concerned)
         self.last_error = ""
         self.meter.connections += 1
         self.meter.enter(self._state, time.monotonic())
@@ -229,10 +227,17 @@ class Tail(ABC):
             self._begin_anew(publishers)
         else:
             with self._deadline(conn):
+                await tail_session.deletions_ended(conn)
                 expired = await tail_session.expired_channels(conn, read_to(self._frontier.position))
             concerned = self._hub.expire_channels(expired)
         self._hub.epochs = epochs
         return concerned
+
+    def _bring_up(self, streams: list[Stream]) -> None:
+        """Let streams catch up that left the live delivery, unless they do so already."""
+        for stream in streams:
+            if stream.reason is None and stream.task is None and stream.held is None and not stream.live:
+                self._hub.bring_up(stream)
 
     async def _epochs(self, conn: Connection) -> list[Epoch]:
         self._control.epoch_began = False
@@ -356,17 +361,19 @@ class Tail(ABC):
         """
         followed = self._hub.followed.filter(time.monotonic()) if self._filters else None
         with self._deadline(conn):
-            read = await tail_session.events(
-                conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=asks, followed=followed
-            )
+            read = await self._events(conn, frontier, followed, asks=asks)
             if read.publishers is not None and read.publishers.last < frontier.seen:
                 # TRUNCATE ... RESTART IDENTITY, a setval. What was read lies above an id of the old log.
                 await tail_session.check_epoch(conn)  # corrects what is noted about the old log
                 frontier = self._begin_anew(await self._publishers(conn))
-                read = await tail_session.events(
-                    conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=True, followed=followed
-                )
+                read = await self._events(conn, frontier, followed, asks=True)
         return read, frontier
+
+    async def _events(self, conn: Connection, frontier: Frontier, followed: bytes | None, *, asks: bool) -> Read:
+        """Read the events that the frontier lacks, see tail_session."""
+        return await tail_session.events(
+            conn, frontier.seen, frontier.open, READ_LIMIT_ROWS, asks=asks, followed=followed
+        )
 
     async def _skip_purged(self, conn: Connection, frontier: Frontier, purged_to: int) -> None:
         """If events were purged before this server read them, skip them and tell the streams."""

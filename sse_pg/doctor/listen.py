@@ -21,13 +21,17 @@ from sse_pg.doctor.session import ReadOnlySession, read_only_session
 NOTIFICATION_TIMEOUT_S = 5.0
 
 FIX_POOLER = (
-    "set SSE_PG_LISTEN_DATABASE_URL to PostgreSQL itself (often port 5432), or to a pooler with pool_mode = session"
+    "set SSE_PG_LISTEN_DATABASE_URL to PostgreSQL itself (often port 5432), to a pooler with pool_mode = session, or "
+    "to none (docs/poolers.md)"
 )
 
 
 async def listening(exam: Examination) -> list[Finding]:
     """Check that a notification sent over DATABASE_URL arrives at a connection that LISTENs."""
     settings = exam.settings
+    if settings.polls:
+        busy_ms, idle_ms = round(settings.poll * 1000), round(settings.idle_poll * 1000)
+        return [ok("listen", f"nothing listens: the server reads the log every {busy_ms} to {idle_ms} ms")]
     source = "SSE_PG_LISTEN_DATABASE_URL" if settings.listen_database_url else "DATABASE_URL"
     try:
         async with read_only_session(settings.listen_url) as session:
@@ -55,8 +59,8 @@ async def listening(exam: Examination) -> list[Finding]:
 
 
 async def requests(exam: Examination) -> list[Finding]:
-    """If LISTEN has a connection string of its own, check how the requests connect."""
-    if not exam.settings.listen_database_url:
+    """If LISTEN has a connection string of its own, or there is no LISTEN, check how the requests connect."""
+    if exam.settings.listen_database_url is None:
         return []
     async with read_only_session(exam.settings.database_url) as session:
         pooled = await shares_backends(exam.settings.database_url, session.conn, thorough=True)
@@ -64,7 +68,8 @@ async def requests(exam: Examination) -> list[Finding]:
         return [
             ok("requests", "DATABASE_URL goes through a transaction pooler; requests do not use prepared statements")
         ]
-    return [ok("requests", "each connection of DATABASE_URL has a backend of its own")]
+    more = ", so LISTEN works there, and events arrive sooner with it" if exam.settings.polls else ""
+    return [ok("requests", f"each connection of DATABASE_URL has a backend of its own{more}")]
 
 
 async def _notification_arrives(url: str | None, session: ReadOnlySession) -> bool:

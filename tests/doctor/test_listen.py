@@ -25,6 +25,18 @@ async def test_a_transaction_pooler(pooler: Pooler, database_url: str, options: 
     assert (await one("listen", pooled, listen_database_url=database_url)).state == "ok"
     finding = await one("requests", pooled, listen_database_url=database_url)
     assert (finding.state, "transaction pooler" in finding.found) == ("ok", True)
+    assert "none" in (await one("listen", pooled)).fix
+
+
+@needs_pgbouncer
+async def test_a_server_that_polls_through_a_transaction_pooler(pooler: Pooler, database_url: str) -> None:
+    pooled = pooler("transaction")
+    finding = await one("listen", pooled, listen_database_url="none", poll=0.01)
+    assert (finding.state, "every 10 to 200 ms" in finding.found) == ("ok", True)
+    finding = await one("requests", pooled, listen_database_url="none")
+    assert (finding.state, "transaction pooler" in finding.found) == ("ok", True)
+    finding = await one("requests", database_url, listen_database_url="none")
+    assert (finding.state, "LISTEN works" in finding.found) == ("ok", True)
 
 
 @needs_pgbouncer
