@@ -33,7 +33,10 @@ export interface StreamOptions {
   userId?: string | number
   /** The whole event as `data`: an `Envelope`, or a CloudEvent. */
   envelope?: boolean | 'cloudevents'
-  /** The cursor to start at; "0" means everything that is retained. Without it and without a stored cursor, the stream starts now. */
+  /**
+   * The cursor to start at, also if there is a stored one; "0" means everything that is retained. Without it and without
+   * a stored cursor, the stream starts now.
+   */
   from?: string
   /**
    * Returns a state and its position (`sse_pg.position()`). It is called at the start and after each gap. The state is
@@ -57,6 +60,8 @@ export interface StreamOptions {
   /** The connection was lost; the next attempt is after `pause` milliseconds. */
   onLost?: (lost: { error: Error, pause: number }) => void
   onGap?: (gap: Gap) => void
+  /** Called by `listen()` if it has ended with an error and does not reconnect. The default is `console.error`. */
+  onEnd?: (error: unknown) => void
   fetch?: typeof fetch
 }
 

@@ -9,8 +9,9 @@ export class StreamError extends Error {
 export async function * subscribe (url, options = {}) {
   const { key, signal, silence = 45000, onOpen, onLost, onGap, snapshot } = options
   if (snapshot && (key ?? options.from) !== undefined) throw new TypeError('a snapshot has its own position: leave out key and from')
+  const request = prepared(url, options)
   const storage = key === undefined ? undefined : options.storage ?? globalThis.sessionStorage
-  let cursor = storage?.getItem(key) ?? options.from ?? ''
+  let cursor = options.from ?? storage?.getItem(key) ?? ''
   let retry = 2000
   let pause = 0
   let failures = 0 // number of consecutive connections that received nothing
@@ -35,7 +36,7 @@ export async function * subscribe (url, options = {}) {
         cursor = String(position)
         yield { id: cursor, number: 0, type: 'sse-pg.snapshot', data: state, text: '' }
       }
-      const response = await timed(open(url, options, cursor, attempt.signal))
+      const response = await timed(open(request, options, cursor, attempt.signal))
       refused = false
       for await (const block of blocks(response.body.getReader(), timed)) {
         const { id = cursor, event: type = 'message', data: text } = block
@@ -49,6 +50,7 @@ export async function * subscribe (url, options = {}) {
         }
         unproven &&= type === 'sse-pg.hello'
         if (text && !type.startsWith('sse-pg.')) yield { id, number: Number(block.number ?? id.split('~')[0]), type, data: JSON.parse(text), text }
+        if (signal?.aborted) return // the rest of what has arrived is for nobody
         // Only now: if the page is closed while it handles an event, it gets that event again.
         cursor = id
         if (cursor) storage?.setItem(key, cursor)
@@ -72,8 +74,9 @@ export async function * subscribe (url, options = {}) {
   }
 }
 
-/** The same with a callback for each event. Returns `close()` and `done`, a promise that rejects with a StreamError. */
+/** The same with a callback for each event. Returns `close()` and `done`, a promise that rejects if it ended with an error. */
 export function listen (url, options, onEvent) {
+  const { onEnd = console.error } = options
   const own = new AbortController()
   const close = () => own.abort()
   options.signal?.addEventListener('abort', close, { signal: own.signal })
@@ -81,16 +84,25 @@ export function listen (url, options, onEvent) {
   const follow = async () => {
     for await (const event of subscribe(url, { ...options, signal: own.signal })) await onEvent(event)
   }
-  return { close, done: follow().finally(close) }
+  const done = follow().finally(close)
+  done.catch(onEnd) // so that the rejection is handled, and seen, if nobody awaits `done`
+  return { close, done }
 }
 
-async function open (url, options, cursor, signal) {
-  const { channels, userId, envelope, token, credentials = 'same-origin', fetch = globalThis.fetch } = options
+/** What is wrong here stays wrong, so it is an error before the first attempt. */
+function prepared (url, options) {
+  const { channels = [], userId, envelope } = options
+  if (!Array.isArray(channels) || channels.some((name) => typeof name !== 'string')) throw new TypeError('channels must be an array of strings')
   const target = new URL(url, globalThis.document?.baseURI)
-  if (channels?.length) target.searchParams.set('channels', channels.join(','))
+  if (channels.length) target.searchParams.set('channels', channels.join(','))
   if (userId !== undefined) target.searchParams.set('userId', userId)
   if (envelope) target.searchParams.set('envelope', envelope)
-  const headers = new Headers(options.headers)
+  return { target, fixed: new Headers(options.headers) }
+}
+
+async function open ({ target, fixed }, options, cursor, signal) {
+  const { token, credentials = 'same-origin', fetch = globalThis.fetch } = options
+  const headers = new Headers(fixed)
   const bearer = typeof token === 'function' ? await token() : token
   if (bearer) headers.set('Authorization', `Bearer ${bearer}`)
   headers.set('Accept', 'text/event-stream')

@@ -58,6 +58,61 @@ async def test_a_stream_goes_on_in_the_next_page(page: Page, client: Client) -> 
     assert [e["data"]["n"] for e in second["events"]] == [1, 2, 3, 4]
 
 
+async def test_an_explicit_cursor_wins_over_a_kept_one(page: Page, client: Client) -> None:
+    for number in range(3):
+        await client.publish("a", number)
+    await page.goto(f"{client.url}/docs")
+    for _ in range(2):
+        events = (await follow(page, 3, key="orders", **{"from": "0"}))["events"]
+        assert [e["data"] for e in events] == [0, 1, 2]
+
+
+async def test_nothing_comes_after_it_was_closed(page: Page, client: Client) -> None:
+    """Not even what arrived together with the event that was handled last."""
+    for number in range(3):
+        await client.publish("a", number)
+    await page.goto(f"{client.url}/docs")
+    got = await page.evaluate(
+        """async () => {
+          const { listen } = await import('/sse-pg.js')
+          const got = []
+          const stream = listen('/api/events/stream', { channels: ['a'], from: '0' }, ({ data }) => {
+            got.push(data)
+            stream.close()
+          })
+          await stream.done
+          return got
+        }"""
+    )
+    assert got == [0]
+
+
+async def test_an_error_is_seen_if_nobody_awaits_it(page: Page, watch: Watch, client: Client) -> None:
+    """What is refused for good, what the callback raises, what is wrong in the call: once each, and never unhandled."""
+    watch.expected = ("422", "StreamError", "Error: of the page", "TypeError")
+    await page.goto(f"{client.url}/docs")
+    await client.publish("a", 1)
+    ends = await page.evaluate(
+        """async () => {
+          const { listen } = await import('/sse-pg.js')
+          const end = (url, options, onEvent) => new Promise((resolve) => {
+            listen(url, { ...options, onEnd: ({ name, message }) => resolve([name, message]) }, onEvent)
+            listen(url, options, onEvent)
+          })
+          const url = '/api/events/stream'
+          return [
+            await end(url, { channels: ['white space'] }),
+            await end(url, { channels: ['a'], from: '0' }, () => { throw new Error('of the page') }),
+            await end(url, { channels: 'a' })
+          ]
+        }"""
+    )
+    assert [name for name, _ in ends] == ["StreamError", "Error", "TypeError"]
+    assert [message for _, message in ends][1:] == ["of the page", "channels must be an array of strings"]
+    await eventually(lambda: len(watch.errors) >= 4)  # one more is the browser's own, of the 422
+    assert not any("Uncaught" in line for line in watch.errors)
+
+
 async def test_an_event_has_its_number_whatever_its_cursor(page: Page, client: Client, database_url: str) -> None:
     """An event that is committed after one with a higher id has a cursor that is above its own id."""
     insert = "INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '{}') RETURNING id"

@@ -88,12 +88,17 @@ def nginx_words(program: str, home: Path) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def started(
-    home: Path, port: int, *words: str, host: str = "127.0.0.1", env: dict[str, str] | None = None
+    home: Path,
+    port: int,
+    *words: str,
+    host: str = "127.0.0.1",
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> AsyncIterator[None]:
     """Run a program that listens on a port."""
     log = home / "proxy.log"
     with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(*words, env=env, stdout=out, stderr=out)
+        process = await asyncio.create_subprocess_exec(*words, env=env, cwd=cwd, stdout=out, stderr=out)
     try:
 
         def listens() -> bool:
