@@ -24,7 +24,7 @@ FIGURES: dict[str, tuple[float, str]] = {
     "delivery": (13.0e-6, "bench idle: one event at a time, so the dearest kind"),
     "read of an event by a process": (28e-6, "docs/scaling.md: a server and its backend at 10,000 commits/s"),
     "streams of a process": (15_000, "SSE_PG_MAX_STREAMS"),
-    "connections of an idle process": (4, "bench idle: 16 of 4 processes"),
+    "connections of an idle process": (2, "bench idle: 8 of 4 processes, after a minute"),
     "connections of a process": (10, "SSE_PG_POOL_SIZE + 2"),
     "frame of an event": (60, "id, event and data of the stream"),
     "packet": (88, "Ethernet, IP, TCP and TLS around a delivery"),
