@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "app": "config http bus api",
     "server": "errors config either heap http bus app",
     "workers": "errors logs config either core db http api app server",
+    "testing": "config db http client app server embedded",
     "cli": "*",
     "__init__": "version config app",
     "__main__": "cli",
