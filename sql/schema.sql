@@ -342,7 +342,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN
     IF pg_is_in_recovery() THEN
         RAISE EXCEPTION 'a standby does not know which publishers are in flight' USING
-            ERRCODE = 'feature_not_supported', HINT = 'Ask the primary, also for a position.';
+            ERRCODE = 'feature_not_supported', HINT = 'Ask the primary.';
     END IF;
     last := coalesce(pg_sequence_last_value('sse_pg.events_id_seq'::regclass), 0);
     -- One row for each publisher and kind of window, with its bounds ascending. Joining the locks to each other would make
@@ -457,6 +457,70 @@ BEGIN
     FOR id, channel, event_type, body, created_at, head IN
         SELECT r.id, r.channel, r.event_type, r.payload, r.created_at, r.headers FROM (
             SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type, to_jsonb(l.purged_to) AS payload,
+                   NULL::timestamptz AS created_at, NULL::jsonb AS headers
+              FROM sse_pg.log l
+            UNION ALL
+            SELECT e.id, e.channel, e.event_type,
+                   CASE get_bit(followed, hashtext(e.channel) & mask) WHEN 0 THEN NULL ELSE e.payload END, e.created_at,
+                   CASE WHEN e.headers IS NOT NULL AND get_bit(followed, hashtext(e.channel) & mask) = 0 THEN NULL
+                        ELSE e.headers END
+              FROM unnest(first_ids, last_ids) AS g(first, last)
+             CROSS JOIN LATERAL (
+                 SELECT * FROM sse_pg.events e
+                  WHERE e.id BETWEEN g.first AND g.last ORDER BY e.id LIMIT most_events) e
+            UNION ALL
+            (SELECT e.id, e.channel, e.event_type,
+                    CASE get_bit(followed, hashtext(e.channel) & mask) WHEN 0 THEN NULL ELSE e.payload END, e.created_at,
+                    CASE WHEN e.headers IS NOT NULL AND get_bit(followed, hashtext(e.channel) & mask) = 0 THEN NULL
+                         ELSE e.headers END
+               FROM sse_pg.events e
+              WHERE e.id > seen ORDER BY e.id LIMIT most_events)
+        ) r ORDER BY r.id LIMIT most_events + 1
+    LOOP
+        IF octets >= most_octets THEN
+            id := NULL;
+            event_type := 'more';
+            payload := NULL;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        payload := body;
+        headers := head;
+        RETURN NEXT;
+        octets := octets + coalesce(octet_length(payload), 0) + coalesce(octet_length(headers), 0);
+    END LOOP;
+END $$;
+
+-- The read of a server that does not ask which publishers are in flight, because it reads from a standby. It goes by the
+-- mark instead: what the one elected server has noted in `log`. The first row, with id 0, has as its payload the mark and
+-- all else that must come from the snapshot of the events: up to which id the log was purged, how many epochs there are, what
+-- was sent to the servers in transactions from `since` on, and which channels keep() has emptied beyond what was read.
+-- `replayed` is read before: everything that was written up to there is in the snapshot.
+--
+-- Whoever sees the mark sees everything that it vouches for, because that was committed before. So an id up to `settled_to`
+-- that lies in no open range, and is not among the events, is dead. This holds on the primary too.
+CREATE FUNCTION sse_pg.read_marked(
+    first_ids bigint[], last_ids bigint[], seen bigint, most_events bigint, most_octets bigint, since xid8,
+    followed bytea)
+RETURNS TABLE (id bigint, channel text, event_type text, payload text, created_at timestamptz, headers text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    body     jsonb;
+    head     jsonb;
+    octets   bigint := 0;
+    mask     integer := octet_length(followed) * 8 - 1;
+    replayed numeric := CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                             ELSE pg_current_wal_insert_lsn() END - '0/0'::pg_lsn;
+BEGIN
+    FOR id, channel, event_type, body, created_at, head IN
+        SELECT r.id, r.channel, r.event_type, r.payload, r.created_at, r.headers FROM (
+            SELECT 0::bigint AS id, NULL AS channel, NULL AS event_type,
+                   jsonb_build_array(
+                       l.purged_to, l.settled_to, to_jsonb(l.open_first), to_jsonb(l.open_last),
+                       (SELECT count(*) FROM sse_pg.epochs), replayed,
+                       pg_snapshot_xmin(pg_current_snapshot())::text::numeric, sse_pg.messages_from(since, 1000),
+                       (SELECT jsonb_object_agg(x.channel, x.up_to) FROM sse_pg.expired_channels x
+                         WHERE x.up_to > least(seen, first_ids[1] - 1))) AS payload,
                    NULL::timestamptz AS created_at, NULL::jsonb AS headers
               FROM sse_pg.log l
             UNION ALL
@@ -757,14 +821,15 @@ END $$;
 -- READ COMMITTED: the windows are read before the snapshot of the second statement, so the ranges are exact.
 -- REPEATABLE READ: the transaction has one snapshot, and a publisher may have finished between the snapshot and reading
 -- the locks. So the ranges begin at what a tail had noted in `log` before the snapshot. Dead ids may be among them; the
--- reader then looks for ids that do not exist, but misses no event.
+-- reader then looks for ids that do not exist, but misses no event. On a standby nobody can read the locks of the primary,
+-- so there it is the same in every isolation level.
 CREATE FUNCTION sse_pg.visible_position(OUT high bigint, OUT gap_first bigint[], OUT gap_last bigint[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     firsts bigint[];
     lasts  bigint[];
 BEGIN
-    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') AND NOT pg_is_in_recovery() THEN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') OR pg_is_in_recovery() THEN
         SELECT greatest(l.settled_to, (SELECT max(e.id) FROM sse_pg.events e)),
                l.open_first || (l.settled_to + 1), l.open_last || 9223372036854775807
           INTO high, firsts, lasts FROM sse_pg.log l;
@@ -797,6 +862,35 @@ BEGIN
     RETURN sse_pg.cursor_text(int8multirange(int8range(0, here.high, '[]')) - (
         SELECT coalesce(range_agg(int8range(g.first, g.last, '[]')), '{}')
           FROM unnest(here.gap_first, here.gap_last) g(first, last)));
+END $$;
+
+-- Notes what is settled, if that has changed: for a server that reads no log on the primary, but is elected. Call it in READ
+-- COMMITTED. It waits for nobody: if somebody holds the row, it notes nothing. Returns whether it has noted something, NULL if
+-- nothing has changed.
+CREATE FUNCTION sse_pg.write_mark() RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known sse_pg.log;
+    here  record;
+BEGIN
+    SELECT * INTO known FROM sse_pg.log;
+    IF known.settled_to = sse_pg.last_id() AND known.open_first = '{}' THEN
+        RETURN NULL;
+    END IF;
+    SELECT * INTO here FROM sse_pg.visible_position();
+    IF cardinality(here.gap_first) > 500 THEN
+        here.high := here.gap_first[501] - 1;
+        here.gap_first := here.gap_first[1:500];
+        here.gap_last := here.gap_last[1:500];
+    END IF;
+    IF (known.settled_to, known.open_first, known.open_last) = (here.high, here.gap_first, here.gap_last) THEN
+        RETURN NULL;
+    END IF;
+    PERFORM set_config('synchronous_commit', 'off', true);
+    UPDATE sse_pg.log l SET settled_to = here.high, open_first = here.gap_first, open_last = here.gap_last
+      FROM (SELECT k.only_row FROM sse_pg.log k FOR NO KEY UPDATE SKIP LOCKED) free
+     WHERE l.only_row = free.only_row AND l.settled_to <= here.high;
+    RETURN FOUND;
 END $$;
 
 -- ------------------------------------------------------------------ notifications
@@ -837,6 +931,14 @@ BEGIN
         SELECT n.message FROM pg_snapshot_xip(since) x JOIN sse_pg.notifications n ON n.transaction = x
         LIMIT most + 1) INTO snapshot, messages;
 END $$;
+
+-- The messages, each with its transaction, of the transactions from this one on that the caller's snapshot shows. At most
+-- `most` + 1. NULL returns none. For a standby: a snapshot there does not list the transactions that are running, so what was
+-- returned before is returned again as long as the oldest of them runs.
+CREATE FUNCTION sse_pg.messages_from(since xid8, most integer) RETURNS jsonb
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT jsonb_agg(jsonb_build_array(n.transaction::text::numeric, n.message))
+      FROM (SELECT f.transaction, f.message FROM sse_pg.notifications f WHERE f.transaction >= since LIMIT most + 1) n $$;
 
 -- ------------------------------------------------------------------ epochs
 
@@ -886,6 +988,21 @@ BEGIN
         RAISE EXCEPTION 'the connection leads to another log than the connection that listens' USING ERRCODE = 'SP503';
     END IF;
     RETURN here;
+END $$;
+
+-- What a primary and its standbys have in common, and no other copy of the log: the cluster's identifier, if the owner may
+-- read it, and a digest of the key that was drawn with the log.
+CREATE FUNCTION sse_pg.copy_identity() RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    cluster text := '';
+BEGIN
+    BEGIN
+        cluster := (SELECT c.system_identifier::text FROM pg_control_system() c);
+    EXCEPTION WHEN insufficient_privilege THEN
+        NULL;
+    END;
+    RETURN concat_ws('/', cluster, (SELECT md5(l.control_key) FROM sse_pg.log l));
 END $$;
 
 -- Whether the trip-wire was set after the last recovery. Only a primary can tell.
@@ -1188,15 +1305,15 @@ END $$;
 -- The ids that may still come, in the eyes of this transaction; all above the last id drawn are among them. The order is
 -- that of the tail: the last id and the windows of the publishers in flight first, and after this call the rows. In READ
 -- COMMITTED each statement of a VOLATILE function sees what was committed before it, so an id that is not in this set and
--- not among the rows is dead (docs/guarantee.md). In REPEATABLE READ all statements see the same; there, the place of the
--- windows is taken by what a tail had noted before the snapshot.
+-- not among the rows is dead (docs/guarantee.md). In REPEATABLE READ all statements see the same; there, and on a standby, the
+-- place of the windows is taken by what a tail had noted before the snapshot.
 CREATE FUNCTION sse_pg.unsettled_ids() RETURNS int8multirange
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     firsts bigint[];
     lasts  bigint[];
 BEGIN
-    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') AND NOT pg_is_in_recovery() THEN
+    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') OR pg_is_in_recovery() THEN
         SELECT l.open_first || (l.settled_to + 1), l.open_last || 9223372036854775807
           INTO firsts, lasts FROM sse_pg.log l;
     ELSE
@@ -1323,7 +1440,7 @@ END $$;
 -- event in a stream): they were purged, or the cursor belongs to another log.
 --
 -- The cursors are those of streams and of position(). As in a stream, a plain integer may claim ids that are in flight;
--- this part of the claim is dropped.
+-- this part of the claim is dropped. On a standby, a cursor that has ids which are not there raises SP503.
 CREATE FUNCTION sse_pg.read(after text, channels text[], most integer DEFAULT 100)
 RETURNS TABLE (id bigint, channel text, event_type text, payload jsonb, headers jsonb, created_at timestamptz,
                cursor text)
@@ -1340,6 +1457,15 @@ BEGIN
       FROM sse_pg.ended_logs() h WHERE upper(offered) - 1 < h.starts_at AND NOT h.certain @> offered;
     IF certain IS NOT NULL THEN
         offered := offered * certain;
+    ELSIF pg_is_in_recovery() THEN
+        unsettled := offered * sse_pg.unsettled_ids();
+        IF NOT sse_pg.visible_elsewhere(unsettled, '{}') @> unsettled THEN
+            -- Other readers may have been given these ids, or nobody: only the primary knows.
+            RAISE EXCEPTION 'the cursor % has ids that this standby does not have', quote_literal(after)
+                USING ERRCODE = 'SP503', HINT = 'Wait until the standby has caught up, or read from the primary.';
+        ELSIF NOT sse_pg.is_behind(offered, wanted) THEN
+            RETURN;
+        END IF;
     ELSIF upper(offered) - 1 > sse_pg.last_id() THEN
         offered := sse_pg.cursor_ids(sse_pg.position());
         certain := '{}';
@@ -1373,6 +1499,10 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 DECLARE
     known sse_pg.consumer_cursors;
 BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'consume() moves a cursor, and a standby cannot be written to' USING
+            ERRCODE = 'read_only_sql_transaction', HINT = 'Call it on the primary. read() works on a standby.';
+    END IF;
     SELECT * INTO known FROM sse_pg.consumer_cursors c WHERE c.name = consumer;
     RETURN NOT coalesce(
         known.channels = has_work.channels AND known.epoch >= (SELECT coalesce(max(h.starts_at), 0) FROM sse_pg.epochs h)

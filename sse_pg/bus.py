@@ -8,6 +8,8 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from functools import partial
 
+from psycopg.conninfo import make_conninfo
+
 from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.control import Control
 from sse_pg.auth.digests import Digests
@@ -17,9 +19,11 @@ from sse_pg.config import Settings
 from sse_pg.db.connection import Connection
 from sse_pg.db.demand import Demand
 from sse_pg.db.maintenance import Maintenance
-from sse_pg.db.pool import make_pool
+from sse_pg.db.pool import Pool, make_pool, make_standby_pool
 from sse_pg.db.publisher import Publisher
 from sse_pg.db.registry import Registry, server_identity
+from sse_pg.db.standby_session import copy_identity
+from sse_pg.db.standby_store import StandbyStore
 from sse_pg.db.store import Store
 from sse_pg.db.tail_session import log_identity
 from sse_pg.delivery.end_reason import EndReason
@@ -28,7 +32,9 @@ from sse_pg.delivery.heartbeat import Heartbeat
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.listening_tail import ListeningTail
 from sse_pg.delivery.pooled_tail import PooledTail
+from sse_pg.delivery.primary_link import PrimaryLink
 from sse_pg.delivery.replay import Replay
+from sse_pg.delivery.standby_tail import StandbyTail
 from sse_pg.delivery.tail import Tail
 from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
@@ -58,6 +64,8 @@ class Bus:
             demand=self.demand,
         )
         self.store = Store(self.pool)
+        self.read_store = self.store
+        """Where the log is read: at the primary, or at a standby."""
         self.publisher = Publisher(self.pool, self.changed_here)
         self.hub = Hub(settings.ring_events, settings.ring_bytes, settings.stream_buffer // 4, settings.unread)
         # Questions about open streams do not wait for a connection behind requests.
@@ -76,9 +84,48 @@ class Bus:
             position=lambda: self.hub.position,
             polls=settings.polls,
         )
-        self.erasures = Erasures(self.hub, tail_store, digests.of)
-        self.tail = self._make_tail(Control(tail_store, digests, self.followers, self.authorizer, self.erasures))
-        self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
+        self.read_pools: list[Pool] = []
+        """Pools of connections to standbys: for requests, and a single one to the standby that the tail reads."""
+        self.link: PrimaryLink | None = None
+        """The connection to the primary if the tail has none."""
+        self.tail: Tail
+        if settings.read_database_url is not None:
+            url, timeout = settings.read_database_url, settings.pool_timeout
+            self.read_pools = [
+                make_standby_pool(url, settings.pool_size, timeout, self.demand),
+                make_standby_pool(url, 1, timeout),
+            ]
+            self.read_store = StandbyStore(self.read_pools[0])
+            log_store: Store = StandbyStore(self.read_pools[1])
+        else:
+            log_store = tail_store
+        self.erasures = Erasures(self.hub, log_store, digests.of)
+        control = Control(log_store, digests, self.followers, self.authorizer, self.erasures)
+        if settings.read_database_url is not None:
+            self.tail = StandbyTail(
+                settings.read_database_url,
+                self.hub,
+                control,
+                self.demand,
+                order_wait=settings.order_wait,
+                poll=settings.poll,
+                written=tail_store.written,
+                on_connect=self._on_standby,
+                on_rest=_nothing,
+                rest=self._rest,
+            )
+            self.link = PrimaryLink(
+                settings.listen_url,
+                control,
+                self.demand,
+                self.tail,
+                on_connect=self._on_primary,
+                on_rest=self.registry.let_go,
+            )
+            self.replay = Replay(self.hub, self.read_store, self.tail, settings.replay_page, primary=self.store)
+        else:
+            self.tail = self._make_tail(control)
+            self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
         self.heartbeat = Heartbeat(self.hub, settings.heartbeat, settings.position_refresh)
         self.maintenance = Maintenance(self.pool, settings, lambda: self.tail.meter.last_id)
         self.draining = False
@@ -96,6 +143,8 @@ class Bus:
             WatchedTask("sweeper", self.hub.sweeper.run),
             WatchedTask("erasures", partial(self.erasures.run, self.replay, self.tail)),
         ]
+        if self.link is not None:
+            self.tasks.append(WatchedTask("primary", self.link.run))
 
     def _make_tail(self, control: Control) -> Tail:
         settings = self.settings
@@ -135,10 +184,14 @@ class Bus:
 
     async def start(self) -> None:
         """Start to follow the log. Does not wait for the database."""
-        await self.pool.open(wait=False)
-        await self.tail_pool.open(wait=False)
+        for pool in self._pools:
+            await pool.open(wait=False)
         for task in self.tasks:
             task.start()
+
+    @property
+    def _pools(self) -> list[Pool]:
+        return [self.pool, self.tail_pool, *self.read_pools]
 
     async def _on_connect(self, conn: Connection) -> None:
         """Register this server on a new LISTEN connection; the pools must lead to the same log as it does."""
@@ -146,19 +199,34 @@ class Bus:
         await self.erasures.begin()
         await self.registry.register(conn)
 
+    async def _on_primary(self, conn: Connection) -> None:
+        """Do the same on a new connection to the primary, for a server that reads from a standby."""
+        self.pool.log_identity = self.tail_pool.log_identity = await log_identity(conn)
+        await self.registry.register(conn)
+
+    async def _on_standby(self, conn: Connection) -> None:
+        """Look for deletions at the standby that the tail reads: another may show them earlier than the events."""
+        requests, beside = self.read_pools
+        requests.log_identity = beside.log_identity = await copy_identity(conn)
+        beside.conninfo = make_conninfo(
+            self.settings.read_database_url or "", host=conn.info.host, hostaddr="", port=conn.info.port
+        )
+        await beside.drain()
+        await self.erasures.begin()
+
     async def _rest(self) -> None:
         """Let go of the database, and return when somebody needs it."""
         log.info("nobody needs the database: all connections are closed until somebody does")
         self.authorizer.revoked(None, None)  # what is revoked from now on is not heard
         self.hub.begin(self.hub.position)  # nor what is erased, so no event stays in memory
         self.replay.forget()
-        self.pool.log_identity = self.tail_pool.log_identity = None
-        await self.pool.let_go()
-        await self.tail_pool.let_go()
+        for pool in self._pools:
+            pool.log_identity = None
+            await pool.let_go()
         await self.demand.until_needed()
         log.info("the database is needed again")
-        await self.pool.come_back()
-        await self.tail_pool.come_back()
+        for pool in self._pools:
+            await pool.come_back()
 
     async def end_streams(self, seconds: float) -> None:
         """End every stream, spread over ``seconds``, so that the clients do not all reconnect at the same moment."""
@@ -173,7 +241,7 @@ class Bus:
         """Publish what is waiting, then close the connections to the database."""
         async with AsyncExitStack() as last_first:  # a step that fails does not keep the others from being taken
             last_first.push_async_callback(self._close_pools)
-            if self.tail.listening.is_set():
+            if self.link.connected.is_set() if self.link is not None else self.tail.listening.is_set():
                 # Otherwise the row stays until it is swept: stopping does not wait for the database.
                 last_first.push_async_callback(self.registry.unregister)
             last_first.push_async_callback(self.access.close)
@@ -183,7 +251,7 @@ class Bus:
             last_first.push_async_callback(self.publisher.close)
 
     async def _close_pools(self) -> None:
-        await asyncio.gather(self.tail_pool.close(POOL_CLOSE_TIMEOUT_S), self.pool.close(POOL_CLOSE_TIMEOUT_S))
+        await asyncio.gather(*(pool.close(POOL_CLOSE_TIMEOUT_S) for pool in self._pools))
 
     def why_not_ready(self) -> str | None:
         """Return why this server cannot serve now, or None if it can. At rest it can: it comes back by itself."""
@@ -197,3 +265,7 @@ class Bus:
     def is_quiet(self) -> bool:
         """Whether nobody has needed the database for some time. The tail still looks at it, unless it is at rest."""
         return self.demand.idle_s >= QUIET_AFTER_S
+
+
+async def _nothing(_conn: Connection) -> None:
+    """Do nothing: the registry is on the primary."""

@@ -57,6 +57,13 @@ class Settings:
         "the pooler (docs/poolers.md).",
         secret=True,
     )
+    read_database_url: str | None = setting(
+        "SSE_PG_READ_DATABASE_URL",
+        None,
+        "Connection string of a hot standby of the database, or of several, from which streams and history are read. "
+        "DATABASE_URL remains the primary, where everything is written (docs/standbys.md).",
+        secret=True,
+    )
     data_dir: Path | None = setting(
         "SSE_PG_DATA_DIR",
         None,
@@ -448,7 +455,8 @@ class Settings:
                 text = text.lower() if isinstance(flags[spec.name], bool) else text
             if text:
                 values[spec.name] = read(spec.metadata, hints[spec.name], text)
-                if spec.name in ("database_url", "listen_database_url") and (spec.name, text) != NO_LISTEN:
+                names = ("database_url", "listen_database_url", "read_database_url")
+                if spec.name in names and (spec.name, text) != NO_LISTEN:
                     require_connection_string(spec.metadata["env"], text)
         return cls(**values)
 

@@ -38,7 +38,7 @@ class HealthApi:
         if self._bus.demand.is_away:
             return json_response({"status": "at rest"})
         if not self._bus.is_quiet:
-            await self._bus.store.ping()
+            await self._bus.read_store.ping()
         return json_response({"status": "ready"})
 
     async def active_connections(self, request: web.Request) -> web.Response:

@@ -64,10 +64,10 @@ class HistoryApi:
     ) -> dict[str, Any]:
         cursor = after or START
         # First the position, then the rows: so everything that is visible at the position is among the rows.
-        position = await self._bus.store.position()
+        position = await self._bus.read_store.position()
         if before is not None:
             position = position.clip(max(0, before.high - 1))
-        step = await self._bus.store.step(channels, cursor, position, limit, event_type=event_type)
+        step = await self._bus.read_store.step(channels, cursor, position, limit, event_type=event_type)
         body: dict[str, Any] = {
             "events": [event_json(event) for event in step.events],
             "nextCursor": step.cursor.text,
@@ -86,9 +86,9 @@ class HistoryApi:
         limit: int,
         event_type: str | None,
     ) -> dict[str, Any]:
-        top = before.high - 1 if before is not None else await self._bus.store.last_id()
+        top = before.high - 1 if before is not None else await self._bus.read_store.last_id()
         wanted = (after or START).missing_up_to(top)
-        page = await self._bus.store.page(channels, wanted, limit + 1, event_type=event_type, descending=True)
+        page = await self._bus.read_store.page(channels, wanted, limit + 1, event_type=event_type, descending=True)
         rows = page.events[:limit]
         if page.full:
             before_next: int | None = rows[-1].id

@@ -94,6 +94,10 @@ def is_unavailable(error: BaseException) -> bool:
         return True
     if not isinstance(error, psycopg.Error):
         return False
+    if error.sqlstate in ("40001", "40P01"):
+        # On a standby: what the primary has dropped or vacuumed is in the way of the statement. In a transaction, the
+        # same code comes from elsewhere, and its text is in the language of the server.
+        return error.diag.source_file == "postgres.c"
     if error.sqlstate == "42501":
         return error.diag.source_file == "rls.c"  # a policy that would hide rows from us: see row_security
     if error.sqlstate is not None:

@@ -45,7 +45,7 @@ class PooledConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
     """A connection that knows where it leads."""
 
     log_identity: str | None = None
-    """sse_pg.log_identity() there; None as long as the connection has not been lent."""
+    """Which log is there; None as long as the connection has not been lent."""
 
 
 class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
@@ -57,10 +57,12 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
     lent_seconds = 0.0
     behind_pooler = False
     """Whether a transaction pooler is in between."""
+    identity_query = "expect_log"
+    """The statement that says where a connection leads."""
     _is_direct = False
     """Whether it is known that there is none."""
     log_identity: str | None = None
-    """sse_pg.log_identity() as the LISTEN connection has it; None until it is known."""
+    """Which log its connections must lead to; None until that is known."""
 
     def __init__(self, url: str, demand: Demand, **kwargs: Any) -> None:
         super().__init__(url, connection_class=PooledConnection, configure=self.set_up, open=False, **kwargs)
@@ -176,6 +178,13 @@ def make_pool(
     return pool
 
 
+def make_standby_pool(url: str, size: int, timeout: float, demand: Demand | None = None) -> Pool:
+    """Return a pool of connections to standbys, as ``make_pool`` does."""
+    pool = make_pool(url, size, timeout, demand=demand)
+    pool.identity_query = "expect_copy"
+    return pool
+
+
 @asynccontextmanager
 async def lend(pool: Pool, *, upkeep: bool = False, within: float | None = None) -> AsyncIterator[Connection]:
     """Lend a connection that works and leads to the log that the LISTEN connection reads.
@@ -273,7 +282,7 @@ async def _leads_to_log(pool: Pool, conn: PooledConnection) -> bool:
     if pool.behind_pooler:
         return True  # lend() asks in each transaction
     if conn.log_identity is None:
-        row = await (await conn.execute(query("expect_log"), (pool.log_identity,))).fetchone()
+        row = await (await conn.execute(query(pool.identity_query), (pool.log_identity,))).fetchone()
         assert row is not None
         conn.log_identity = row[0]
     return pool.log_identity in (None, conn.log_identity)

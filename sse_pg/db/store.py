@@ -39,6 +39,8 @@ class Page:
     """Up to which id events of one of the channels were deleted at that moment because of its own retention."""
     reach: int | None = None
     """The id at which the read ended because it had looked at many events of other types; it is not part of it."""
+    vouched: Cursor | None = None
+    """What can be relied upon to be visible in the read, if it may lack events that others have; see StandbyStore."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Step:
     """The cursor after the step: it covers the events and everything before them."""
     more: bool
     """Whether events are left below the position that the step was made at."""
+    position: Cursor
+    """That position, or the part of it that the read vouches for."""
     purged_to: int
     """Up to which id the log was purged when the events were read."""
     expired_to: int
@@ -96,6 +100,7 @@ class Store:
         reach = None
         full = False
         async with self.pool.read_share(), connection(self.pool) as conn:
+            vouched = await self._vouched(conn)
             if event_type is not None:
                 reach = await _reach(conn, channels, wanted, descending=descending)
                 if reach is not None:
@@ -118,7 +123,11 @@ class Store:
                 if full:
                     reach = None
                     break
-        return Page(events, purged_to, full, expired_to, reach)
+        return Page(events, purged_to, full, expired_to, reach, vouched)
+
+    async def _vouched(self, conn: Connection) -> Cursor | None:
+        """Return what is visible for certain to later statements; None: everything that was visible to anybody."""
+        return None
 
     async def step(
         self,
@@ -139,6 +148,8 @@ class Store:
         """
         wanted = cursor.missing_up_to(position.high)
         page = await self.page(channels, wanted, limit + 1, max_bytes=max_bytes, event_type=event_type)
+        if page.vouched is not None:
+            position = position & page.vouched
         rows = page.events[:limit]
         if page.full:
             covered = position.clip(rows[-1].id)
@@ -148,7 +159,7 @@ class Store:
             covered = position
         events = [event for event in rows if position.offered(event.id)]
         more = page.full or page.reach is not None
-        return Step(events, cursor | covered, more, page.purged_to, page.expired_to)
+        return Step(events, cursor | covered, more, position, page.purged_to, page.expired_to)
 
     async def position(self) -> Cursor:
         """Return the position of a reader that has read everything that is visible now."""
@@ -156,6 +167,11 @@ class Store:
             ((high, first, last),) = await self._rows("visible_position")
         position = Cursor(high, Ranges(zip(first, last, strict=True)))
         return position & position  # a cursor ends with an id that was offered, not with a gap
+
+    async def written(self) -> int:
+        """Return up to where the WAL is written: everything that is visible now is below that."""
+        ((_, written),) = await self._rows("primary_look")
+        return int(written)
 
     async def last_id(self) -> int:
         """Return the last id that was drawn, 0 if there is none."""

@@ -191,7 +191,7 @@ async def _events(
 def read_params(seen: int, missing: Ranges, limit: int, followed: bytes | None, *, asks: bool) -> dict[str, object]:
     """Return the parameters of a read, see ``events``."""
     params: dict[str, object] = {"seen": seen, "limit": limit, "octets": READ_BYTES, "followed": followed}
-    return params | {"asks": asks, **_spans(missing)}
+    return params | {"asks": asks, **spans(missing)}
 
 
 def read_of(rows: list[tuple[Any, ...]], limit: int, *, asks: bool) -> Read:
@@ -199,6 +199,11 @@ def read_of(rows: list[tuple[Any, ...]], limit: int, *, asks: bool) -> Read:
     in_flight = _publishers(*msgspec.json.decode(rows.pop(0)[3])) if asks else None
     if not rows or rows[0][0] != 0:
         raise LogUnreadable("the table sse_pg.log has no row")
+    return read_below(rows, limit, int(rows[0][3]), in_flight)
+
+
+def read_below(rows: list[tuple[Any, ...]], limit: int, purged_to: int, in_flight: Publishers | None) -> Read:
+    """Return the read whose events are the rows below the first one."""
     more = len(rows) > limit
     if rows[-1][0] is None:  # not an event: says that there is more
         rows.pop()
@@ -212,9 +217,9 @@ def read_of(rows: list[tuple[Any, ...]], limit: int, *, asks: bool) -> Read:
         try:
             wire.check(event)
         except ValueError as error:
-            return Read(events, int(rows[0][3]), True, in_flight, f"event {event.id}: {error}")
+            return Read(events, purged_to, True, in_flight, f"event {event.id}: {error}")
         events.append(event)
-    return Read(events, int(rows[0][3]), more, in_flight)
+    return Read(events, purged_to, more, in_flight)
 
 
 async def _events_before_fault(
@@ -232,9 +237,7 @@ async def _events_before_fault(
         if len(read.events) < middle and read.more and read.fault is None:
             return read  # what has become visible meanwhile fills a read before the fault
     after = read.events[-1].id if read.events else 0
-    row = await (
-        await conn.execute(query("tail_next_id"), {"after": after, "seen": seen, **_spans(missing)})
-    ).fetchone()
+    row = await (await conn.execute(query("tail_next_id"), {"after": after, "seen": seen, **spans(missing)})).fetchone()
     return read if read.fault else read._replace(fault=f"event {row[0] if row else '?'}: {one_line(error)}", more=True)
 
 
@@ -263,7 +266,7 @@ async def confirm_epochs(conn: Connection, read: Cursor) -> None:
     A server that reads from a standby cannot write; the others note the same.
     """
     with contextlib.suppress(psycopg.errors.ReadOnlySqlTransaction):
-        await conn.execute(query("confirm_epochs"), {"high": read.high, **_spans(read.gaps)})
+        await conn.execute(query("confirm_epochs"), {"high": read.high, **spans(read.gaps)})
 
 
 async def deletions_ended(conn: Connection) -> None:
@@ -309,8 +312,9 @@ async def elect(conn: Connection) -> bool:
 
 async def note_settled(conn: Connection, high: int, missing: Ranges) -> bool:
     """Write down up to where the log is settled. Returns False if somebody holds the row, or has noted more."""
-    return (await conn.execute(query("settled"), {"high": high, **_spans(missing)}, prepare=True)).rowcount > 0
+    return (await conn.execute(query("settled"), {"high": high, **spans(missing)}, prepare=True)).rowcount > 0
 
 
-def _spans(missing: Ranges) -> dict[str, list[int]]:
+def spans(missing: Ranges) -> dict[str, list[int]]:
+    """Return ranges as two parameters of a statement."""
     return {"first": [first for first, _ in missing], "last": [last for _, last in missing]}

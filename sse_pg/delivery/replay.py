@@ -25,6 +25,9 @@ FIRST_PAGE_EVENTS = 50
 MAX_CACHED_PAGES = 16
 MAX_CACHED_BYTES = 4_194_304
 
+#: Pause after a page from a standby that had nothing new.
+STANDBY_PAUSE_S = 0.02
+
 Key = tuple[frozenset[str], Envelope | None, Framing, Cursor, int]
 
 
@@ -60,8 +63,11 @@ class Replay:
     position of the hub and is dropped at the next position. So no stream gets a position that is newer than its page.
     """
 
-    def __init__(self, hub: Hub, store: Store, tail: Tail, page: int) -> None:
+    def __init__(self, hub: Hub, store: Store, tail: Tail, page: int, primary: Store | None = None) -> None:
+        """``page`` is the limit of a page in events. ``primary``: ``store`` is a standby, and this its primary."""
         self._hub = hub
+        self._is_standby = primary is not None
+        self._primary = primary or store
         self._store = store
         self._tail = tail
         self._page = page
@@ -132,11 +138,11 @@ class Replay:
             return cursor, True
         if self._hub.position.covers(claimed):
             return claimed, False
-        await self._tail.fresh()
+        await self._tail.catch_up(claimed)
         position = self._hub.position
         if position.covers(claimed):
             return claimed, False
-        if claimed.high > await self._store.last_id():
+        if claimed.high > await self._primary.last_id():
             return self._hub.position, True
         return claimed & self._hub.position, False
 
@@ -148,6 +154,8 @@ class Replay:
         """
         cursor, channels, erasures = stream.cursor, stream.channels, self._erasures
         page = await self._framed_page((channels, stream.envelope, stream.framing, cursor, limit))
+        if page.parts[-1].cursor == cursor and self._is_standby:
+            await asyncio.sleep(STANDBY_PAUSE_S)  # it does not have yet what the hub's position covers
         for number, part in enumerate(page.parts):
             if stream.paused:
                 return limit
@@ -207,7 +215,7 @@ class Replay:
         return task.result()
 
     def _cache(self, key: Key, page: FramedPage) -> None:
-        if page.size > MAX_CACHED_BYTES:
+        if page.size > MAX_CACHED_BYTES or self._is_standby:  # the next read of a standby may find more
             return
         self._cached[key] = page
         self._cached_bytes += page.size
@@ -226,7 +234,7 @@ class Replay:
         expired_to = step.expired_to if cursor.missing_up_to(step.expired_to) else 0
         for event in step.events:
             if not cursor.offered(event.id):
-                after = cursor | position.clip(event.id)
+                after = cursor | step.position.clip(event.id)
                 blocks.append((wire.frame(event, after, envelope=envelope), after, 1))
         parts = _parts(blocks, cursor | step.cursor, self._hub.fan_out.max_write, framing)
         return FramedPage(parts, expired, expired_to)

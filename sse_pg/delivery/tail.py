@@ -18,6 +18,7 @@ from random import random
 
 import psycopg
 
+from sse_pg.core.cursor import Cursor
 from sse_pg.core.epoch import Epoch
 from sse_pg.core.frontier import Frontier, GapCounts
 from sse_pg.core.ranges import Ranges
@@ -181,6 +182,10 @@ class Tail(ABC):
         self._bell.ring()
         await waiter
 
+    async def catch_up(self, claimed: Cursor) -> None:
+        """Hand on all that a client which claims this cursor may have been offered elsewhere."""
+        await self.fresh()
+
     @property
     def open(self) -> Ranges:
         """The missing ids, below the highest one read, that may still come."""
@@ -223,7 +228,7 @@ class Tail(ABC):
                 self._frontier = await succession.go_on(conn, self._hub, self._frontier, begun)
                 epochs = await self._epochs(conn)
             self._noted = None
-        elif publishers.last < self._frontier.seen:
+        elif self._went_back(publishers):
             self._begin_anew(publishers)
         else:
             with self._deadline(conn):
@@ -232,6 +237,11 @@ class Tail(ABC):
             concerned = self._hub.expire_channels(expired)
         self._hub.epochs = epochs
         return concerned
+
+    def _went_back(self, publishers: Publishers) -> bool:
+        """Return whether lower ids are drawn than were read: this log has nothing to do with the one before."""
+        assert self._frontier is not None
+        return publishers.last < self._frontier.seen
 
     def _bring_up(self, streams: list[Stream]) -> None:
         """Let streams catch up that left the live delivery, unless they do so already."""
@@ -379,14 +389,19 @@ class Tail(ABC):
         """If events were purged before this server read them, skip them and tell the streams."""
         if not frontier.misses_up_to(purged_to):
             return
-        with self._deadline(conn):
-            if purged_to > frontier.seen and purged_to > (await tail_session.publishers(conn)).last:
-                # The note is about another log, such as the one that this table was copied from.
-                await tail_session.check_epoch(conn)
-                return
+        if purged_to > frontier.seen and not await self._was_drawn(conn, purged_to):
+            return  # the note is about another log, such as the one that this table was copied from
         log.error("events up to id %d were purged before this server read all of them", purged_to)
         frontier.expire(purged_to)
         self._hub.expire(frontier.position)
+
+    async def _was_drawn(self, conn: Connection, number: int) -> bool:
+        """Return whether an id up to which the log was purged is one of this log. If not, the note is corrected."""
+        with self._deadline(conn):
+            if number <= (await tail_session.publishers(conn)).last:
+                return True
+            await tail_session.check_epoch(conn)
+        return False
 
     @property
     def _settled(self) -> tuple[int, Ranges]:

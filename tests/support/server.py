@@ -38,12 +38,14 @@ def greeted(server: Server) -> bool:
 class Launcher:
     """Starts servers on free loopback ports and stops what is left."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, **defaults: Any) -> None:
         self.database_url = database_url
+        self._defaults = defaults
         self._servers: list[Server] = []
 
     async def __call__(self, *, ready: bool = True, **overrides: Any) -> Server:
-        values: dict[str, Any] = {"database_url": self.database_url, "drain": 0.0, "retry": 0.02, **overrides}
+        values: dict[str, Any] = {"database_url": self.database_url, "drain": 0.0, "retry": 0.02}
+        values |= {**self._defaults, **overrides}
         settings = Settings(**values)
         app = create_app(settings)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=5)

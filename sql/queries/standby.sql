@@ -1,0 +1,26 @@
+-- name: marked_read
+-- The read of a tail that goes by the mark.
+SELECT id, channel, event_type, payload, created_at, headers
+  FROM sse_pg.read_marked(%(first)s, %(last)s, %(seen)s, %(limit)s, %(octets)s, %(since)s::text::xid8, %(followed)s)
+
+-- name: mark
+-- What is certain in every snapshot from now on: the mark, and the events above it that are visible. There are few, unless
+-- nobody has written the mark for some time.
+SELECT l.settled_to, l.open_first, l.open_last,
+       ARRAY(SELECT e.id FROM sse_pg.events e WHERE e.id > l.settled_to ORDER BY e.id LIMIT 1000)
+  FROM sse_pg.log l
+
+-- name: expect_copy
+-- Which log a connection to a standby leads to. The parameter is that of expect_log.
+SELECT sse_pg.copy_identity() WHERE %s::text IS NULL OR true
+
+-- name: control_listen
+-- A server that reads from a standby LISTENs on the primary to what concerns access, and to nothing else.
+LISTEN sse_pg_control
+
+-- name: primary_look
+-- The last id drawn, and up to where the WAL is written: everything that is visible now is below that.
+SELECT sse_pg.last_id(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn
+
+-- name: write_mark
+SELECT sse_pg.write_mark()
