@@ -1,14 +1,17 @@
 """What each further server costs the database: processor time, statements and connections of N servers on one log.
 
-No stream is open, so nobody on these servers follows what is published. Alone:
-``PYTHONPATH=. python -m bench.servers``, in the folder ``tests``; arguments are the numbers of servers.
+Nobody on these servers follows what is published: each has no stream, or one stream of another channel. Alone:
+``PYTHONPATH=. python -m bench.servers``, in the folder ``tests``. Arguments are the numbers of servers, and
+``--without-streams``; with ``--few`` it measures only without events and with 500 a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import secrets
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -17,11 +20,11 @@ from pathlib import Path
 
 import psycopg
 
-from bench.stack import Server, Stack, cpu_seconds, ended_children_seconds
+from bench.stack import Server, Stack, ended_children_seconds
 from bench.table import Result
 
 COUNTS = (1, 4, 16, 32)
-SECONDS = 2.5
+SECONDS = 2.0
 #: Connections that publish, and how long the transactions of overlapping writers stay open after they have published.
 WRITERS = 8
 OPEN_S = 0.01
@@ -52,9 +55,13 @@ LOADS = (
 )
 
 
-def run(counts: tuple[int, ...] = COUNTS, loads: tuple[Load, ...] = LOADS) -> Result:
-    """Measure."""
-    result = Result("servers", "the cost of N servers on one database, no streams open")
+FEW = (LOADS[0], LOADS[2])
+
+
+def run(counts: tuple[int, ...] = COUNTS, loads: tuple[Load, ...] = LOADS, *, streams: bool = True) -> Result:
+    """Measure. With ``streams`` each server has one."""
+    what = "one stream each" if streams else "no streams"
+    result = Result("servers", f"the cost of N servers on one database, {what}; nobody follows what is published")
     with Stack({"max_connections": "300", "fsync": "off"}) as stack:
         for count in counts:
             name = f"servers{count}"
@@ -63,9 +70,12 @@ def run(counts: tuple[int, ...] = COUNTS, loads: tuple[Load, ...] = LOADS) -> Re
             servers = [stack.serve(wait=False, DATABASE_URL=url) for _ in range(count)]
             for server in servers:
                 server.process.wait_for(f"{server.url}/readyz")
+            opened = [_stream(server) for server in servers] if streams else []
             with psycopg.connect(url, autocommit=True) as conn:
                 for load in loads:
                     _one(result, stack, conn, servers, load)
+            for stream in opened:
+                stream.close()
             for server in servers:
                 server.process.popen.terminate()
             for server in servers:
@@ -109,9 +119,23 @@ def _one(result: Result, stack: Stack, conn: psycopg.Connection, servers: list[S
     print(result.rows[-1].what, "|", result.rows[-1].value, flush=True)
 
 
+def _stream(server: Server) -> socket.socket:
+    """Open a stream of a channel in which nothing is published."""
+    stream = socket.create_connection(("127.0.0.1", server.port))
+    stream.sendall(b"GET /api/events/stream?channels=quiet HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    if b"sse-pg.hello" not in stream.recv(1000) + stream.recv(1000):
+        raise RuntimeError("the stream did not begin")
+    return stream
+
+
 def _cpu(pids: list[int]) -> float:
     """Return the processor time of processes. A connection may have been closed since."""
-    return sum(cpu_seconds(pid) for pid in pids if Path(f"/proc/{pid}").exists())
+    total = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").glob("*"):
+            with contextlib.suppress(OSError):
+                total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
 
 
 def _database_cpu(stack: Stack) -> float:
@@ -165,4 +189,6 @@ async def _publish(conn: psycopg.AsyncConnection, load: Load, number: int, end: 
 
 
 if __name__ == "__main__":
-    print(run(tuple(map(int, sys.argv[1:])) or COUNTS).text())
+    numbers = tuple(int(word) for word in sys.argv[1:] if word.isdigit())
+    chosen = FEW if "--few" in sys.argv else LOADS
+    print(run(numbers or COUNTS, chosen, streams="--without-streams" not in sys.argv).text())
