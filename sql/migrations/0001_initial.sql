@@ -288,7 +288,8 @@ BEGIN
                                 ELSE true END                                           -- somebody is asleep
                         OR CASE WHEN pg_try_advisory_lock(sse_pg.lock_class('tail'), 2)
                                 THEN pg_advisory_unlock(sse_pg.lock_class('tail'), 2)
-                                ELSE false END END                                      -- nobody is awake
+                                     AND coalesce(current_setting('sse_pg.bell', true), '') <> 'servers'
+                                ELSE false END END          -- nobody is awake, but a session that is no tail may LISTEN
                  THEN pg_notify('sse_pg', '') IS NULL ELSE false END;
     RETURN NEW;
 END $$;

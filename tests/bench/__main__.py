@@ -16,6 +16,7 @@ from bench.stack import Missing
 #: name -> module with run(); in the order of "all".
 BENCHMARKS = {
     "sql": "sql_publish",
+    "bells": "bells",
     "delay": "idle_delay",
     "order": "order_wait",
     "memory": "stream_memory",

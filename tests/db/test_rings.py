@@ -98,6 +98,20 @@ def test_always(db: psycopg.Connection, tail: psycopg.Connection, rings: Rings) 
     assert rings() == 1
 
 
+@pytest.mark.parametrize(("states", "expected"), [([ASLEEP], 1), ([AWAKE], 0), ([ASLEEP, AWAKE], 1), ([], 0)])
+def test_for_servers_alone(
+    db: psycopg.Connection, tail: psycopg.Connection, rings: Rings, states: list[int], expected: int
+) -> None:
+    """Nobody rings while no server runs, also not for a psql that LISTENs."""
+    for state in states:
+        show(tail, state)
+    db.execute("SET sse_pg.bell = 'servers'")
+    db.execute(INSERT)
+    assert rings() == expected
+    held = "SELECT count(*) FROM pg_locks WHERE classid = sse_pg.lock_class('tail') AND pid = %s"
+    assert db.execute(held, [db.info.backend_pid]).fetchone() == (0,)
+
+
 def test_off(db: psycopg.Connection, tail: psycopg.Connection, rings: Rings) -> None:
     show(tail, ASLEEP)
     with db.transaction():
