@@ -40,26 +40,47 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN 1;
 -- schema. A SET clause would protect the names too, but costs as much as the check itself. E'' means the same for every
 -- value of standard_conforming_strings.
 
+-- A function of a CHECK returns true or raises an error that says the rule, in the words of sse_pg/core/names.py. The error
+-- of a CHECK that is false would only say the name of the constraint.
+
 -- White space, control characters, comma and star are not allowed in a channel's name, because they have a meaning in
 -- URLs, in rules and on the wire.
-CREATE FUNCTION sse_pg.is_channel(name text) RETURNS boolean
+CREATE FUNCTION sse_pg.check_channel(name text) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
-    RETURN pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
-       AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
-       AND name OPERATOR(pg_catalog.!~)
-           E'[\\u0001-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000,*]';
+    IF (pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+        AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
+        AND name OPERATOR(pg_catalog.!~)
+            E'[\\u0001-\\u0020\\u007f-\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000,*]') IS NOT FALSE THEN
+        RETURN true;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'check_violation', COLUMN = 'channel',
+        MESSAGE = CASE WHEN pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+                            AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
+                       THEN 'a channel has no white space, control characters, commas or *'
+                       ELSE 'a channel has 1 to 255 characters' END,
+        DETAIL = pg_catalog.format('The channel is %L.', pg_catalog.left(name, 300));
 END $$;
 
 -- With a line break in it, an event type could add fields to the stream.
-CREATE FUNCTION sse_pg.is_event_type(name text) RETURNS boolean
+CREATE FUNCTION sse_pg.check_event_type(name text) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
-    RETURN pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
-       AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
-       AND pg_catalog.strpos(name, E'\n') OPERATOR(pg_catalog.=) 0
-       AND pg_catalog.strpos(name, E'\r') OPERATOR(pg_catalog.=) 0
-       AND NOT pg_catalog.starts_with(name, 'sse-pg.');
+    IF (pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+        AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
+        AND pg_catalog.strpos(name, E'\n') OPERATOR(pg_catalog.=) 0
+        AND pg_catalog.strpos(name, E'\r') OPERATOR(pg_catalog.=) 0
+        AND NOT pg_catalog.starts_with(name, 'sse-pg.')) IS NOT FALSE THEN
+        RETURN true;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'check_violation', COLUMN = 'event_type',
+        MESSAGE = CASE WHEN pg_catalog.starts_with(name, 'sse-pg.')
+                       THEN 'event types that start with sse-pg. are the bus''s own'
+                       WHEN pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+                            AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
+                       THEN 'an event type has no CR, LF or NUL'
+                       ELSE 'an event type has 1 to 255 characters' END,
+        DETAIL = pg_catalog.format('The event type is %L.', pg_catalog.left(name, 300));
 END $$;
 
 -- Fails if a number is so large or so small that it has more than 400 digits when it is written out. Comparing a number
@@ -110,7 +131,14 @@ BEGIN
                 USING ERRCODE = 'check_violation', HINT = 'Send it as a string.';
         END IF;
     END IF;
-    RETURN pg_catalog.octet_length(printed) OPERATOR(pg_catalog.<=) most;
+    IF pg_catalog.octet_length(printed) OPERATOR(pg_catalog.<=) most THEN
+        RETURN true;
+    ELSIF printed IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION 'the payload of an event has at most % bytes, and this one has %', most, pg_catalog.octet_length(printed)
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'events_payload', SCHEMA = 'sse_pg', TABLE = 'events',
+        HINT = 'The headers count too. The constraint events_payload has the limit.';
 END $$;
 
 -- Ids come from a sequence that must not cache values: announce() reads its last value as a lower bound of
@@ -122,8 +150,8 @@ CREATE TABLE sse_pg.events (
     payload    jsonb NOT NULL,
     headers    jsonb,                         -- about the event: traceparent, publisher, or what the publisher adds
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT events_channel CHECK (sse_pg.is_channel(channel)),
-    CONSTRAINT events_event_type CHECK (sse_pg.is_event_type(event_type)),
+    CONSTRAINT events_channel CHECK (sse_pg.check_channel(channel)),
+    CONSTRAINT events_event_type CHECK (sse_pg.check_event_type(event_type)),
     CONSTRAINT events_payload CHECK (sse_pg.payload_fits(payload, headers, 1048576))
 ) PARTITION BY RANGE (id);
 
@@ -1228,18 +1256,15 @@ CREATE TABLE sse_pg.consumer_cursors (
 -- Checks what a reader asks for. Returns the channels in ascending order.
 CREATE FUNCTION sse_pg.wanted_channels(channels text[], most integer) RETURNS text[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    wrong text;
 BEGIN
     IF coalesce(cardinality(channels), 0) = 0 OR most < 1 OR most IS NULL THEN
         RAISE EXCEPTION 'a reader needs at least one channel, and may ask for 1 event or more'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT coalesce(quote_literal(c.name), 'NULL') INTO wrong
-      FROM unnest(channels) c(name) WHERE sse_pg.is_channel(c.name) IS NOT TRUE LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'not the name of a channel: %', wrong USING ERRCODE = 'invalid_parameter_value';
+    IF array_position(channels, NULL) IS NOT NULL THEN
+        RAISE EXCEPTION 'a channel is NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
+    PERFORM sse_pg.check_channel(c.name) FROM unnest(channels) c(name);
     RETURN ARRAY(SELECT DISTINCT c.name COLLATE "C" FROM unnest(channels) c(name) ORDER BY 1);
 END $$;
 
@@ -1672,7 +1697,7 @@ CREATE TABLE sse_pg.subscriptions (
     channel    text COLLATE "C" NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (user_id, channel),
-    CONSTRAINT subscriptions_channel CHECK (sse_pg.is_channel(channel))
+    CONSTRAINT subscriptions_channel CHECK (sse_pg.check_channel(channel))
 );
 
 -- Replaces a name in notifications on sse_pg_control: any role that can log in may LISTEN, and must not learn names.
@@ -1821,7 +1846,7 @@ CREATE INDEX deletions_transaction ON sse_pg.deletions (transaction);
 CREATE TABLE sse_pg.kept_channels (
     pattern    text COLLATE "C" PRIMARY KEY,
     period     interval NOT NULL,
-    CONSTRAINT kept_channels_pattern CHECK (sse_pg.is_channel(pattern)),
+    CONSTRAINT kept_channels_pattern CHECK (sse_pg.check_channel(pattern)),
     CONSTRAINT kept_channels_period CHECK (period > interval '0')
 );
 
@@ -1838,10 +1863,10 @@ BEGIN
     IF strpos(name, '*') > 0 THEN
         RAISE EXCEPTION '% is a pattern; only the name of one channel is possible here', quote_literal(name)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Call the function once for each channel.';
-    ELSIF sse_pg.is_channel(name) IS NOT TRUE THEN
-        RAISE EXCEPTION '% is not the name of a channel', coalesce(quote_literal(name), 'NULL')
-            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF name IS NULL THEN
+        RAISE EXCEPTION 'the channel is NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
+    PERFORM sse_pg.check_channel(name);
 END $$;
 
 -- Notes a deletion. The servers hear of it when the transaction commits.
@@ -2409,11 +2434,10 @@ BEGIN
                 || CASE token WHEN '{{' THEN '{' WHEN '}}' THEN '}' ELSE token END;
         END IF;
     END LOOP;
-    IF NOT coalesce(sse_pg.is_channel(array_to_string(literals, 'x')), false) THEN
-        RAISE EXCEPTION '% is not the name of a channel', quote_nullable(channel)
-            USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'A name has 1 to 255 characters, and no white space, control characters, commas or "*".';
+    IF channel IS NULL THEN
+        RAISE EXCEPTION 'the channel is NULL' USING ERRCODE = 'null_value_not_allowed';
     END IF;
+    PERFORM sse_pg.check_channel(array_to_string(literals, 'x'));
     RETURN jsonb_build_object('literals', literals, 'columns', columns);
 END $$;
 

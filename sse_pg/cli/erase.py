@@ -34,7 +34,7 @@ async def erase(settings: Settings, wanted: Wanted, *, yes: bool) -> None:
             if not yes:
                 _ask(found, wanted.channel)
             erased = await work.erase()
-        except (psycopg.errors.DataError, psycopg.errors.InsufficientPrivilege) as error:
+        except (psycopg.errors.DataError, psycopg.errors.CheckViolation, psycopg.errors.InsufficientPrivilege) as error:
             raise EventRefused(summary(error)) from error
         click.echo(f"erased {_events(erased)} of channel {wanted.channel}; servers forget them within a second")
         if (why := await work.vacuum()) is None:

@@ -529,8 +529,13 @@ def test_the_table_has_the_same_rule(db: psycopg.Connection, constraint: str, co
     points = [n for n in range(1, 0x10000) if not 0xD800 <= n < 0xE000] + [0x10000, 0x1F418, 0x10FFFF]
     texts = [f"a{chr(n)}b" for n in points]
     texts += ["", "x" * 255, "x" * 256, "🐘" * 255, "🐘" * 256, "sse-pg.", "sse-pg", "SSE-PG.x", "asse-pg.x"]
+    db.execute(
+        f"CREATE FUNCTION pg_temp.passes({column} text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
+        f" RETURN {row[0]}; EXCEPTION WHEN check_violation THEN RETURN false; END $$"
+    )
     taken = db.execute(
-        f"SELECT ({row[0]}) FROM unnest(%s::text[]) WITH ORDINALITY AS t({column}, place) ORDER BY place", (texts,)
+        "SELECT pg_temp.passes(t.name) FROM unnest(%s::text[]) WITH ORDINALITY AS t(name, place) ORDER BY place",
+        (texts,),
     ).fetchall()
     differ = [text for text, (allowed,) in zip(texts, taken, strict=True) if allowed is not (fault(text) is None)]
     assert differ == []

@@ -48,9 +48,13 @@ def condition(db: psycopg.Connection, table: str, column: str) -> str:
 def test_each_character(
     db: psycopg.Connection, table: str, column: str, fault: Callable[[str], str | None], refused: int
 ) -> None:
+    db.execute(
+        f"CREATE FUNCTION pg_temp.passes({column} text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"  # type: ignore[arg-type]
+        f" RETURN {condition(db, table, column)}; EXCEPTION WHEN check_violation THEN RETURN false; END $$"
+    )
     rows = db.execute(
-        f"SELECT n FROM (SELECT n, 'a' || chr(n) || 'b' AS {column} FROM generate_series(1, 1114111) n"  # type: ignore[arg-type]
-        f" WHERE n NOT BETWEEN 55296 AND 57343) s WHERE NOT ({condition(db, table, column)}) ORDER BY n"
+        "SELECT n FROM generate_series(1, 1114111) n"
+        " WHERE n NOT BETWEEN 55296 AND 57343 AND NOT pg_temp.passes('a' || chr(n) || 'b') ORDER BY n"
     ).fetchall()
     by_table = [number for (number,) in rows]
     by_python = [number for number in POINTS if fault(f"a{chr(number)}b") is not None]
@@ -60,20 +64,22 @@ def test_each_character(
 
 @pytest.mark.parametrize("bad", ["", "a b", " a", "a ", "a,b", "*", "a*", "a\tb", "a\nb", "a\x01", "\u3000", "x" * 256])
 def test_bad_channels(db: psycopg.Connection, bad: str) -> None:
-    assert names.channel_fault(bad)
-    with pytest.raises(CHECK, match="events_channel"):
-        insert(db, channel=bad)
-    with pytest.raises(CHECK, match="subscriptions_channel"):
-        db.execute("SELECT sse_pg.subscribe('u', %s)", [bad])
-    with pytest.raises(CHECK, match="events_channel"):
-        db.execute("SELECT sse_pg.publish(%s, 't', '1')", [bad])
+    for statement in (
+        "INSERT INTO sse_pg.events (channel, payload) VALUES (%s, '1')",
+        "SELECT sse_pg.subscribe('u', %s)",
+        "SELECT sse_pg.publish(%s, 't', '1')",
+        "SELECT sse_pg.read('0', ARRAY[%s])",
+    ):
+        with pytest.raises(CHECK) as caught:
+            db.execute(statement, [bad])  # type: ignore[arg-type]
+        assert caught.value.diag.message_primary == names.channel_fault(bad)
 
 
 @pytest.mark.parametrize("bad", ["", "a\nb", "a\rb", "\n", "\r", "sse-pg.hello", "sse-pg.", "x" * 256])
 def test_bad_event_types(db: psycopg.Connection, bad: str) -> None:
-    assert names.event_type_fault(bad)
-    with pytest.raises(CHECK, match="events_event_type"):
+    with pytest.raises(CHECK) as caught:
         insert(db, event_type=bad)
+    assert caught.value.diag.message_primary == names.event_type_fault(bad)
 
 
 @pytest.mark.parametrize("good", ["a", "x" * 255, "\U0001f600" * 255, "a.b:c/d-e_f#g?h", "ä", "\u200b", "日本"])
@@ -107,9 +113,9 @@ def test_the_largest_payload(db: psycopg.Connection) -> None:
     """Counted in bytes of the text that goes out, quotes included."""
     insert(db, payload='"' + "x" * (1048576 - 2) + '"')
     insert(db, payload='"' + "ä" * (1048576 // 2 - 1) + '"')
-    with pytest.raises(CHECK, match="events_payload"):
+    with pytest.raises(CHECK, match="has at most 1048576 bytes"):
         insert(db, payload='"' + "x" * (1048576 - 1) + '"')
-    with pytest.raises(CHECK, match="events_payload"):
+    with pytest.raises(CHECK, match="has at most 1048576 bytes"):
         insert(db, payload='"' + "ä" * (1048576 // 2) + '"')
 
 

@@ -152,7 +152,7 @@ def test_a_publisher_does_not_wait(db: psycopg.Connection, database_url: str) ->
     ("channel", "period", "said"),
     [
         ("orders.**", "1 hour", "'orders.**' is a pattern; only the name of one channel is possible here"),
-        (None, "1 hour", "NULL is not the name of a channel"),
+        (None, "1 hour", "the channel is NULL"),
         ("a", "0", "the period is 00:00:00, and must be longer than 0 and finite"),
         ("a", "-1 hour", "the period is -01:00:00, and must be longer than 0 and finite"),
     ],

@@ -95,13 +95,14 @@ FOR_EVERYBODY = {
     "sse_pg.cursor_ids(text)",
     "sse_pg.cursor_text(int8multirange)",
     "sse_pg.id_limit(text,bigint)",
-    "sse_pg.is_channel(text)",
-    "sse_pg.is_event_type(text)",
+    "sse_pg.check_channel(text)",
+    "sse_pg.check_event_type(text)",
     "sse_pg.lock_class(text)",
     "sse_pg.partition_name(bigint)",
     "sse_pg.payload_fits(jsonb,jsonb,integer)",
     "sse_pg.refuse_long_numbers(jsonb)",
     "sse_pg.refuse_pattern(text)",
+    "sse_pg.schema_version()",
 }
 
 
@@ -116,14 +117,16 @@ def test_no_function_is_for_everybody(db: psycopg.Connection, role: str) -> None
 
 
 def test_every_function_has_its_search_path_pinned(db: psycopg.Connection) -> None:
-    """But for those of the CHECKs, called for each row, which name the schema of all they use; and for lock_class().
+    """But for those of the CHECKs, called for each row, which name the schema of all they use; and for lock_class() and
+    schema_version().
 
     Its body is not text: PostgreSQL looked up the names in it when it was created. A pinned path would keep the planner
     from replacing the call with the number.
     """
     loose = db.execute(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'sse_pg'::regnamespace"
-        "   AND (prosecdef OR proname NOT IN ('is_channel', 'is_event_type', 'payload_fits', 'lock_class'))"
+        "   AND (prosecdef OR proname NOT IN ('check_channel', 'check_event_type', 'payload_fits', 'lock_class',"
+        "                                     'schema_version'))"
         "   AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)"
     ).fetchall()
     assert loose == []
@@ -266,7 +269,7 @@ def test_no_function_executes_what_it_is_given(db: psycopg.Connection) -> None:
 
 @pytest.mark.usefixtures("loose")
 async def test_migrate_takes_back_what_everybody_may(db: psycopg.Connection, database_url: str, role: str) -> None:
-    db.execute("REVOKE EXECUTE ON FUNCTION sse_pg.is_channel FROM PUBLIC")
+    db.execute("REVOKE EXECUTE ON FUNCTION sse_pg.check_channel FROM PUBLIC")
     grant(db, role, "EXECUTE ON FUNCTION sse_pg.publish", "SELECT ON sse_pg.migrations")
     assert "every role may call sse_pg." in (await one("rights", database_url)).found
     migrate(make_conninfo(database_url, user=role))
