@@ -22,6 +22,10 @@ from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.tail import GAP_POLL_S, Tail
 
+#: After a read that found so many events, the next one comes after a shorter time: the price of a read is then small
+#: beside that of its events, and under full load a pause of 5 ms was 2 of 16 ms of an event's delay.
+BUSY_EVENTS = 50
+BUSY_POLL_S = 0.001
 #: The tail wakes up when this many bells that found events came within twice the time of as many polls ...
 BELLS_TO_WAKE = 10
 #: ... and falls asleep when this many polls in a row found nothing.
@@ -135,7 +139,7 @@ class ListeningTail(Tail):
             self._fell_asleep_at = None
 
     async def _follow(self, conn: Connection) -> None:
-        idle = 0
+        idle = found = 0
         awake_until = 0.0
         last_settled = time.monotonic()
         while not self._demand.begin_rest():
@@ -144,7 +148,7 @@ class ListeningTail(Tail):
             if self.awake and self._is_at_ease:
                 woken = await self._bell.wait_for_others(conn, min(EASE_POLL_S, rests_in_s or EASE_POLL_S))
             elif self.awake:
-                woken = await self._bell.pause(GAP_POLL_S if self._held else self._poll)
+                woken = await self._bell.pause(self._poll_pause(found))
             else:
                 pause = self._pause
                 limit = self._pauses[pause]
@@ -175,6 +179,12 @@ class ListeningTail(Tail):
                 await self._wake_up(conn)
                 idle = 0
         await self._end_following(conn)
+
+    def _poll_pause(self, found: int) -> float:
+        """Return how long an awake tail waits after a read that found so many events."""
+        if self._held:
+            return GAP_POLL_S
+        return min(BUSY_POLL_S, self._poll) if found >= BUSY_EVENTS else self._poll
 
     @property
     def _mark_in_s(self) -> float:

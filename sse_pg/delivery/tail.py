@@ -38,8 +38,8 @@ from sse_pg.errors import BusUnavailable, LogUnreadable
 
 log = logging.getLogger(__name__)
 
-#: Events of one read: enough to make the round trip cheap, few enough to hand them on before the next read.
-READ_LIMIT_ROWS = 2000
+#: Events of one read: enough to make the round trip cheap, few enough to hand them on in about a millisecond.
+READ_LIMIT_ROWS = 500
 #: The tail reads on when what a sweep has still to bring to streams is no longer than this ...
 MAX_BACKLOG_CHARS = 8_388_608
 #: ... and looks after this time.
