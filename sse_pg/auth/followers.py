@@ -20,8 +20,9 @@ from sse_pg.errors import BusUnavailable, RuleFailed, fresh
 
 log = logging.getLogger(__name__)
 
-#: Maximum number of users whose subscriptions are read with one statement.
-MAX_USERS_PER_READ = 200
+#: Maximum number of users whose subscriptions are read with one statement. With 100 channels each, taking them in is a
+#: step of the event loop of 1.3 ms.
+MAX_USERS_PER_READ = 100
 #: Average pause before the next attempt if the database is unavailable.
 RETRY_PAUSE_S = 0.5
 
