@@ -1,4 +1,4 @@
-"""Pages and modules for browsers: the dashboard, /docs, /sse-pg.js, the descriptions of the HTTP interface and streams.
+"""Pages and modules for browsers: the dashboard, /docs, /sse-pg.js, and the descriptions for people and programs.
 
 All are files in sse_pg/static and none is generated at run time. So the Content-Security-Policy allows nothing inline
 and no other host.
@@ -20,8 +20,10 @@ CONTENT_TYPES = {
     "html": "text/html",
     "js": "text/javascript",
     "json": "application/json",
+    "md": "text/markdown",
     "svg": "image/svg+xml",
     "ts": "text/plain",
+    "txt": "text/plain",
 }
 #: Files with a path of their own; the others are served under /static/.
 PATHS = {
@@ -31,6 +33,8 @@ PATHS = {
     "/sse-pg.d.ts": "sse-pg.d.ts",
     "/openapi.json": "openapi.json",
     "/asyncapi.json": "asyncapi.json",
+    "/llms.txt": "llms.txt",
+    "/contract.md": "contract.md",
 }
 
 

@@ -19,7 +19,7 @@ from sse_pg.config import Settings
 from sse_pg.version import VERSION
 
 STATIC = Path(sse_pg.__file__).parent / "static"
-PAGES = ["/", "/docs", "/sse-pg.js", "/sse-pg.d.ts", "/asyncapi.json"]
+PAGES = ["/", "/docs", "/sse-pg.js", "/sse-pg.d.ts", "/asyncapi.json", "/llms.txt", "/contract.md"]
 
 
 @pytest.mark.parametrize("path", [*PAGES, *(f"/static/{file.name}" for file in sorted(STATIC.iterdir()))])
