@@ -17,7 +17,7 @@ from sse_pg.db.connection import Connection
 from sse_pg.db.demand import Demand
 from sse_pg.db.pooled_session import Heard, TailConnection
 from sse_pg.db.store import read_to
-from sse_pg.db.tail_session import Read
+from sse_pg.db.tail_session import Publishers, Read
 from sse_pg.delivery.control_listener import ControlListener
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
@@ -65,7 +65,9 @@ class PooledTail(Tail):
         self._heard: Heard | None = None
         """What was read last of the control channel; None before the first time on a connection."""
         self._concerned: list[Stream] = []
-        """Streams that left the live delivery because events of theirs may be gone, and come back after the read."""
+        """Streams that left the live delivery because events of theirs are gone that were not read ..."""
+        self._expired: dict[str, int] = {}
+        """... and the ids, by channel, that the position has to pass before they come back."""
         self._is_elected = False
         """Whether this tail is the one that notes what is settled."""
 
@@ -74,12 +76,17 @@ class PooledTail(Tail):
 
     async def _set_up(self, conn: Connection) -> None:
         assert isinstance(conn, TailConnection)
+        self._expired.clear()
         conn.log_identity = await tail_session.log_identity(conn)
         self._filters = await tail_session.can_filter(conn)
         # What is sent from here on is read with the events. What was sent before is covered: see _start().
         self._heard = await pooled_session.hear(conn, None)
         await self._on_connect(conn)
         await tail_session.check_epoch(conn)
+
+    def _begin_anew(self, publishers: Publishers) -> Frontier:
+        self._expired.clear()  # they were ids of the other log
+        return super()._begin_anew(publishers)
 
     @property
     def _state(self) -> State:
@@ -131,11 +138,12 @@ class PooledTail(Tail):
     # ------------------------------------------------------------ reading
 
     async def _read_log(self, conn: Connection, *, settle: bool) -> int:
-        try:
-            return await super()._read_log(conn, settle=settle)
-        finally:
-            concerned, self._concerned = self._concerned, []
+        found = await super()._read_log(conn, settle=settle or bool(self._concerned))
+        assert self._frontier is not None
+        if self._concerned and all(map(self._frontier.position.offered, self._expired.values())):
+            concerned, self._concerned, self._expired = self._concerned, [], {}
             self._bring_up(concerned)
+        return found
 
     async def _events(self, conn: Connection, frontier: Frontier, followed: bytes | None, *, asks: bool) -> Read:
         assert self._heard is not None
@@ -165,4 +173,5 @@ class PooledTail(Tail):
             # A server that polls may have been taken for dead, and then what it has not read is not spared.
             assert self._frontier is not None
             expired = await tail_session.expired_channels(conn, read_to(self._frontier.position))
+            self._expired |= expired
             self._concerned += self._hub.expire_channels(expired)

@@ -20,6 +20,7 @@ def main() -> None:
     for name in ("writers", "readers", "servers", "workers", "keep_events"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Plan(0), name))
     parser.add_argument("--postgres-bin", default=None)
+    parser.add_argument("--pooler", choices=("off", "listen", "poll"), default=Plan(0).pooler)
     plan = Plan(**vars(parser.parse_args()))
     sys.stdout.write(f"{plan}\n")
     sys.stdout.flush()

@@ -14,6 +14,7 @@ from random import Random
 
 import psycopg
 from support.database_proxy import Proxy
+from support.pgbouncer import PgBouncer
 
 from sse_pg.embedded import EmbeddedPostgres
 
@@ -79,12 +80,18 @@ class Faults:
     """Injects random faults, and ends each of them."""
 
     def __init__(
-        self, seed: int, postgres: EmbeddedPostgres, servers: list[ServerProcess], proxies: list[Proxy]
+        self,
+        seed: int,
+        postgres: EmbeddedPostgres,
+        servers: list[ServerProcess],
+        proxies: list[Proxy],
+        pooler: PgBouncer | None = None,
     ) -> None:
         self._random = Random(f"{seed} faults")
         self._postgres = postgres
         self._servers = servers
         self._proxies = proxies
+        self._pooler = pooler
         self.done: list[str] = []
 
     async def run(self, pause: float, *, database_faults: bool = True) -> None:
@@ -100,6 +107,8 @@ class Faults:
         ]
         if database_faults:
             kinds += [(self.restart_fast, 1), (self.crash_database, 1), (self.database_away, 1)]
+        if self._pooler is not None:
+            kinds += [(self.kill_pooler, 3), (self.pause_pooler, 3), (self.freeze_pooler, 2)]
         while True:
             await asyncio.sleep(self._random.expovariate(1 / pause))
             (kind,) = self._random.choices([k for k, _ in kinds], [w for _, w in kinds])
@@ -165,6 +174,27 @@ class Faults:
         await asyncio.to_thread(self._postgres.stop)
         await asyncio.sleep(self._random.uniform(1, 6))
         await asyncio.to_thread(self._postgres.start)
+
+    async def kill_pooler(self) -> None:
+        """Kill PgBouncer, and start it again."""
+        assert self._pooler is not None
+        self._pooler.kill()
+        await asyncio.sleep(self._random.uniform(0, 1))
+        self._pooler.start()
+
+    async def pause_pooler(self) -> None:
+        """PAUSE: PgBouncer lets transactions end and begins none. Then RESUME."""
+        await self._signals(signal.SIGUSR1, signal.SIGUSR2)
+
+    async def freeze_pooler(self) -> None:
+        """Stop PgBouncer's process for a while, in the middle of transactions."""
+        await self._signals(signal.SIGSTOP, signal.SIGCONT)
+
+    async def _signals(self, stop: int, go_on: int) -> None:
+        assert self._pooler is not None
+        self._pooler.signal(stop)
+        await asyncio.sleep(self._random.uniform(0.2, 3))
+        self._pooler.signal(go_on)
 
     async def _sql(self, statement: str) -> None:
         with contextlib.suppress(psycopg.Error):

@@ -16,6 +16,7 @@ import aiohttp
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.database_proxy import Proxy
+from support.pgbouncer import PgBouncer
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
@@ -28,6 +29,8 @@ from torture.writers import CHANNELS, Answers, Writer
 
 #: Small partitions and frequent maintenance, so that much is purged in a short run.
 PURGING = {"SSE_PG_PARTITION_SIZE": "200", "SSE_PG_MAINTENANCE_SECONDS": "0.3"}
+#: Backends are taken in turn. A pause of PgBouncer is shorter than its clients' patience.
+POOLER_OPTIONS = {"server_round_robin": "1", "default_pool_size": "40", "min_pool_size": "5", "max_client_conn": "300"}
 
 
 @dataclass
@@ -55,6 +58,9 @@ class Plan:
     """Let the readers ignore gaps, as if ids were committed in order, to show the same."""
     server_env: dict[str, str] = field(default_factory=dict)
     postgres_bin: str | None = None
+    pooler: str = "off"
+    """Whether servers and SQL go through PgBouncer in transaction mode: "off"; "listen": all but the connection that
+    listens; "poll": all, and nothing listens."""
     keep: bool = True
     """Whether the directory of a bad run is kept."""
 
@@ -95,14 +101,30 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         with psycopg.connect(postgres.url, autocommit=True) as conn:
             conn.execute(plan.sabotage)
     target = conninfo_to_dict(postgres.url)
-    socket_path = f"{target['host']}/.s.PGSQL.{target.get('port', 5432)}"
+    direct_path = f"{target['host']}/.s.PGSQL.{target.get('port', 5432)}"
+    pooler = None
+    if plan.pooler != "off":
+        (directory / "pgbouncer").mkdir()
+        pooler = PgBouncer(directory / "pgbouncer", postgres.url, "transaction", **POOLER_OPTIONS)
+        pooler.start()
+    sql_url = postgres.url if pooler is None else pooler.url
     proxies, servers = [], []
+
+    async def way(path: str, **options: str) -> str:
+        """Return a way to the database, or to PgBouncer, that can be cut."""
+        proxies.append(Proxy(path))
+        return make_conninfo(postgres.url, host="127.0.0.1", port=await proxies[-1].start(), **options)
+
     for number, port in enumerate(free_ports(plan.servers)):
-        proxy = Proxy(socket_path)
-        proxies.append(proxy)
-        url = make_conninfo(postgres.url, host="127.0.0.1", port=await proxy.start())
+        server_env = env
+        if pooler is None:
+            url = await way(direct_path)
+        else:
+            url = await way(pooler.socket, dbname="bus")
+            listen_url = "none" if plan.pooler == "poll" else await way(direct_path)
+            server_env = {**env, "SSE_PG_LISTEN_DATABASE_URL": listen_url}
         program = "torture.server" if number % 2 else "sse_pg"
-        servers.append(ServerProcess(port, url, str(directory / f"server{number}.log"), env, program))
+        servers.append(ServerProcess(port, url, str(directory / f"server{number}.log"), server_env, program))
     for server in servers:
         server.start()
     urls = [server.url for server in servers]
@@ -120,11 +142,17 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
     ]
     with psycopg.connect(postgres.url, autocommit=True) as conn:
         conn.execute(TABLES)
-    workers = [Worker(n, plan.seed, postgres.url, by_hand=n % 2 == 1) for n in range(plan.workers)]
+    pooled = pooler is not None
+    workers = [
+        Worker(n, plan.seed, sql_url, by_hand=True, pooled=pooled)
+        if n % 2
+        else Worker(n, plan.seed, postgres.url, by_hand=False)
+        for n in range(plan.workers)
+    ]
     late: list[Reader] = []
     answers = Answers()
-    writers = [Writer(n, plan.seed, postgres.url, urls, answers) for n in range(1, plan.writers + 1)]
-    faults = Faults(plan.seed, postgres, servers, proxies)
+    writers = [Writer(n, plan.seed, sql_url, urls, answers, pooled=pooled) for n in range(1, plan.writers + 1)]
+    faults = Faults(plan.seed, postgres, servers, proxies, pooler)
     tasks = [asyncio.create_task(reader.run()) for reader in readers]
     try:
         await asyncio.wait_for(asyncio.gather(*(reader.opened.wait() for reader in readers)), 60)
@@ -141,7 +169,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
             reader = Reader(plan.readers + n, plan.seed, urls, CHANNELS, "0")
             readers.append(reader)
             tasks.append(asyncio.create_task(reader.run()))
-        await _calm_down(writers, writing, breaking, proxies, servers, postgres)
+        await _calm_down(writers, writing, breaking, proxies, servers, postgres, pooler)
         deleted: set[int] = set()
         if plan.erase_pause:
             erasing.cancel()
@@ -167,6 +195,8 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
             server.kill()
         for proxy in proxies:
             await proxy.close()
+        if pooler is not None:
+            pooler.kill()
     report = Report(plan.seed, purged_to=purged, faults_injected=dict(Counter(faults.done)))
     report.deleted = deleted
     report.erased = eraser.erased
@@ -210,6 +240,7 @@ async def _calm_down(
     proxies: list[Proxy],
     servers: list[ServerProcess],
     postgres: EmbeddedPostgres,
+    pooler: PgBouncer | None,
 ) -> None:
     """End the faults, let the writers finish, and commit or roll back what was prepared."""
     breaking.cancel()
@@ -217,6 +248,9 @@ async def _calm_down(
         await breaking
     for proxy in proxies:
         proxy.resume()
+    if pooler is not None:
+        pooler.kill()
+        pooler.start()
     with contextlib.suppress(Exception):
         await asyncio.to_thread(postgres.stop)
     await asyncio.to_thread(postgres.start)

@@ -7,6 +7,7 @@ import os
 import random
 
 import pytest
+from support.pgbouncer import needs_pgbouncer
 
 from torture.run import Plan, torture
 
@@ -25,6 +26,38 @@ def test_nothing_lost_nothing_doubled() -> None:
     assert report.ids_with_gaps > 0
     assert report.consumed > report.events
     assert report.worker_failures > 20
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize("pooler", ["listen", "poll"])
+def test_nothing_lost_nothing_doubled_behind_a_transaction_pooler(pooler: str) -> None:
+    seed = random.randrange(10**6)
+    plan = Plan(seed, seconds=20, fault_pause=1.0, erase_pause=0.3, pooler=pooler, postgres_bin=PROGRAMS)
+    report = asyncio.run(torture(plan))
+    assert report.faults == 0, report
+    assert report.events > 500
+    assert report.delivered > report.events
+    assert report.connects > 20
+    assert report.ids_with_gaps > 0
+    assert any("pooler" in fault for fault in report.faults_injected)
+
+
+@needs_pgbouncer
+def test_the_checker_sees_notifications_that_do_not_reach_a_server_that_polls() -> None:
+    plan = Plan(
+        1,
+        seconds=5,
+        fault_pause=1000,
+        database_faults=False,
+        erase_pause=0.1,
+        catch_up=3,
+        pooler="poll",
+        sabotage="CREATE OR REPLACE FUNCTION sse_pg.notify_servers(messages text[]) RETURNS void LANGUAGE sql AS $$"
+        " SELECT pg_notify('sse_pg_control', m) FROM unnest(messages) m $$",
+        postgres_bin=PROGRAMS,
+        keep=False,
+    )
+    assert asyncio.run(torture(plan)).served_late > 0
 
 
 def test_the_checker_sees_publishers_that_do_not_show_themselves() -> None:

@@ -27,9 +27,13 @@ class Died(Exception):
 
 
 class Worker:
-    """One of several takers of a name. ``by_hand``: it calls consume() itself, at any isolation level."""
+    """One of several takers of a name. ``by_hand``: it calls consume() itself, at any isolation level.
 
-    def __init__(self, number: int, seed: int, conninfo: str, *, by_hand: bool) -> None:
+    ``pooled``: its connections go through a transaction pooler, so nothing is prepared.
+    """
+
+    def __init__(self, number: int, seed: int, conninfo: str, *, by_hand: bool, pooled: bool = False) -> None:
+        self._options: dict[str, Any] = {"prepare_threshold": None} if pooled else {}
         self._random = Random(f"{seed} worker {number}")
         self._conninfo = conninfo
         self._by_hand = by_hand
@@ -56,7 +60,7 @@ class Worker:
             await self._work(conn, [event.id for event in batch])
 
     async def _sql(self) -> None:
-        async with await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=5) as conn:
+        async with await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=5, **self._options) as conn:
             await conn.set_isolation_level(self._random.choice(LEVELS))
             while True:
                 most = self._random.choice((1, 10, 300))

@@ -28,12 +28,16 @@ class Answers:
 class Writer:
     """One writer with a connection of its own; it makes a new one whenever that is lost."""
 
-    def __init__(self, number: int, seed: int, conninfo: str, urls: list[str], answers: Answers) -> None:
+    def __init__(
+        self, number: int, seed: int, conninfo: str, urls: list[str], answers: Answers, *, pooled: bool = False
+    ) -> None:
+        """``pooled``: the connections go through a transaction pooler, so nothing is prepared."""
         self._random = Random(f"{seed} writer {number}")
         self._number = number
         self._conninfo = conninfo
         self._urls = urls
         self._answers = answers
+        self._options: dict[str, Any] = {"prepare_threshold": None} if pooled else {}
         self._count = 0
         self._transaction = 0
         self.stopping = False
@@ -43,7 +47,9 @@ class Writer:
         async with aiohttp.ClientSession() as session:
             while not self.stopping:
                 try:
-                    async with await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=5) as conn:
+                    async with await psycopg.AsyncConnection.connect(
+                        self._conninfo, connect_timeout=5, **self._options
+                    ) as conn:
                         while not self.stopping:
                             await self._one(conn, session)
                             await asyncio.sleep(self._random.expovariate(1 / pause))
