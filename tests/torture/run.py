@@ -29,8 +29,14 @@ from torture.writers import CHANNELS, Answers, Writer
 
 #: Small partitions and frequent maintenance, so that much is purged in a short run.
 PURGING = {"SSE_PG_PARTITION_SIZE": "200", "SSE_PG_MAINTENANCE_SECONDS": "0.3"}
-#: Backends are taken in turn. A pause of PgBouncer is shorter than its clients' patience.
-POOLER_OPTIONS = {"server_round_robin": "1", "default_pool_size": "40", "min_pool_size": "5", "max_client_conn": "300"}
+#: Backends are taken in turn, and PostgreSQL is tried again soon after it was down.
+POOLER_OPTIONS = {
+    "server_round_robin": "1",
+    "default_pool_size": "40",
+    "min_pool_size": "5",
+    "max_client_conn": "300",
+    "server_login_retry": "0.2",
+}
 
 
 @dataclass
@@ -248,12 +254,12 @@ async def _calm_down(
         await breaking
     for proxy in proxies:
         proxy.resume()
-    if pooler is not None:
-        pooler.kill()
-        pooler.start()
     with contextlib.suppress(Exception):
         await asyncio.to_thread(postgres.stop)
     await asyncio.to_thread(postgres.start)
+    if pooler is not None:
+        pooler.kill()
+        pooler.start()
     for server in servers:
         server.signal(18)
         server.start()
