@@ -737,6 +737,26 @@ BEGIN
     RETURN published;
 END $$;
 
+-- The same for an event of the type message, and for payloads of the type json, such as row_to_json() returns. A literal
+-- without a type fits json and jsonb alike, and PostgreSQL then looks at the other arguments: text is the preferred type
+-- for their literals, and this domain is not. So the functions for jsonb are taken whenever both would do.
+CREATE DOMAIN sse_pg.channel_of_json AS text;
+
+CREATE FUNCTION sse_pg.publish(channel text, payload jsonb) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ SELECT sse_pg.publish(channel, NULL::text, payload) $$;
+
+CREATE FUNCTION sse_pg.publish(channel sse_pg.channel_of_json, payload json) RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ SELECT sse_pg.publish(channel::text, NULL::text, payload::jsonb) $$;
+
+CREATE FUNCTION sse_pg.publish(
+    channel sse_pg.channel_of_json, event_type text, payload json, idempotency_key text DEFAULT NULL,
+    headers jsonb DEFAULT NULL)
+RETURNS bigint
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$ SELECT sse_pg.publish(channel::text, event_type, payload::jsonb, idempotency_key, headers) $$;
+
 -- Publishes many events in one statement. Returns a row for each, in order. The arrays have the same length; the keys and
 -- the headers may be NULL as a whole or by element. If a trigger discards one of the events, it raises SP422 and publishes
 -- none.

@@ -59,10 +59,12 @@ SELECT sse_pg.set_rights()
 SELECT sse_pg.check_epoch() WHERE NOT EXISTS (SELECT FROM sse_pg.log WHERE identity = '')
 
 -- name: migration_ungranted
--- The group roles of sql/roles.sql that exist and may not use the schema, as after pg_restore --no-acl.
+-- The group roles of sql/roles.sql that may not use the schema, if everybody may call its functions, as after pg_restore
+-- --no-acl. In another case the roles may be those of another database.
 SELECT r.rolname FROM pg_roles r
  WHERE r.rolname IN ('sse_pg_publisher', 'sse_pg_subscriber', 'sse_pg_server')
    AND NOT has_schema_privilege(r.oid, 'sse_pg', 'USAGE')
+   AND EXISTS (SELECT FROM pg_proc p WHERE p.oid = to_regprocedure('sse_pg.begin_epoch()') AND p.proacl IS NULL)
  ORDER BY 1
 
 -- name: migration_applied

@@ -116,13 +116,13 @@ def _complete(conn: psycopg.Connection[Any]) -> None:
         _begin(conn)
         if conn.execute(query("migration_owner")).fetchone() != (True,):
             return
-        conn.execute(query("migration_rights"))
         if roles := conn.execute(query("migration_ungranted")).fetchall():
             log.warning(
                 "these roles have no rights in the schema, as after a restore without privileges: %s; run "
                 "sql/roles.sql",
                 ", ".join(role for (role,) in roles),
             )
+        conn.execute(query("migration_rights"))
     try:
         with conn.transaction():
             _begin(conn)

@@ -46,7 +46,7 @@ INSERT = "INSERT INTO sse_pg.events (channel, event_type, payload) VALUES ('a', 
 
 
 def test_publish_alone(db: psycopg.Connection, role: str, as_role: psycopg.Connection) -> None:
-    grant(db, role, "USAGE ON SCHEMA sse_pg", "EXECUTE ON FUNCTION sse_pg.publish")
+    grant(db, role, "USAGE ON SCHEMA sse_pg", "EXECUTE ON FUNCTION sse_pg.publish(text,text,jsonb,text,jsonb)")
     assert as_role.execute(PUBLISH).fetchone() == (1,)
     assert as_role.execute("SELECT sse_pg.publish('a', 't', '{}', 'key')").fetchone() == (2,)
     assert as_role.execute("SELECT sse_pg.publish('a', 't', '{}', 'key')").fetchone() == (2,)
@@ -157,7 +157,7 @@ def test_nobody_hides_behind_a_table_of_the_same_name(
     db: psycopg.Connection, role: str, as_role: psycopg.Connection
 ) -> None:
     """The functions run with their owner's rights: what a caller puts before pg_catalog is not looked at."""
-    grant(db, role, "USAGE ON SCHEMA sse_pg", "EXECUTE ON FUNCTION sse_pg.publish")
+    grant(db, role, "USAGE ON SCHEMA sse_pg", "EXECUTE ON FUNCTION sse_pg.publish(text,text,jsonb,text,jsonb)")
     as_role.execute("CREATE TEMP TABLE pg_locks (x integer)")
     as_role.execute("CREATE FUNCTION pg_temp.sha256(bytea) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea'")
     as_role.execute("SET search_path = pg_temp, pg_catalog")
@@ -270,13 +270,13 @@ def test_no_function_executes_what_it_is_given(db: psycopg.Connection) -> None:
 @pytest.mark.usefixtures("loose")
 async def test_migrate_takes_back_what_everybody_may(db: psycopg.Connection, database_url: str, role: str) -> None:
     db.execute("REVOKE EXECUTE ON FUNCTION sse_pg.check_channel FROM PUBLIC")
-    grant(db, role, "EXECUTE ON FUNCTION sse_pg.publish", "SELECT ON sse_pg.migrations")
+    grant(db, role, "EXECUTE ON FUNCTION sse_pg.publish(text,text,jsonb,text,jsonb)", "SELECT ON sse_pg.migrations")
     assert "every role may call sse_pg." in (await one("rights", database_url)).found
     migrate(make_conninfo(database_url, user=role))
     assert (await one("rights", database_url)).state == "error", "a role that owns nothing changes nothing"
     migrate(database_url)
     assert (await one("rights", database_url)).state == "ok"
-    db.execute(f"REVOKE EXECUTE ON FUNCTION sse_pg.publish FROM {role}")  # type: ignore[arg-type]
+    db.execute(f"REVOKE EXECUTE ON FUNCTION sse_pg.publish(text,text,jsonb,text,jsonb) FROM {role}")  # type: ignore[arg-type]
     test_no_function_is_for_everybody(db, role)
 
 

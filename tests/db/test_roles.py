@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import psycopg
+import psycopg.conninfo
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -91,7 +92,7 @@ FORGERY = (
 def test_it_prints_what_it_grants_and_runs_again(database_url: str, postgres: EmbeddedPostgres) -> None:
     printed = apply_roles(database_url)
     assert ("sse_pg_publisher", "EXECUTE", "sse_pg.publish(text,text,jsonb,text,jsonb)") in printed
-    assert len([row for row in printed if row[0] == "sse_pg_publisher"]) == 4
+    assert len([row for row in printed if row[0] == "sse_pg_publisher"]) == 9
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("GRANT DELETE ON sse_pg.events TO sse_pg_publisher")
     assert apply_roles(database_url) == printed, "what an older version granted stays"
@@ -109,6 +110,9 @@ def test_a_publisher_publishes_and_nothing_else(database_url: str, login: Login,
     with psycopg.connect(url, autocommit=True) as conn:
         assert conn.execute("SELECT sse_pg.publish('a', 't', '{}')").fetchone() == (1,)
         assert conn.execute("SELECT sse_pg.publish('a', 't', '{}', 'key')").fetchone() == (2,)
+        assert conn.execute("SELECT sse_pg.position()").fetchone() == ("2",)
+        many = "SELECT id FROM sse_pg.publish_many('{a,a}', '{t,t}', '{1,2}')"
+        assert conn.execute(many).fetchall() == [(3,), (4,)]
     denied(
         url,
         *FORGERY,
@@ -116,11 +120,15 @@ def test_a_publisher_publishes_and_nothing_else(database_url: str, login: Login,
         "SELECT * FROM sse_pg.log",
         "INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '1')",
         "SELECT sse_pg.subscribe('u', 'a')",
-        "SELECT sse_pg.position()",
         "SELECT * FROM sse_pg.purge(0)",
         "SELECT sse_pg.make_partitions()",
     )
-    assert db.execute("SELECT count(*), count(DISTINCT created_at) FROM sse_pg.events").fetchone() == (2, 2)
+    assert db.execute(
+        "SELECT count(*), bool_and(created_at > now() - interval '1 day') FROM sse_pg.events"
+    ).fetchone() == (
+        4,
+        True,
+    )
 
 
 def test_raw_insert_is_one_grant_more(login: Login, db: psycopg.Connection) -> None:
@@ -236,3 +244,30 @@ def test_a_server_says_which_migration_is_missing(login: Login, monkeypatch: pyt
 def test_a_login_without_the_role_is_told_of_it(postgres: EmbeddedPostgres, database_url: str, login: Login) -> None:
     url = login("pg_monitor")
     assert "sql/roles.sql" in one_line(run("migrate", DATABASE_URL=url))
+
+
+def psql(postgres: EmbeddedPostgres, url: str) -> subprocess.CompletedProcess[str]:
+    program = postgres.psql.split()[0]
+    if not Path(program).exists():
+        pytest.skip("there is no psql")
+    return subprocess.run([program, "-X", "-q", "-f", str(ROLES), url], capture_output=True, text=True)
+
+
+def test_one_error_says_what_an_administrator_has_to_run(
+    database_url: str, postgres: EmbeddedPostgres, login: Login, db: psycopg.Connection
+) -> None:
+    """The roles belong to the cluster, so other tests need them: they are only renamed here."""
+    url = login("pg_monitor")
+    done = psql(postgres, url)
+    assert done.stderr.count("ERROR") == 1
+    assert "Run this file as postgres" in done.stderr
+    name = psycopg.conninfo.conninfo_to_dict(url)["user"]
+    db.execute(f"ALTER SCHEMA sse_pg OWNER TO {name}")  # type: ignore[arg-type]
+    db.execute("ALTER ROLE sse_pg_publisher RENAME TO sse_pg_publisher_away")
+    try:
+        done = psql(postgres, url)
+        assert done.stderr.count("ERROR") == 1
+        assert "CREATE ROLE sse_pg_publisher NOLOGIN;" in done.stderr
+    finally:
+        db.execute("ALTER ROLE sse_pg_publisher_away RENAME TO sse_pg_publisher")
+        db.execute("ALTER SCHEMA sse_pg OWNER TO postgres")

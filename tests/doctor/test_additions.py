@@ -29,8 +29,12 @@ def role(database_url: str, db: psycopg.Connection) -> Iterator[str]:
 
 
 CHANGES = [
-    ("functions", "ALTER FUNCTION sse_pg.publish OWNER TO {role}", "belongs to"),
-    ("functions", "ALTER FUNCTION sse_pg.publish RESET search_path", "with the search_path of its caller"),
+    ("functions", "ALTER FUNCTION sse_pg.publish(text,text,jsonb,text,jsonb) OWNER TO {role}", "belongs to"),
+    (
+        "functions",
+        "ALTER FUNCTION sse_pg.publish(text,text,jsonb,text,jsonb) RESET search_path",
+        "with the search_path of its caller",
+    ),
     ("functions", "GRANT EXECUTE ON FUNCTION sse_pg.begin_epoch TO {role}", "may be called by {role}"),
     ("inherited", "ALTER DATABASE {database} SET sse_pg.bell = off", "sse_pg.bell=off of database {database}"),
     (

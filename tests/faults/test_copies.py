@@ -20,6 +20,7 @@ from support.doctor import apply_fixes, found, one
 from support.process import CHECKOUT, one_line, process, run
 from support.programs import pg_dump
 from support.server import Launcher
+from support.waiting import eventually
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
@@ -32,6 +33,9 @@ async def _serve_once(url: str) -> None:
         async with Client(server.url()) as client, client.stream("a") as stream:
             await client.publish("a", "served")
             assert (await stream.event()).json() == "served"
+            with psycopg.connect(url, autocommit=True) as conn:
+                settled = "SELECT settled_to = sse_pg.last_id() FROM sse_pg.log"
+                await eventually(lambda: conn.execute(settled).fetchone() == (True,))
         assert server.end() == 0
 
 
