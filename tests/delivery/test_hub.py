@@ -879,6 +879,9 @@ class Reader:
             if stream in self.hub.streams:
                 await asyncio.wait_for(self.replay.catch_up(stream), 20)
 
+    async def catch_up(self, _: Cursor) -> None:
+        await self.fresh()
+
     async def fresh(self) -> None:
         self.read()
         while self.frontier.holding:  # as Tail.fresh: until what the read found is handed on
