@@ -82,9 +82,9 @@ SELECT set_config('sse_pg.search_path', current_setting('search_path'), true),
 
 -- name: migration_script_note
 -- Notes the step as applied.
-INSERT INTO sse_pg.migrations (number, name) VALUES (NUMBER, 'NAME');
+INSERT INTO sse_pg.migrations (number, name) VALUES (0, 'NAME');
 
 -- name: migration_script_end
 SELECT sse_pg.set_rights();
-SELECT set_config('search_path', current_setting('sse_pg.search_path'), true),
-       set_config('default_tablespace', current_setting('sse_pg.default_tablespace'), true);
+SELECT set_config('search_path', current_setting('sse_pg.search_path', true), true),
+       set_config('default_tablespace', current_setting('sse_pg.default_tablespace', true), true);

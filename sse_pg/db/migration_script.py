@@ -27,7 +27,7 @@ def migration_script(url: str | None, *, after: int | None, post: bool = False) 
         return ""
     parts = [f"-- sse-pg {VERSION}: {', '.join(map(str, steps))}", query("migration_script_begin").decode()]
     for step in steps:
-        note = query("migration_script_note").decode().replace("NUMBER, 'NAME'", f"{step.number}, '{step.name}'")
+        note = query("migration_script_note").decode().replace("0, 'NAME'", f"{step.number}, '{step.name}'")
         parts += [f"-- {step}", step.text.decode().rstrip(), note]
     return "\n\n".join([*parts, query("migration_script_end").decode()]) + "\n"
 
