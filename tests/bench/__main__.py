@@ -23,6 +23,7 @@ BENCHMARKS = {
     "http": "http_publish",
     "fanout": "fan_out",
     "crowd": "crowd_latency",
+    "deliver": "deliver",
     "compression": "compression",
     "storm": "reconnect_storm",
     "workers": "workers",
