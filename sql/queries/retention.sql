@@ -24,7 +24,7 @@ SELECT count(*) FROM sse_pg.events e
 
 -- name: erase_session
 -- Counting, erasing and VACUUM may read most of the log.
-SELECT set_config('statement_timeout', '0', false)
+SELECT set_config('statement_timeout', '0', true)
 
 -- name: erase_vacuums
 -- A VACUUM for each partition in the ranges of the last hour's deletions of a channel. Without TRUNCATE it takes no lock that

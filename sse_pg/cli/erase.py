@@ -7,7 +7,6 @@ import sys
 import click
 import psycopg
 
-from sse_pg.cli.database import open_pool
 from sse_pg.config import Settings
 from sse_pg.core import names
 from sse_pg.db.connection import summary
@@ -25,7 +24,7 @@ async def erase(settings: Settings, wanted: Wanted, *, yes: bool) -> None:
     """Count the events, ask unless ``yes``, erase them, and remove what is left of the rows."""
     if fault := names.channel_fault(wanted.channel):
         raise EventRefused(fault)
-    async with open_pool(settings, 1) as pool, erasing(pool, wanted) as work:
+    async with erasing(settings.database_url, wanted) as work:
         try:
             found = await work.count()
             if not found:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 
-from sse_pg.db.connection import Connection, is_unavailable, summary
-from sse_pg.db.pool import Pool, connection
+from sse_pg.db.connection import APPLICATION, PARAMETERS, Connection, is_unavailable, set_up, summary
 from sse_pg.db.queries import query
+from sse_pg.errors import BusUnavailable
 
 
 class Wanted(NamedTuple):
@@ -24,7 +24,10 @@ class Wanted(NamedTuple):
 
 
 class Erasing:
-    """One connection for the whole command. Its statements may take long: a channel may have most of the log."""
+    """One connection for the whole command. Its statements may take long: a channel may have most of the log.
+
+    It may go through a transaction pooler: nothing is set for longer than a transaction, and VACUUM is in none.
+    """
 
     def __init__(self, conn: Connection, wanted: Wanted) -> None:
         self._conn = conn
@@ -46,8 +49,7 @@ class Erasing:
         refused: list[str | None] = []
         self._conn.add_notice_handler(lambda notice: refused.append(notice.message_primary))
         try:
-            cursor = await self._conn.execute(query("erase_vacuums"), {"channel": self._wanted.channel})
-            for (statement,) in await cursor.fetchall():
+            for (statement,) in await self._rows("erase_vacuums"):
                 await self._conn.execute(statement)
         except psycopg.Error as error:
             if is_unavailable(error):
@@ -56,14 +58,28 @@ class Erasing:
         return next(filter(None, refused), None)
 
     async def _number(self, name: str) -> int:
-        ((number,),) = await (await self._conn.execute(query(name), self._wanted._asdict())).fetchall()
+        ((number,),) = await self._rows(name)
         return int(number)
+
+    async def _rows(self, name: str) -> list[tuple[Any, ...]]:
+        async with self._conn.transaction():
+            await set_up(self._conn, local=True, limits=False)
+            await self._conn.execute(query("erase_session"))
+            return await (await self._conn.execute(query(name), self._wanted._asdict())).fetchall()
 
 
 @asynccontextmanager
-async def erasing(pool: Pool, wanted: Wanted) -> AsyncIterator[Erasing]:
-    """Lend a connection on which statements may take as long as they need."""
-    async with connection(pool) as conn:
-        if not pool.behind_pooler:
-            await conn.execute(query("erase_session"))
-        yield Erasing(conn, wanted)
+async def erasing(url: str | None, wanted: Wanted) -> AsyncIterator[Erasing]:
+    """Open a connection on which statements may take as long as they need. Raises BusUnavailable without a database."""
+    try:
+        async with await psycopg.AsyncConnection[tuple[Any, ...]].connect(
+            url or "", application_name=APPLICATION, prepare_threshold=None, **PARAMETERS
+        ) as conn:
+            await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+            yield Erasing(conn, wanted)
+    except psycopg.Error as error:
+        if not is_unavailable(error):
+            raise
+        raise BusUnavailable(
+            f"the database cannot be reached: {summary(error)}; check that it is up and that DATABASE_URL is correct"
+        ) from error

@@ -7,6 +7,7 @@ from uuid import uuid4
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from support.pgbouncer import Pooler, needs_pgbouncer
 from support.process import one_line, run
 
 
@@ -35,6 +36,16 @@ def test_it_erases_and_says_what_stays(database_url: str, db: psycopg.Connection
     assert left(db) == 5
     db.execute("CREATE EXTENSION IF NOT EXISTS pgstattuple")
     assert db.execute("SELECT dead_tuple_count FROM pgstattuple('sse_pg.events_default')").fetchone() == (0,)
+
+
+@needs_pgbouncer
+def test_through_a_transaction_pooler(pooler: Pooler, db: psycopg.Connection) -> None:
+    fill(db, "a", 20)
+    done = run("erase", "a", "--yes", DATABASE_URL=pooler("transaction", min_pool_size="3", server_round_robin="1"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "erased 20 events" in done.stdout
+    assert "VACUUM has removed the dead rows" in done.stdout
+    assert left(db) == 0
 
 
 def test_it_erases_what_is_meant(database_url: str, db: psycopg.Connection) -> None:

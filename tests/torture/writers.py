@@ -53,7 +53,7 @@ class Writer:
                         while not self.stopping:
                             await self._one(conn, session)
                             await asyncio.sleep(self._random.expovariate(1 / pause))
-                except (psycopg.Error, OSError):
+                except (psycopg.Error, OSError, ValueError):  # psycopg's copy_end(): two errors, one of them a pooler's
                     await asyncio.sleep(0.1)
 
     async def _one(self, conn: psycopg.AsyncConnection[Any], session: aiohttp.ClientSession) -> None:
