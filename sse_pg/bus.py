@@ -25,7 +25,7 @@ from sse_pg.db.registry import Registry, server_identity
 from sse_pg.db.standby_session import copy_identity
 from sse_pg.db.standby_store import StandbyStore
 from sse_pg.db.store import Store
-from sse_pg.db.tail_session import log_identity
+from sse_pg.db.tail_session import is_older, log_identity
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.erasures import Erasures
 from sse_pg.delivery.heartbeat import Heartbeat
@@ -36,6 +36,7 @@ from sse_pg.delivery.primary_link import PrimaryLink
 from sse_pg.delivery.replay import Replay
 from sse_pg.delivery.standby_tail import StandbyTail
 from sse_pg.delivery.tail import Tail
+from sse_pg.errors import BusUnavailable
 from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
 from sse_pg.watched_task import WatchedTask, end_all
@@ -128,6 +129,8 @@ class Bus:
             self.replay = Replay(self.hub, self.store, self.tail, settings.replay_page)
         self.heartbeat = Heartbeat(self.hub, settings.heartbeat, settings.position_refresh)
         self.maintenance = Maintenance(self.pool, settings, lambda: self.tail.meter.last_id)
+        self._newest_log = ""
+        """The identity of the log that this server follows, or has followed before it came to rest."""
         self.draining = False
         self.leaving = False
         """Whether each connection ends with its next response: true before the server drains or hands over its port."""
@@ -195,7 +198,16 @@ class Bus:
 
     async def _on_connect(self, conn: Connection) -> None:
         """Register this server on a new LISTEN connection; the pools must lead to the same log as it does."""
-        self.pool.log_identity = self.tail_pool.log_identity = await log_identity(conn)
+        here = await log_identity(conn)
+        if is_older(here, self._newest_log):
+            self.tail.hosts.avoid(conn.info)
+            raise BusUnavailable(
+                f"{conn.info.host} is at timeline {here.split('/')[1]}, and this server has followed timeline "
+                f"{self._newest_log.split('/')[1]}: an old primary, or a copy; restart this server to follow it"
+            )
+        for hosts in (self.tail.hosts, self.pool.hosts, self.tail_pool.hosts):
+            hosts.prefer(conn.info)
+        self.pool.log_identity = self.tail_pool.log_identity = self._newest_log = here
         await self.erasures.begin()
         await self.registry.register(conn)
 

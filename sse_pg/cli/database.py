@@ -14,6 +14,7 @@ from sse_pg import embedded, logs
 from sse_pg.cli import signals
 from sse_pg.config import Settings, has_database
 from sse_pg.db.connection import summary
+from sse_pg.db.hosts import parameters
 from sse_pg.db.pool import Pool, make_pool
 from sse_pg.db.pooler import shares_backends
 from sse_pg.errors import BusUnavailable, EmbeddedError
@@ -71,7 +72,11 @@ async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
     logs.configure("error", "text")
     try:
         conn = await psycopg.AsyncConnection.connect(
-            settings.database_url or "", connect_timeout=10, autocommit=True, prepare_threshold=None
+            settings.database_url or "",
+            connect_timeout=10,
+            autocommit=True,
+            prepare_threshold=None,
+            **parameters(settings.database_url),
         )
     except psycopg.OperationalError as error:
         raise BusUnavailable(

@@ -15,6 +15,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.types.numeric import Int8BinaryLoader
 
 from sse_pg.db import pooler
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.queries import query
 from sse_pg.errors import SsePgError, one_line
 
@@ -24,6 +25,8 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 RESPONSE_DEADLINE_S = 30.0
 
 APPLICATION = "sse-pg"
+#: Time that an attempt to connect to one host may take.
+CONNECT_TIMEOUT_S = 5
 #: In binary results a timestamptz stays what PostgreSQL sends: microseconds since 2000, UTC. Making datetimes of them
 #: takes longer than reading the rest of a row.
 ADAPTERS = AdaptersMap(psycopg.adapters)
@@ -35,7 +38,7 @@ ADAPTERS.register_loader("timestamptz", Int8BinaryLoader)
 PARAMETERS: dict[str, Any] = {
     "autocommit": True,
     "client_encoding": "UTF8",
-    "connect_timeout": 5,
+    "connect_timeout": CONNECT_TIMEOUT_S,
     "context": ADAPTERS,
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -54,13 +57,13 @@ class NoResponse(psycopg.OperationalError):
     """The server did not respond within a deadline. Its other connections may be as dead as this one."""
 
 
-async def connect_listener(url: str | None) -> Connection:
-    """Open and set up the connection that LISTENs.
+async def connect_listener(url: str | None, hosts: Hosts | None = None) -> Connection:
+    """Open and set up the connection that LISTENs; ``hosts`` are those of the connection string.
 
     Raises BusUnavailable, before anything is set, if a transaction pooler is in between.
     """
     conn = await psycopg.AsyncConnection[tuple[Any, ...]].connect(
-        url or "", application_name=f"{APPLICATION} tail", **PARAMETERS
+        url or "", application_name=f"{APPLICATION} tail", **PARAMETERS, **(hosts or Hosts(url)).parameters
     )
     try:
         await pooler.refuse(url, conn)

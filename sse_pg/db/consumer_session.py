@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from sse_pg.db import pooler, tail_session
+from sse_pg.db import hosts, pooler, tail_session
 from sse_pg.db.connection import (
     APPLICATION,
     PARAMETERS,
@@ -51,7 +51,7 @@ class ConsumerSession:
         """Open a session. ``heard`` is called for each notification. Raises ClientError behind a transaction pooler."""
         parameters = {name: value for name, value in PARAMETERS.items() if name != "context"}
         conn = await psycopg.AsyncConnection[tuple[Any, ...]].connect(
-            dsn, **({"application_name": f"{APPLICATION} consumer"} | parameters)
+            dsn, **({"application_name": f"{APPLICATION} consumer"} | parameters | hosts.parameters(dsn))
         )
         try:
             with deadline(conn, RESPONSE_DEADLINE_S):

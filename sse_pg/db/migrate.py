@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from sse_pg.db import queries
+from sse_pg.db import hosts, queries
 from sse_pg.db.queries import Migration, query
 from sse_pg.errors import MigrationError
 from sse_pg.version import OLDEST_POSTGRES
@@ -52,7 +52,9 @@ def migrate(url: str | None, *, post: bool = False) -> list[str]:
     """
     applied: list[str] = []
     try:
-        with psycopg.connect(url or "", connect_timeout=10, autocommit=True, client_encoding="UTF8") as conn:
+        with psycopg.connect(
+            url or "", connect_timeout=10, autocommit=True, client_encoding="UTF8", **hosts.parameters(url)
+        ) as conn:
             _check_server(conn)
             while (step := _apply_next(conn, post=post)) is not None:
                 applied.append(str(step))

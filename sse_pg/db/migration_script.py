@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from sse_pg.db import queries
+from sse_pg.db.hosts import parameters
 from sse_pg.db.migrate import NO_RECORD, missing, recorded
 from sse_pg.db.queries import query
 from sse_pg.errors import MigrationError
@@ -34,7 +35,7 @@ def migration_script(url: str | None, *, after: int | None, post: bool = False) 
 
 def _ask(url: str | None) -> dict[int, str]:
     try:
-        with psycopg.connect(url or "", connect_timeout=10, autocommit=True) as conn:
+        with psycopg.connect(url or "", connect_timeout=10, autocommit=True, **parameters(url)) as conn:
             known = recorded(conn)
     except psycopg.OperationalError as error:
         raise MigrationError(f"the database cannot be reached: {str(error).strip()}") from error

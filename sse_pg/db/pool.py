@@ -26,6 +26,7 @@ from sse_pg.db.connection import (
     summary,
 )
 from sse_pg.db.demand import Demand
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable
 
@@ -47,6 +48,11 @@ class PooledConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
     log_identity: str | None = None
     """Which log is there; None as long as the connection has not been lent."""
 
+    @classmethod
+    async def connect(cls, conninfo: str = "", *, hosts: Hosts, **kwargs: Any) -> PooledConnection:  # type: ignore[override]
+        """Connect to the first of the hosts that can be written to."""
+        return await super().connect(conninfo, **kwargs, **hosts.parameters)
+
 
 class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
     """A pool that knows where its connections must lead, and for how long they were lent.
@@ -67,6 +73,7 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
     def __init__(self, url: str, demand: Demand, **kwargs: Any) -> None:
         super().__init__(url, connection_class=PooledConnection, configure=self.set_up, open=False, **kwargs)
         self._url = url
+        self.hosts = kwargs["kwargs"]["hosts"]
         self.demand = demand
         self._has_let_go = False
         self._returning: set[asyncio.Task[None]] = set()
@@ -165,6 +172,7 @@ def make_pool(
         demand or Demand(),
         kwargs={
             "application_name": APPLICATION,
+            "hosts": Hosts(url),
             **({"prepare_threshold": None} if behind_pooler else {}),
             **PARAMETERS,
         },
@@ -210,6 +218,9 @@ async def lend(pool: Pool, *, upkeep: bool = False, within: float | None = None)
                     yield conn
         except NoResponse:
             await pool.drain()
+            raise
+        except psycopg.errors.ReadOnlySqlTransaction:
+            await conn.close()  # it was the primary, and is no longer; the next connection may lead elsewhere
             raise
         finally:
             await pool.give_back(conn)

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 
+from sse_pg.db.hosts import parameters
 from sse_pg.db.queries import query
 from sse_pg.errors import BusUnavailable
 
@@ -52,7 +53,12 @@ async def _is_given_to_others(url: str | None, conn: psycopg.AsyncConnection[Any
             try:
                 async with asyncio.timeout(BACKEND_TIMEOUT_S):
                     other = await psycopg.AsyncConnection.connect(
-                        url or "", autocommit=True, application_name="sse-pg", connect_timeout=5, prepare_threshold=None
+                        url or "",
+                        autocommit=True,
+                        application_name="sse-pg",
+                        connect_timeout=5,
+                        prepare_threshold=None,
+                        **parameters(url),
                     )
                     stack.push_async_callback(other.close)
                     await stack.enter_async_context(other.transaction())

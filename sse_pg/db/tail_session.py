@@ -112,6 +112,17 @@ async def log_identity(conn: Connection) -> str:
     return str(identity)
 
 
+def is_older(here: str, known: str) -> bool:
+    """Return whether a log is the one that a known log followed: the same but for a lower timeline of its cluster.
+
+    That is an old primary that came back after its standby was promoted. Nothing is known yet if ``known`` is empty.
+    """
+    if not known:
+        return False
+    (cluster, timeline, *table), (known_cluster, known_timeline, *known_table) = here.split("/"), known.split("/")
+    return (cluster, table) == (known_cluster, known_table) and timeline < known_timeline
+
+
 async def fall_asleep(conn: Connection, *, was_awake: bool) -> bool:
     """Show publishers "asleep", and only then stop showing "awake". Returns False, and changes nothing, if it cannot.
 

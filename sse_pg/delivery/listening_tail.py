@@ -16,6 +16,7 @@ from sse_pg.core.tail_meter import State
 from sse_pg.db import tail_session
 from sse_pg.db.connection import Connection, connect_listener
 from sse_pg.db.demand import Demand
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.tail_session import Publishers
 from sse_pg.delivery.control_listener import ControlListener
 from sse_pg.delivery.hub import Hub
@@ -90,6 +91,7 @@ class ListeningTail(Tail):
             hub, control, demand, order_wait=order_wait, poll=poll, on_connect=on_connect, on_rest=on_rest, rest=rest
         )
         self._url = url
+        self.hosts = Hosts(url)
         self._safety_read = safety_read
         self._pauses = {
             Pause.HELD: GAP_POLL_S,
@@ -109,7 +111,7 @@ class ListeningTail(Tail):
         self.awake = False
 
     async def _connect(self) -> Connection:
-        return await connect_listener(self._url)
+        return await connect_listener(self._url, self.hosts)
 
     async def _set_up(self, conn: Connection) -> None:
         """LISTEN before the log is read: an event that is committed in between is read or rings the bell, or both."""

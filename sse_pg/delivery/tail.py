@@ -24,8 +24,9 @@ from sse_pg.core.frontier import Frontier, GapCounts
 from sse_pg.core.ranges import Ranges
 from sse_pg.core.tail_meter import State, TailMeter
 from sse_pg.db import tail_session
-from sse_pg.db.connection import Connection, deadline, is_unavailable, summary
+from sse_pg.db.connection import CONNECT_TIMEOUT_S, Connection, deadline, is_unavailable, summary
 from sse_pg.db.demand import Demand
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.store import read_to
 from sse_pg.db.tail_session import Publishers, Read
 from sse_pg.delivery import succession
@@ -85,6 +86,8 @@ class Tail(ABC):
         self._on_connect = on_connect
         self._on_rest = on_rest
         self._until_needed = rest
+        self.hosts = Hosts(None)
+        """Where the connection may lead."""
         self._frontier: Frontier | None = None
         self.gaps = GapCounts()
         self.meter = TailMeter(time.monotonic())
@@ -142,7 +145,7 @@ class Tail(ABC):
                 attempt = 0
             try:
                 # Not wait_for(), which can lose a cancellation in Python 3.11.
-                async with asyncio.timeout(RESPONSE_DEADLINE_S):
+                async with asyncio.timeout(RESPONSE_DEADLINE_S + CONNECT_TIMEOUT_S * (self.hosts.count - 1)):
                     conn = await self._connect()
                 try:
                     await self._start(conn)

@@ -14,6 +14,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 from sse_pg.db.connection import RESPONSE_DEADLINE_S, Connection, deadline, set_up
+from sse_pg.db.hosts import parameters
 from sse_pg.db.queries import query
 
 
@@ -43,7 +44,11 @@ class ReadOnlySession:
 async def read_only_session(url: str | None) -> AsyncIterator[ReadOnlySession]:
     """Open a session. Raises psycopg's errors if it cannot connect."""
     conn = await psycopg.AsyncConnection[tuple[Any, ...]].connect(
-        url or "", application_name="sse-pg doctor", connect_timeout=5, prepare_threshold=None
+        url or "",
+        application_name="sse-pg doctor",
+        connect_timeout=5,
+        prepare_threshold=None,
+        **parameters(url),
     )
     try:
         await conn.set_read_only(True)

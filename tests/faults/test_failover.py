@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from support import replication
 from support.client import Client
+from support.process import run
 from support.replication import Node, caught_up, cut_off, publish
 from support.server import Launcher, Server
 from support.waiting import eventually
@@ -145,3 +146,66 @@ async def test_a_prepared_transaction_outlives_the_failover(nodes: tuple[Node, N
         async with client.stream("a", last_event_id=first.id) as resumed:
             assert sorted(str(event.json()) for event in await resumed.events(2)) == ["2", "prepared"]
     assert server.bus.hub.gap_notices.total() == 0
+
+
+async def test_an_old_primary_that_comes_back_is_not_followed(nodes: tuple[Node, Node], servers: Launcher) -> None:
+    """It can be written to and stands first in the connection string. What was published there must not be mixed in."""
+    primary, standby = nodes
+    server = await servers()
+    async with Client(server.url) as client, client.stream("a") as stream:
+        await client.publish("a", 1)
+        assert (await stream.event()).json() == 1
+        caught_up(primary, standby)
+        await fail_over(nodes, server)
+        await client.publish("a", 2)
+        assert (await stream.event()).json() == 2
+        await asyncio.to_thread(primary.start)
+        publish(primary, 3)
+        with psycopg.connect(primary.url) as conn:
+            for hosts in (server.bus.tail.hosts, server.bus.pool.hosts, server.bus.tail_pool.hosts):
+                hosts.prefer(conn.info)  # as of a server that found the new primary behind another name
+        failures = server.bus.tail.meter.failures
+        standby.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'sse-pg%%'")
+        await eventually(lambda: server.bus.tail.meter.failures > failures and server.bus.tail.listening.is_set())
+        numbers = [await client.publish("a", n) for n in range(3, 13)]
+        assert [event.json() for event in await stream.events(10)] == [*range(3, 13)]
+        assert min(numbers) > 1_000_000_000
+        assert primary.sql("SELECT max(id) < 1000 FROM sse_pg.events") == [(True,)]
+        # While the new primary is away, nothing is published to the old one either.
+        await asyncio.to_thread(standby.kill)
+        status, _ = await client.post("/api/events/publish", {"channel": "a", "payload": 13})
+        assert status == 503
+        await eventually(lambda: "an old primary" in server.bus.tail.last_error)
+    assert primary.sql("SELECT count(*) FROM sse_pg.events WHERE payload = '13'") == [(0,)]
+
+
+async def test_a_primary_that_becomes_read_only_answers_503_until_it_is_one_again(
+    nodes: tuple[Node, Node], servers: Launcher
+) -> None:
+    primary, _ = nodes
+    server = await servers(pool_timeout=1.0)
+    async with Client(server.url) as client, client.stream("a") as stream:
+        await client.publish("a", 1)
+        primary.sql("ALTER SYSTEM SET default_transaction_read_only = on")
+        primary.sql("SELECT pg_reload_conf()")
+        for _ in range(3):
+            status, body = await client.post("/api/events/publish", {"channel": "a", "payload": 2})
+            assert status == 503, body
+        with psycopg.connect(primary.url, autocommit=True) as conn:
+            conn.execute("SET default_transaction_read_only = off")
+            conn.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            conn.execute("SELECT pg_reload_conf()")
+        status = 503
+        while status == 503:
+            status, _ = await client.post("/api/events/publish", {"channel": "a", "payload": 3})
+        assert [event.json() for event in await stream.events(2)] == [1, 3]
+
+
+async def test_the_commands_find_the_primary(nodes: tuple[Node, Node]) -> None:
+    primary, standby = nodes
+    url = replication.hosts(standby, primary)
+    assert run("migrate", DATABASE_URL=url).returncode == 0
+    assert run("purge", DATABASE_URL=url).returncode == 0
+    assert run("publish", "a", "1", DATABASE_URL=url).stdout == "1\n"
+    assert run("doctor", "--json", DATABASE_URL=url).returncode in (0, 1)
+    assert primary.sql("SELECT count(*) FROM sse_pg.events") == [(1,)]
