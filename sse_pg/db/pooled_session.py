@@ -14,6 +14,7 @@ import psycopg
 from sse_pg.core.ranges import Ranges
 from sse_pg.db import tail_session
 from sse_pg.db.connection import APPLICATION, PARAMETERS, Connection
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.queries import query
 from sse_pg.db.tail_session import Read
 from sse_pg.errors import BusUnavailable
@@ -31,10 +32,14 @@ class TailConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
     """sse_pg.log_identity() that every statement expects; None accepts any."""
 
     @classmethod
-    async def open(cls, url: str | None) -> Self:
-        """Connect. Nothing is set for the session, and no statement is prepared."""
+    async def open(cls, url: str | None, hosts: Hosts) -> Self:
+        """Connect; ``hosts`` are those of the connection string. Nothing is set for the session, and no statement is prepared."""
         conn = await cls.connect(
-            url or "", application_name=f"{APPLICATION} tail", prepare_threshold=None, **PARAMETERS
+            url or "",
+            application_name=f"{APPLICATION} tail",
+            prepare_threshold=None,
+            **PARAMETERS,
+            **hosts.parameters,
         )
         try:
             await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)

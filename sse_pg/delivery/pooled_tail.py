@@ -15,6 +15,7 @@ from sse_pg.core.tail_meter import State
 from sse_pg.db import pooled_session, tail_session
 from sse_pg.db.connection import Connection
 from sse_pg.db.demand import Demand
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.pooled_session import Heard, TailConnection
 from sse_pg.db.store import read_to
 from sse_pg.db.tail_session import Publishers, Read
@@ -59,6 +60,7 @@ class PooledTail(Tail):
             hub, control, demand, order_wait=order_wait, poll=poll, on_connect=on_connect, on_rest=on_rest, rest=rest
         )
         self._url = url
+        self.hosts = Hosts(url)
         self._longest = {True: idle_poll, False: max(quiet, poll)}
         """The longest pause, with and without streams."""
         self._server_id = server_id
@@ -72,7 +74,7 @@ class PooledTail(Tail):
         """Whether this tail is the one that notes what is settled."""
 
     async def _connect(self) -> Connection:
-        return await TailConnection.open(self._url)
+        return await TailConnection.open(self._url, self.hosts)
 
     async def _set_up(self, conn: Connection) -> None:
         assert isinstance(conn, TailConnection)
