@@ -33,7 +33,7 @@ class TailConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
 
     @classmethod
     async def open(cls, url: str | None, hosts: Hosts) -> Self:
-        """Connect; ``hosts`` are those of the connection string. Nothing is set for the session, and no statement is prepared."""
+        """Connect to one of the hosts. Nothing is set for the session, and no statement is prepared."""
         conn = await cls.connect(
             url or "",
             application_name=f"{APPLICATION} tail",

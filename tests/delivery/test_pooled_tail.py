@@ -13,6 +13,7 @@ from support.server import Launcher, Server
 from support.waiting import eventually
 
 from sse_pg.db import pooled_session
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.pooled_session import Heard, TailConnection
 from sse_pg.errors import BusUnavailable
 
@@ -219,7 +220,7 @@ async def test_another_database_behind_the_pooler(
 ) -> None:
     """Each read is checked: the pooler may lead to another server from one transaction to the next."""
     server = await polling(launch, pooled_url)
-    conn = await TailConnection.open(pooled_url)
+    conn = await TailConnection.open(pooled_url, Hosts(pooled_url))
     try:
         conn.log_identity = "another"
         with pytest.raises(psycopg.Error, match="another log"):
