@@ -11,7 +11,7 @@ The tail reads, and this object decides. It does no I/O and reads no clock. docs
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sse_pg.core.cursor import Cursor, trimmed
@@ -106,20 +106,19 @@ class Frontier:
         held = Ranges((event.id, event.id) for event in self._held)
         self.position = trimmed(max(self.position.high, purged_to), self.open | held)
 
-    def lose(self, ids: Collection[int]) -> bool:
-        """Take back that ids were read: their events are not in the log that follows this one.
+    def lose(self, lost: Ranges) -> bool:
+        """Take back that ids were read or are dead: their events are not in the log that follows this one, or not yet.
 
-        Returns whether any of them was handed on.
+        Returns whether what was handed on covers any of them.
         """
-        lost = Ranges((number, number) for number in ids)
         self._held = [event for event in self._held if event.id not in lost]
         self._held_chars = sum(event.chars for event in self._held)
         self.open = self.open | lost
-        self.recent.drop(ids)
-        were_handed_on = any(self.position.offered(number) for number in ids)
-        if were_handed_on:
+        self.recent.drop(lost)
+        covers_some = bool(lost.up_to(self.position.high) - self.position.gaps)
+        if covers_some:
             self.position = trimmed(self.position.high, self.position.gaps | lost)
-        return were_handed_on
+        return covers_some
 
     def release(self, now: float) -> list[tuple[AnyEvent, Cursor]]:
         """Move ``position`` as far as it can go now; return the events passed, ascending, each with its position."""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import AnyEvent
+from sse_pg.core.ranges import Ranges
 
 #: Events that are remembered, 16 bytes each. A standby that is behind by more has surely lost some of them.
 KEPT_EVENTS = 65_536
@@ -43,7 +44,7 @@ class Recent:
             return None
         return read
 
-    def drop(self, ids: Collection[int]) -> None:
+    def drop(self, ids: Ranges) -> None:
         """Forget single events."""
         left = [(number, time) for number, time in self._pairs() if number not in ids]
         self._ids = array("q", [number for number, _ in left])

@@ -271,6 +271,18 @@ async def lost(conn: Connection, read: dict[int, int]) -> set[int]:
     return {number for number, time in read.items() if there.get(number, time - 1) not in (time, None)}
 
 
+async def in_flight(conn: Connection) -> Ranges:
+    """Read which ids may still come, of those that were drawn. Those that are visible are not among them.
+
+    A standby does not know. There, what the primary has noted as settled says it, without these ids.
+    """
+    try:
+        ((_, first, last),) = await (await conn.execute(query("visible_position"))).fetchall()
+    except psycopg.errors.FeatureNotSupported:
+        return Ranges()
+    return Ranges(zip(first, last, strict=True))
+
+
 async def confirm_epochs(conn: Connection, read: Cursor) -> None:
     """Note that what this server has read of the log before is in this log.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sse_pg.core.cursor import trimmed
 from sse_pg.core.epoch import Epoch
 from sse_pg.core.frontier import Frontier
+from sse_pg.core.ranges import Ranges
 from sse_pg.db import tail_session
 from sse_pg.db.connection import Connection
 from sse_pg.delivery.hub import Hub
@@ -33,13 +34,16 @@ async def go_on(conn: Connection, hub: Hub, frontier: Frontier, begun: Sequence[
         )  # fmt: skip
         hub.go_back(hub.position & certain)
         return Frontier(hub.position, 0.0, frontier.counts)
-    lost = await tail_session.lost(conn, read)
-    were_handed_on = frontier.lose(lost)
+    lost = Ranges((number, number) for number in await tail_session.lost(conn, read))
+    # A prepared transaction that was rolled back in the old log only may still commit in this one. It is looked for
+    # after the comparison: what was found there is visible, and not in flight.
+    lost = lost | (await tail_session.in_flight(conn)).up_to(frontier.seen)
+    is_announced = frontier.lose(lost)
     await tail_session.confirm_epochs(conn, trimmed(frontier.seen, frontier.open))
-    if were_handed_on:
+    if is_announced:
         log.error(
-            "another log begins here; %d of the %d events that were read above id %d are not in it",
-            len(lost), len(read), certain.high,
+            "another log begins here; %d of the ids up to %d are not in it as they were read, of %d events above id %d",
+            len(lost), frontier.seen, len(read), certain.high,
         )  # fmt: skip
         hub.go_back(frontier.position)
     else:

@@ -6,6 +6,7 @@ import pytest
 
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.event import Unfollowed
+from sse_pg.core.ranges import Ranges
 from sse_pg.core.recent import Recent
 
 
@@ -19,7 +20,7 @@ def test_what_is_not_certain_is_returned_with_its_time() -> None:
     recent.add(_events(3, 5))
     assert recent.beyond(Cursor(3), Cursor(5)) == {4: 1004, 5: 1005}
     assert recent.beyond(Cursor.parse("4~2"), Cursor(5)) == {2: 1002, 5: 1005}
-    recent.drop({4})
+    recent.drop(Ranges([(4, 4)]))
     assert recent.beyond(Cursor(3), Cursor(5)) == {5: 1005}
 
 

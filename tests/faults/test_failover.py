@@ -209,3 +209,29 @@ async def test_the_commands_find_the_primary(nodes: tuple[Node, Node]) -> None:
     assert run("publish", "a", "1", DATABASE_URL=url).stdout == "1\n"
     assert run("doctor", "--json", DATABASE_URL=url).returncode in (0, 1)
     assert primary.sql("SELECT count(*) FROM sse_pg.events") == [(1,)]
+
+
+async def test_a_prepared_transaction_that_was_rolled_back_in_the_lost_log_only(
+    nodes: tuple[Node, Node], servers: Launcher
+) -> None:
+    """Its id was dead, and what was handed on covers it. In the new log it commits."""
+    primary, standby = nodes
+    server = await servers()
+    async with Client(server.url) as client, client.stream("a") as stream:
+        with psycopg.connect(primary.url) as conn:
+            conn.execute("SET LOCAL sse_pg.bell = 'off'")
+            conn.execute("SELECT sse_pg.publish('a', 't', '\"prepared\"')")
+            conn.execute("PREPARE TRANSACTION 'before'")
+        caught_up(primary, standby)
+        cut_off(standby)
+        primary.sql("ROLLBACK PREPARED 'before'")
+        lost = await client.publish("a", 1)
+        assert (await stream.event()).id == str(lost)
+        await fail_over(nodes, server)
+        gap = await stream.event()
+        assert gap.json() == {"reason": "unknown", "after": str(lost), "before": "0"}
+        standby.sql("COMMIT PREPARED 'before'")
+        assert (await stream.event()).json() == "prepared"
+        async with client.stream("a", last_event_id=str(lost)) as resumed:
+            assert (await resumed.event()).event == "sse-pg.gap"
+            assert (await resumed.event()).json() == "prepared"

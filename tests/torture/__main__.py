@@ -8,6 +8,7 @@ import dataclasses
 import random
 import sys
 
+from torture.failover import FailoverPlan, fail_over
 from torture.run import Plan, torture
 
 
@@ -21,7 +22,18 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Plan(0), name))
     parser.add_argument("--postgres-bin", default=None)
     parser.add_argument("--pooler", choices=("off", "listen", "poll"), default=Plan(0).pooler)
-    plan = Plan(**vars(parser.parse_args()))
+    parser.add_argument("--failover", choices=("synchronous", "asynchronous"), default=None)
+    options = vars(parser.parse_args())
+    replication = options.pop("failover")
+    if replication is not None:
+        taken = {field.name for field in dataclasses.fields(FailoverPlan)} & options.keys()
+        told = FailoverPlan(synchronous=replication == "synchronous", **{name: options[name] for name in taken})
+        sys.stdout.write(f"{told}\n")
+        found = asyncio.run(fail_over(told))
+        for name, value in dataclasses.asdict(found).items():
+            sys.stdout.write(f"{name}: {value}\n")
+        sys.exit(1 if found.faults else 0)
+    plan = Plan(**options)
     sys.stdout.write(f"{plan}\n")
     sys.stdout.flush()
     report = asyncio.run(torture(plan))
