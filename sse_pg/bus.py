@@ -18,6 +18,7 @@ from sse_pg.auth.holds import Holds
 from sse_pg.config import Settings
 from sse_pg.db.connection import Connection
 from sse_pg.db.demand import Demand
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.maintenance import Maintenance
 from sse_pg.db.pool import Pool, make_pool, make_standby_pool
 from sse_pg.db.publisher import Publisher
@@ -198,22 +199,27 @@ class Bus:
 
     async def _on_connect(self, conn: Connection) -> None:
         """Register this server on a new LISTEN connection; the pools must lead to the same log as it does."""
+        await self._lead_to(conn, self.tail.hosts)
+        await self.erasures.begin()
+        await self.registry.register(conn)
+
+    async def _lead_to(self, conn: Connection, hosts_of_conn: Hosts) -> None:
+        """Let the pools lead to the log of a new connection to the primary. An old primary is refused."""
         here = await log_identity(conn)
         if is_older(here, self._newest_log):
-            self.tail.hosts.avoid(conn.info)
+            hosts_of_conn.avoid(conn.info)
             raise BusUnavailable(
                 f"{conn.info.host} is at timeline {here.split('/')[1]}, and this server has followed timeline "
                 f"{self._newest_log.split('/')[1]}: an old primary, or a copy; restart this server to follow it"
             )
-        for hosts in (self.tail.hosts, self.pool.hosts, self.tail_pool.hosts):
+        for hosts in (hosts_of_conn, self.pool.hosts, self.tail_pool.hosts):
             hosts.prefer(conn.info)
         self.pool.log_identity = self.tail_pool.log_identity = self._newest_log = here
-        await self.erasures.begin()
-        await self.registry.register(conn)
 
     async def _on_primary(self, conn: Connection) -> None:
         """Do the same on a new connection to the primary, for a server that reads from a standby."""
-        self.pool.log_identity = self.tail_pool.log_identity = await log_identity(conn)
+        assert self.link is not None
+        await self._lead_to(conn, self.link.hosts)
         await self.registry.register(conn)
 
     async def _on_standby(self, conn: Connection) -> None:

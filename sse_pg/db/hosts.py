@@ -36,6 +36,13 @@ class Hosts:
         attributes = info.get("target_session_attrs") or os.environ.get("PGTARGETSESSIONATTRS")
         self._attributes = {} if attributes else {"target_session_attrs": "read-write"}
 
+    @classmethod
+    def as_given(cls) -> Hosts:
+        """Leave the hosts to libpq, as for standbys: any of them will do."""
+        hosts = cls("")
+        hosts._each = []
+        return hosts
+
     @property
     def count(self) -> int:
         """The number of hosts."""

@@ -159,6 +159,7 @@ def make_pool(
     keep: int = MIN_CONNECTIONS,
     behind_pooler: bool = False,
     demand: Demand | None = None,
+    hosts: Hosts | None = None,
 ) -> Pool:
     """Return a pool of connections for requests, not yet open. ``timeout`` in seconds; ``demand`` hears who needs one.
 
@@ -172,7 +173,7 @@ def make_pool(
         demand or Demand(),
         kwargs={
             "application_name": APPLICATION,
-            "hosts": Hosts(url),
+            "hosts": hosts or Hosts(url),
             **({"prepare_threshold": None} if behind_pooler else {}),
             **PARAMETERS,
         },
@@ -188,7 +189,7 @@ def make_pool(
 
 def make_standby_pool(url: str, size: int, timeout: float, demand: Demand | None = None) -> Pool:
     """Return a pool of connections to standbys, as ``make_pool`` does."""
-    pool = make_pool(url, size, timeout, demand=demand)
+    pool = make_pool(url, size, timeout, demand=demand, hosts=Hosts.as_given())
     pool.identity_query = "expect_copy"
     return pool
 

@@ -17,6 +17,7 @@ import psycopg
 from sse_pg.db import standby_session, tail_session
 from sse_pg.db.connection import Connection, connect_listener, deadline, is_unavailable, summary
 from sse_pg.db.demand import Demand
+from sse_pg.db.hosts import Hosts
 from sse_pg.delivery.bell import Bell
 from sse_pg.delivery.control_listener import ControlListener
 from sse_pg.delivery.standby_tail import StandbyTail
@@ -52,6 +53,7 @@ class PrimaryLink:
         on_rest: Callable[[Connection], Awaitable[None]],
     ) -> None:
         self._url = url
+        self.hosts = Hosts(url)
         self._control = control
         self._demand = demand
         self._tail = tail
@@ -76,7 +78,7 @@ class PrimaryLink:
             await self._demand.until_here(None)
             try:
                 async with asyncio.timeout(RESPONSE_DEADLINE_S):
-                    conn = await connect_listener(self._url)
+                    conn = await connect_listener(self._url, self.hosts)
                 try:
                     await self._begin(conn)
                     attempt = 0

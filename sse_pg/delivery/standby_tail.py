@@ -18,6 +18,7 @@ from sse_pg.core.tail_meter import State
 from sse_pg.db import standby_session, tail_session
 from sse_pg.db.connection import Connection, connect_listener
 from sse_pg.db.demand import Demand
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.standby_session import Marked
 from sse_pg.db.tail_session import Publishers, Read
 from sse_pg.delivery.control_listener import ControlListener
@@ -70,6 +71,7 @@ class StandbyTail(Tail):
             rest=rest,
         )
         self._url = url
+        self.hosts = Hosts.as_given()
         self._written = written
         self._identity = ""
         self._expected: str | None = None
@@ -124,7 +126,7 @@ class StandbyTail(Tail):
     # ------------------------------------------------------------ starting
 
     async def _connect(self) -> Connection:
-        return await connect_listener(self._url)
+        return await connect_listener(self._url, self.hosts)
 
     async def _set_up(self, conn: Connection) -> None:
         self._filters = await tail_session.set_up(conn)
