@@ -26,7 +26,7 @@ from sse_pg.db.registry import Registry, server_identity
 from sse_pg.db.standby_session import copy_identity
 from sse_pg.db.standby_store import StandbyStore
 from sse_pg.db.store import Store
-from sse_pg.db.tail_session import is_older, log_identity
+from sse_pg.db.tail_session import log_after
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.erasures import Erasures
 from sse_pg.delivery.heartbeat import Heartbeat
@@ -37,7 +37,6 @@ from sse_pg.delivery.primary_link import PrimaryLink
 from sse_pg.delivery.replay import Replay
 from sse_pg.delivery.standby_tail import StandbyTail
 from sse_pg.delivery.tail import Tail
-from sse_pg.errors import BusUnavailable
 from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
 from sse_pg.watched_task import WatchedTask, end_all
@@ -205,13 +204,7 @@ class Bus:
 
     async def _lead_to(self, conn: Connection, hosts_of_conn: Hosts) -> None:
         """Let the pools lead to the log of a new connection to the primary. An old primary is refused."""
-        here = await log_identity(conn)
-        if is_older(here, self._newest_log):
-            hosts_of_conn.avoid(conn.info)
-            raise BusUnavailable(
-                f"{conn.info.host} is at timeline {here.split('/')[1]}, and this server has followed timeline "
-                f"{self._newest_log.split('/')[1]}: an old primary, or a copy; restart this server to follow it"
-            )
+        here = await log_after(conn, self._newest_log, hosts_of_conn)
         for hosts in (hosts_of_conn, self.pool.hosts, self.tail_pool.hosts):
             hosts.prefer(conn.info)
         self.pool.log_identity = self.tail_pool.log_identity = self._newest_log = here

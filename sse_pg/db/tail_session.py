@@ -17,8 +17,9 @@ from sse_pg.core.event import AnyEvent, Event, Unfollowed
 from sse_pg.core.followed import hash_text
 from sse_pg.core.ranges import Ranges
 from sse_pg.db.connection import Connection
+from sse_pg.db.hosts import Hosts
 from sse_pg.db.queries import query
-from sse_pg.errors import LogUnreadable, one_line
+from sse_pg.errors import BusUnavailable, LogUnreadable, one_line
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,21 @@ def is_older(here: str, known: str) -> bool:
         return False
     (cluster, timeline, *table), (known_cluster, known_timeline, *known_table) = here.split("/"), known.split("/")
     return (cluster, table) == (known_cluster, known_table) and timeline < known_timeline
+
+
+async def log_after(conn: Connection, known: str, hosts: Hosts) -> str:
+    """Return which log this is. Raises BusUnavailable if it is one that the known log followed.
+
+    Another of the hosts is then tried first.
+    """
+    here = await log_identity(conn)
+    if is_older(here, known):
+        hosts.avoid(conn.info)
+        raise BusUnavailable(
+            f"{conn.info.host} is at timeline {here.split('/')[1]}, and this server has followed timeline "
+            f"{known.split('/')[1]}: an old primary, or a copy; restart this server to follow it"
+        )
+    return here
 
 
 async def fall_asleep(conn: Connection, *, was_awake: bool) -> bool:
