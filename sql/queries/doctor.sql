@@ -400,3 +400,9 @@ SELECT f.pid, f.role, f.program, array_agg(DISTINCT f.class ORDER BY f.class) AS
 -- name: doctor_kept
 -- The channels with their own retention, those that are most overdue first.
 SELECT r.pattern, extract(epoch FROM r.late)::float8 AS late FROM sse_pg.retention r ORDER BY r.late DESC NULLS LAST
+
+-- name: doctor_standby
+-- What a primary and its standby say about the log.
+SELECT sse_pg.copy_identity() AS identity, pg_is_in_recovery() AS is_standby, l.settled_to,
+       extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS seconds
+  FROM sse_pg.log l

@@ -24,6 +24,9 @@ SELECT l.pid, coalesce(a.usename::text, 'an unknown role') FROM pg_locks l
 -- name: migration_exists
 SELECT to_regclass('sse_pg.migrations')
 
+-- name: migration_is_standby
+SELECT pg_is_in_recovery()
+
 -- name: migration_table
 SELECT number, name FROM sse_pg.migrations
 

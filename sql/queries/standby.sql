@@ -4,10 +4,13 @@ SELECT id, channel, event_type, payload, created_at, headers
   FROM sse_pg.read_marked(%(first)s, %(last)s, %(seen)s, %(limit)s, %(octets)s, %(since)s::text::xid8, %(followed)s)
 
 -- name: mark
--- What is certain in every snapshot from now on: the mark, and the events above it that are visible. There are few, unless
--- nobody has written the mark for some time.
+-- What is certain in every snapshot from now on: the mark, and the events that are visible although the mark does not know
+-- of them yet, in its open ranges and above it. There are few, unless nobody has written the mark for some time.
 SELECT l.settled_to, l.open_first, l.open_last,
-       ARRAY(SELECT e.id FROM sse_pg.events e WHERE e.id > l.settled_to ORDER BY e.id LIMIT 1000)
+       ARRAY(SELECT e.id FROM unnest(l.open_first || (l.settled_to + 1), l.open_last || 9223372036854775807) o(first, last)
+              CROSS JOIN LATERAL (
+                  SELECT i.id FROM sse_pg.events i WHERE i.id BETWEEN o.first AND o.last ORDER BY i.id LIMIT %(most)s) e
+              LIMIT %(most)s)
   FROM sse_pg.log l
 
 -- name: expect_copy

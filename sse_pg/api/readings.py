@@ -33,6 +33,7 @@ def read(bus: Bus) -> Numbers:
         **_streams(bus),
         **_resuming(bus),
         **_tail(bus, now),
+        **_standby(bus),
         **_upkeep(bus),
         "sse_pg_task_failures_total": {task.name: task.failures for task in bus.tasks},
         "sse_pg_refused_requests_total": {
@@ -124,6 +125,15 @@ def _tail(bus: Bus, now: float) -> Numbers:
     if tail.read_at is not None and not bus.demand.is_away:
         numbers["sse_pg_tail_read_age_seconds"] = {"": now - tail.read_at}
     return numbers
+
+
+def _standby(bus: Bus) -> Numbers:
+    link = bus.link
+    return {
+        "sse_pg_standby_lag_ids": {"": link.lag_ids if link is not None else 0},
+        "sse_pg_standby_lag_seconds": {"": link.lag_s if link is not None else 0},
+        "sse_pg_standby_primary_up": {"": link is None or link.connected.is_set()},
+    }
 
 
 def _upkeep(bus: Bus) -> Numbers:

@@ -189,6 +189,26 @@ METRICS = (
         "below the position are counted by sse_pg_gaps_open_ids.",
         combine="max",
     ),
+    Metric(
+        "sse_pg_standby_lag_ids",
+        "gauge",
+        "Ids that the primary had drawn when it was last asked and that the standby does not know of. 0 if this server "
+        "reads from the primary.",
+        combine="max",
+    ),
+    Metric(
+        "sse_pg_standby_lag_seconds",
+        "gauge",
+        "Time for which the standby has not replayed something that the primary had written. 0 if this server reads "
+        "from the primary.",
+        combine="max",
+    ),
+    Metric(
+        "sse_pg_standby_primary_up",
+        "gauge",
+        "1 while a server that reads from a standby is connected to the primary; 1 on all others.",
+        combine="min",
+    ),
     Metric("sse_pg_tail_read_age_seconds", "gauge", "Time since the last read of the log.", combine="max"),
     Metric("sse_pg_position_id", "gauge", "The id up to which events were delivered.", combine="min"),
     Metric(

@@ -103,6 +103,12 @@ def _check_server(conn: psycopg.Connection[Any]) -> None:
     encoding = conn.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise MigrationError(f"the database must be encoded in UTF8; this one is {encoding}")
+    if conn.execute(query("migration_is_standby")).fetchone() == (True,):
+        raise MigrationError(
+            "DATABASE_URL leads to a standby, which cannot be written to; it must lead to the primary (if it names "
+            "several hosts, add target_session_attrs=read-write). To read from standbys, name them in "
+            "SSE_PG_READ_DATABASE_URL"
+        )
 
 
 def _begin(conn: psycopg.Connection[Any]) -> None:

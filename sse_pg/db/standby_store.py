@@ -8,6 +8,9 @@ from sse_pg.db.connection import Connection
 from sse_pg.db.queries import query
 from sse_pg.db.store import Store
 
+#: Visible events that the mark does not know of yet, which one read adds to it.
+MAX_VISIBLE = 1000
+
 
 class StandbyStore(Store):
     """The statements behind requests that only read the log."""
@@ -17,9 +20,11 @@ class StandbyStore(Store):
 
         It is read before the page, on the same standby, where nothing becomes invisible again.
         """
-        ((settled_to, first, last, visible),) = await (await conn.execute(query("mark"), prepare=True)).fetchall()
+        cursor = await conn.execute(query("mark"), {"most": MAX_VISIBLE}, prepare=True)
+        ((settled_to, first, last, visible),) = await cursor.fetchall()
         gaps = Ranges(zip(first, last, strict=True))
-        if not visible:
+        if not visible or len(visible) == MAX_VISIBLE:
+            # All of them or none: with a part, events of one transaction would go out in two parts and in any order.
             return trimmed(settled_to, gaps)
-        above = Ranges([(settled_to + 1, visible[-1])]) - Ranges((number, number) for number in visible)
-        return Cursor(visible[-1], gaps | above)
+        high = max(settled_to, *visible)
+        return trimmed(high, gaps.and_span(settled_to + 1, high) - Ranges((number, number) for number in visible))

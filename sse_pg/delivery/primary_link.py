@@ -71,6 +71,11 @@ class PrimaryLink:
             return 0.0
         return time.monotonic() - self._behind_since[1]
 
+    @property
+    def lag_ids(self) -> int:
+        """How many ids the primary had drawn that the mark of the standby does not have, when it was last asked."""
+        return max(0, self._tail.primary_last_id - self._tail.mark)
+
     async def run(self) -> None:
         """Hold a connection until cancelled."""
         attempt = 0

@@ -10,7 +10,7 @@ import psycopg
 
 from sse_pg.config import Settings
 from sse_pg.db.connection import is_unavailable, summary
-from sse_pg.doctor import additions, listen, log, schema, server
+from sse_pg.doctor import additions, listen, log, schema, server, standby
 from sse_pg.doctor import settings as settings_checks
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, unchecked
@@ -80,6 +80,7 @@ _CHECKS = (
     _Check("requests", listen.requests),
     _Check("schema", schema.schema),
     _Check("rights", schema.rights, _SCHEMA),
+    _Check("standby", standby.standby, _SCHEMA),
     _Check("log", schema.log, _SCHEMA),
     _Check("moved", schema.moved, _LOG),
     _Check("policies", schema.policies, _SCHEMA),

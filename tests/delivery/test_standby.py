@@ -17,6 +17,7 @@ from support.waiting import eventually
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres
+from sse_pg.errors import MigrationError
 
 pytestmark = pytest.mark.oldest
 _numbers = itertools.count(1)
@@ -168,6 +169,31 @@ async def test_a_page_is_worth_what_its_standby_has(
             assert [event.json() for event in await stream.events(4)] == ["2", "3", "4", "5"]
 
 
+async def test_a_transaction_around_the_mark_is_in_order(
+    launch: Launcher, db: psycopg.Connection, standby: Standby, name: str
+) -> None:
+    """One of its ids is in an open range of the mark, the other above it: a page has both, or neither."""
+    server = await linked(await launch())
+    with psycopg.connect(db.info.dsn) as late:
+        publish(late, "first")
+        publish(db, "between")
+        row = "SELECT settled_to, open_first FROM sse_pg.log"
+        await eventually(lambda: db.execute(row).fetchall() == [(2, [1])])
+        with psycopg.connect(db.info.dsn) as holder:
+            holder.execute("SELECT FROM sse_pg.log FOR UPDATE")  # the mark stays
+            publish(late, "second")
+            late.commit()
+            standby.catch_up(name)
+            async with (
+                Client(server.url) as client,
+                client.session.get(f"{server.url}/api/events/history", params={"channel": "a"}) as response,
+            ):
+                page = await response.json()
+            assert db.execute(row).fetchall() == [(2, [1])]
+    assert [event["id"] for event in page["events"]] == [1, 2, 3]
+    assert page["nextCursor"] == "3"
+
+
 async def test_the_primary_is_unavailable(launch: Launcher, db: psycopg.Connection) -> None:
     """Reading goes on, from the table too. What needs the primary is refused, and a cursor that is ahead waits."""
     publish(db, 1)
@@ -247,6 +273,95 @@ async def test_the_mark_is_written_although_no_server_reads_on_the_primary(
         await eventually(lambda: db.execute(mark).fetchall() == [(3, [2], [2])])
         other.rollback()
         await eventually(lambda: db.execute(mark).fetchall() == [(3, [], [])])
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
+def test_position_and_read_on_a_standby(db: psycopg.Connection, standby: Standby, name: str, isolation: str) -> None:
+    """They are exact by the mark: what is not visible there is a gap, or above the cursor."""
+    db.execute("SELECT sse_pg.check_epoch()")
+    with psycopg.connect(db.info.dsn) as late, psycopg.connect(db.info.dsn) as dead:
+        assert [publish(late, "late"), publish(db, "two"), publish(dead, "dead"), publish(db, "four")] == [1, 2, 3, 4]
+        dead.rollback()
+        assert db.execute("SELECT sse_pg.write_mark()").fetchone() == (True,)  # 1 may come, 3 cannot
+        assert db.execute("SELECT sse_pg.write_mark()").fetchone() == (None,)
+        publish(db, "five")  # above the mark
+        standby.catch_up(name)
+        with psycopg.connect(standby.url(name)) as there:
+            there.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+            assert there.execute("SELECT sse_pg.position()").fetchone() == ("5~4",)
+            rows = there.execute("SELECT id, cursor FROM sse_pg.read('0', ARRAY['a'])").fetchall()
+            assert rows == [(2, "2~1"), (4, "4~3"), (5, "5~4")]
+            assert there.execute("SELECT * FROM sse_pg.read('5~4', ARRAY['a'])").fetchall() == []
+        late.commit()
+        standby.catch_up(name)
+        with psycopg.connect(standby.url(name)) as there:
+            there.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+            rows = there.execute("SELECT id, cursor FROM sse_pg.read('5~4', ARRAY['a'])").fetchall()
+            assert rows == [(1, "5")]
+
+
+@pytest.mark.parametrize("cursor", ["3", "2000000000"])
+def test_a_cursor_that_is_ahead_of_a_standby_is_refused(
+    db: psycopg.Connection, standby: Standby, name: str, cursor: str
+) -> None:
+    """The ids may have been offered elsewhere, or not: only the primary knows."""
+    for payload in range(2):
+        publish(db, payload)
+    db.execute("SELECT sse_pg.write_mark()")
+    standby.catch_up(name)
+    with psycopg.connect(standby.url(name), autocommit=True) as there:
+        assert len(there.execute("SELECT * FROM sse_pg.read('0', ARRAY['a'])").fetchall()) == 2
+        with pytest.raises(psycopg.Error, match="this standby does not have") as raised:
+            there.execute("SELECT * FROM sse_pg.read(%s, ARRAY['a'])", (cursor,))
+        assert raised.value.sqlstate == "SP503"
+
+
+def test_consume_is_refused_on_a_standby(db: psycopg.Connection, standby: Standby, name: str) -> None:
+    """Also by a consumer that would have nothing to do."""
+    standby.catch_up(name)
+    with psycopg.connect(standby.url(name), autocommit=True) as there:
+        for statement in (b"SELECT * FROM sse_pg.consume('c', ARRAY['a'])", b"SELECT sse_pg.has_work('c', ARRAY['a'])"):
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="cannot be written to"):
+                there.execute(statement)
+
+
+def test_migrate_says_that_it_is_a_standby(standby: Standby, name: str) -> None:
+    with pytest.raises(MigrationError, match="SSE_PG_READ_DATABASE_URL"):
+        migrate(standby.url(name))
+
+
+async def test_a_purge_that_overtakes_a_standby_is_announced(
+    launch: Launcher, db: psycopg.Connection, standby: Standby
+) -> None:
+    """As when nobody waits for a server because it is not connected to the primary: its streams get a gap event."""
+    server = await linked(await launch())
+    async with Client(server.url) as client, client.stream("a") as stream:
+        publish(db, 1)
+        await stream.event()
+        standby.pause()
+        publish(db, 2)
+        with db.transaction():
+            db.execute("DELETE FROM sse_pg.events WHERE id = 2")
+            db.execute("UPDATE sse_pg.log SET purged_to = 2")
+        publish(db, 3)
+        standby.resume()
+        gap = await stream.event()
+        assert (gap.event, gap.json()["reason"]) == ("sse-pg.gap", "expired")
+        assert (await stream.event()).json() == "3"
+
+
+async def test_metrics_show_the_lag(launch: Launcher, db: psycopg.Connection, standby: Standby) -> None:
+    server = await linked(await launch())
+    link = server.bus.link
+    assert link is not None
+    standby.pause()
+    publish(db, 1)
+    await eventually(lambda: link.lag_ids == 1 and link.lag_s > 0)
+    async with Client(server.url) as client, client.session.get(f"{server.url}/metrics") as response:
+        text = await response.text()
+    assert "\nsse_pg_standby_lag_ids 1.0\n" in text or "\nsse_pg_standby_lag_ids 1\n" in text
+    standby.resume()
+    await eventually(lambda: link.lag_s == 0)
 
 
 async def test_another_log_is_refused(launch: Launcher, database_url: str) -> None:

@@ -119,15 +119,6 @@ def answers(url: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
-def test_a_replica_has_no_position(cluster: EmbeddedPostgres, replica: str, isolation: str) -> None:
-    """It would skip ids: there, the sequence is ahead and the publishers' locks cannot be seen."""
-    with psycopg.connect(replica) as conn:
-        conn.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}")  # type: ignore[arg-type]
-        with pytest.raises(psycopg.errors.FeatureNotSupported, match="standby"):
-            conn.execute("SELECT sse_pg.position()")
-
-
 async def test_a_replica(cluster: EmbeddedPostgres, replica: str) -> None:
     finding = await one("primary", replica)
     assert (finding.state, "replica" in finding.found) == ("error", True)

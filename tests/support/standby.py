@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psycopg
@@ -16,6 +16,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from sse_pg.embedded import EmbeddedPostgres
+from sse_pg.embedded.binaries import Binaries
 from support.cluster import NOT_DURABLE, binaries
 from support.waiting import TIMEOUT_S
 
@@ -23,10 +24,12 @@ from support.waiting import TIMEOUT_S
 class Standby:
     """A standby in a directory of its own, made with pg_basebackup."""
 
-    def __init__(self, primary: EmbeddedPostgres, directory: Path) -> None:
+    def __init__(self, primary: EmbeddedPostgres, directory: Path, programs: Binaries) -> None:
         self._primary = primary
         self._directory = directory
-        self._bin = binaries().bin
+        self._bin = programs.bin
+        self._url = primary.url
+        self._options: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         owner = next(primary.data_dir.glob("postgres-[0-9]*[0-9]")).stat()
         self._as_owner: dict[str, object] = {}
@@ -43,7 +46,8 @@ class Standby:
         )  # type: ignore[call-overload] # fmt: skip
 
     def start(self, **options: str) -> None:
-        """Start it; return when it accepts connections."""
+        """Start it, again with the options of the first time; return when it accepts connections."""
+        self._options = options = options or self._options
         settings = {"listen_addresses": "", "unix_socket_directories": str(self._directory), **NOT_DURABLE, **options}
         command: list[str | Path] = [self._bin / "postgres", "-D", self._directory / "data"]
         for name, value in settings.items():
@@ -70,12 +74,13 @@ class Standby:
 
     def url(self, dbname: str) -> str:
         """The connection string of a database."""
-        return make_conninfo(self._primary.url, host=str(self._directory), port="5432", dbname=dbname)
+        return make_conninfo(self._url, host=str(self._directory), port="5432", dbname=dbname)
 
     def execute(self, statement: str, dbname: str = "postgres") -> object:
         """Run a statement and return the first column of its first row."""
         with psycopg.connect(self.url(dbname), autocommit=True) as conn:
-            row = conn.execute(statement.encode()).fetchone()
+            done = conn.execute(statement.encode())
+            row = done.fetchone() if done.description else None
         return row[0] if row else None
 
     def pause(self) -> None:
@@ -86,6 +91,11 @@ class Standby:
     def resume(self) -> None:
         """Replay again."""
         self.execute("SELECT pg_wal_replay_resume()")
+
+    def delay(self, ms: int) -> None:
+        """Replay each commit so many ms after it was made."""
+        self.execute(f"ALTER SYSTEM SET recovery_min_apply_delay = '{ms}ms'")
+        self.execute("SELECT pg_reload_conf()")
 
     def promote(self) -> None:
         """Make a primary of it."""
@@ -106,13 +116,21 @@ class Standby:
             time.sleep(0.01)
 
 
+def any_of(standbys: Sequence[Standby], dbname: str) -> str:
+    """Return the connection string that names several, in this order."""
+    each = [conninfo_to_dict(standby.url(dbname)) for standby in standbys]
+    return make_conninfo(standbys[0].url(dbname), host=",".join(str(where["host"]) for where in each))
+
+
 @contextlib.contextmanager
-def standby_of(primary: EmbeddedPostgres, **options: str) -> Iterator[Standby]:
+def standby_of(primary: EmbeddedPostgres, programs: Binaries | None = None, **options: str) -> Iterator[Standby]:
     """A running standby."""
-    if not (binaries().bin / "pg_basebackup").exists():
-        pytest.skip(f"there is no pg_basebackup in {binaries().bin}")
-    directory = Path(tempfile.mkdtemp(prefix="sse-pg-standby-", dir=primary.data_dir.parent))
-    standby = Standby(primary, directory)
+    programs = programs or binaries()
+    if not (programs.bin / "pg_basebackup").exists():
+        pytest.skip(f"there is no pg_basebackup in {programs.bin}")
+    # Not below the primary's directory, which may belong to another user. The path of a socket is short.
+    directory = Path(tempfile.mkdtemp(prefix="sse-pg-standby-", dir="/tmp"))
+    standby = Standby(primary, directory, programs)
     try:
         standby.make()
         standby.start(**options)

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     for name in ("seconds", "pause", "fault_pause", "erase_pause", "catch_up"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Plan(0), name))
-    for name in ("writers", "readers", "servers", "workers", "keep_events"):
+    for name in ("writers", "readers", "servers", "workers", "keep_events", "standbys"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Plan(0), name))
     parser.add_argument("--postgres-bin", default=None)
     parser.add_argument("--pooler", choices=("off", "listen", "poll"), default=Plan(0).pooler)

@@ -17,6 +17,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.database_proxy import Proxy
 from support.pgbouncer import PgBouncer
+from support.standby import Standby, any_of, standby_of
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
@@ -24,6 +25,7 @@ from torture.checker import KEEP_COPIES, Report, Row, check, check_workers, purg
 from torture.erasures import KEPT, NOTE_DELETIONS, SETTINGS, Eraser, gone
 from torture.faults import Faults, ServerProcess, free_ports
 from torture.readers import Reader
+from torture.standby_faults import StandbyFaults
 from torture.workers import TABLES, Worker, caught_up
 from torture.writers import CHANNELS, Answers, Writer
 
@@ -37,6 +39,8 @@ POOLER_OPTIONS = {
     "max_client_conn": "300",
     "server_login_retry": "0.2",
 }
+#: Of the cluster, and at least as much on its standbys.
+LIMITS = {"max_connections": "200", "max_prepared_transactions": "20"}
 
 
 @dataclass
@@ -62,6 +66,8 @@ class Plan:
     """Takers of named consumers; there are three names."""
     ignore_gaps: bool = False
     """Let the readers ignore gaps, as if ids were committed in order, to show the same."""
+    standbys: int = 0
+    """Hot standbys, which lag, stop replaying and restart. All servers but the first read from them."""
     server_env: dict[str, str] = field(default_factory=dict)
     postgres_bin: str | None = None
     pooler: str = "off"
@@ -76,11 +82,17 @@ async def torture(plan: Plan) -> Report:
     directory = Path(tempfile.mkdtemp(prefix="sse-pg-torture-", dir="/tmp"))
     directory.chmod(0o755)
     binaries = find_binaries(Path(plan.postgres_bin) if plan.postgres_bin else None)
-    options = {"max_connections": "200", "max_prepared_transactions": "20", "fsync": "off"}
+    options = {**LIMITS, "fsync": "off"}
     postgres = EmbeddedPostgres(directory / "data", binaries=binaries, options=options)
     await asyncio.to_thread(postgres.start)
     try:
-        report = await _run(plan, directory, postgres)
+        with contextlib.ExitStack() as stack:
+            standbys = []
+            if plan.standbys:
+                migrate(postgres.url)
+                for _ in range(plan.standbys):
+                    standbys.append(stack.enter_context(standby_of(postgres, binaries, **LIMITS)))
+            report = await _run(plan, directory, postgres, standbys)
     finally:
         await asyncio.to_thread(postgres.stop)
     if not report.faults or not plan.keep:
@@ -90,7 +102,7 @@ async def torture(plan: Plan) -> Report:
     return report
 
 
-async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Report:
+async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys: list[Standby]) -> Report:
     migrate(postgres.url)
     env = {**plan.server_env, "SSE_PG_COMPRESSION": "on"}  # every other connection of a reader accepts gzip
     if plan.keep_events:
@@ -130,6 +142,9 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
             listen_url = "none" if plan.pooler == "poll" else await way(direct_path)
             server_env = {**env, "SSE_PG_LISTEN_DATABASE_URL": listen_url}
         program = "torture.server" if number % 2 else "sse_pg"
+        if standbys and number:
+            order = [*standbys[number % len(standbys) :], *standbys[: number % len(standbys)]]
+            server_env = {**server_env, "SSE_PG_READ_DATABASE_URL": any_of(order, "sse_pg")}
         servers.append(ServerProcess(port, url, str(directory / f"server{number}.log"), server_env, program))
     for server in servers:
         server.start()
@@ -159,6 +174,9 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
     answers = Answers()
     writers = [Writer(n, plan.seed, sql_url, urls, answers, pooled=pooled) for n in range(1, plan.writers + 1)]
     faults = Faults(plan.seed, postgres, servers, proxies, pooler)
+    writers = [Writer(n, plan.seed, postgres.url, urls, answers) for n in range(1, plan.writers + 1)]
+    faults = Faults(plan.seed, postgres, servers, proxies)
+    lags = [StandbyFaults(plan.seed + number, standby) for number, standby in enumerate(standbys)]
     tasks = [asyncio.create_task(reader.run()) for reader in readers]
     try:
         await asyncio.wait_for(asyncio.gather(*(reader.opened.wait() for reader in readers)), 60)
@@ -169,6 +187,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
             erasing = asyncio.create_task(eraser.run(plan.erase_pause))
             tasks.append(erasing)
         breaking = asyncio.create_task(faults.run(plan.fault_pause, database_faults=plan.database_faults))
+        lagging = [asyncio.create_task(each.run(plan.fault_pause)) for each in lags]
         # Clients that come later and want all that is retained.
         for n in range(3):
             await asyncio.sleep(plan.seconds / 3)
@@ -176,6 +195,12 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
             readers.append(reader)
             tasks.append(asyncio.create_task(reader.run()))
         await _calm_down(writers, writing, breaking, proxies, servers, postgres, pooler)
+        for task in lagging:
+            task.cancel()
+        await asyncio.gather(*lagging, return_exceptions=True)
+        for each in lags:
+            await each.end()
+        await _calm_down(writers, writing, breaking, proxies, servers, postgres)
         deleted: set[int] = set()
         if plan.erase_pause:
             erasing.cancel()
@@ -204,6 +229,8 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres) -> Repor
         if pooler is not None:
             pooler.kill()
     report = Report(plan.seed, purged_to=purged, faults_injected=dict(Counter(faults.done)))
+    done = Counter([*faults.done, *(name for each in lags for name in each.done)])
+    report = Report(plan.seed, purged_to=purged, faults_injected=dict(done))
     report.deleted = deleted
     report.erased = eraser.erased
     marks = {row.id: mark for mark, row in rows.items()}

@@ -60,6 +60,15 @@ def test_the_checker_sees_notifications_that_do_not_reach_a_server_that_polls() 
     assert asyncio.run(torture(plan)).served_late > 0
 
 
+def test_nothing_lost_nothing_doubled_on_standbys_that_lag() -> None:
+    seed = random.randrange(10**6)
+    plan = Plan(seed, seconds=20, fault_pause=1.0, servers=3, standbys=2, workers=0, postgres_bin=PROGRAMS)
+    report = asyncio.run(torture(plan))
+    assert report.faults == 0, report
+    assert report.delivered > report.events > 500
+    assert sum(report.faults_injected.get(name, 0) for name in ("pause_replay", "delay_replay")) > 3
+
+
 def test_the_checker_sees_publishers_that_do_not_show_themselves() -> None:
     plan = Plan(
         1,
