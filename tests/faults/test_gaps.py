@@ -102,6 +102,7 @@ async def test_a_purge_during_a_replay(launch: Launcher, db: psycopg.Connection)
 
 async def test_the_ring_still_has_what_was_purged(launch: Launcher, db: psycopg.Connection) -> None:
     server = await launch()
+    server.bus.hub.followed.add(frozenset("a"))  # as if a stream had just left
     db.execute(BULK, (1, 20))
     await _caught_up(server, 20)
     _purge(db, 10)
