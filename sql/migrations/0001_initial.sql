@@ -3081,13 +3081,6 @@ SELECT p.source, p.settings ->> 'channel' AS channel,
   JOIN pg_class c ON c.oid = p.source
   JOIN pg_proc f ON f.oid = p.tgfoid;
 
-COMMENT ON FUNCTION sse_pg.publish_changes(regclass, text, text[], text, text[]) IS
-    'Publishes the changes of a table as events of type INSERT, UPDATE, DELETE and TRUNCATE. See docs/tables.md.';
-COMMENT ON FUNCTION sse_pg.stop_publishing(regclass) IS
-    'Ends what publish_changes() began. Returns whether the table was published.';
-COMMENT ON VIEW sse_pg.published_tables IS
-    'The tables whose changes are published; problem is NULL if all is well.';
-
 -- ------------------------------------------------------------------ rights
 
 -- A function may be called only by roles to which it was granted. USAGE on the schema sse_pg and EXECUTE on publish() are
@@ -3131,3 +3124,231 @@ BEGIN
         EXECUTE pg_catalog.format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_pg FROM %s', role);
     END LOOP;
 END $$;
+
+-- ------------------------------------------------------------------ descriptions
+
+-- What \df+ and \d+ show. docs/sql.md says the same, and a test compares the two.
+
+COMMENT ON FUNCTION sse_pg.publish(text,text,jsonb,text,jsonb) IS
+    'Publishes one event in the transaction of the caller and returns its id; NULL if a trigger of yours discards it. The last two arguments may be left out. A repeated idempotency key returns the id of the first call, and raises SP409 if the event is another one.';
+COMMENT ON FUNCTION sse_pg.publish(text,jsonb) IS
+    'Publishes an event of the type message.';
+COMMENT ON FUNCTION sse_pg.publish(sse_pg.channel_of_json,text,json,text,jsonb) IS
+    'The same with a payload of the type json, such as row_to_json() returns.';
+COMMENT ON FUNCTION sse_pg.publish(sse_pg.channel_of_json,json) IS
+    'The same for an event of the type message.';
+COMMENT ON FUNCTION sse_pg.publish_many IS
+    'Publishes many events with one statement; returns a row (id, created_at) for each, in order. The arrays have the same length, and the last two may be left out.';
+COMMENT ON FUNCTION sse_pg.publish_changes IS
+    'Publishes the changes of a table as events of type INSERT, UPDATE, DELETE and TRUNCATE. See docs/tables.md.';
+COMMENT ON FUNCTION sse_pg.stop_publishing IS
+    'Ends what publish_changes() began. Returns whether the table was published.';
+COMMENT ON FUNCTION sse_pg.position IS
+    'The cursor at which a stream continues after what the transaction of the caller sees. In READ COMMITTED that is the moment of the call.';
+COMMENT ON FUNCTION sse_pg.read IS
+    'The events of these channels that a cursor lacks, ascending, each with the cursor after it. ''0'' is the cursor before the oldest event. A first row of the type sse-pg.gap says that events cannot be given any more.';
+COMMENT ON FUNCTION sse_pg.consume IS
+    'What read() returns, for a consumer with a name, whose cursor moves with the transaction of the caller: after a rollback the same events come again.';
+COMMENT ON FUNCTION sse_pg.has_work IS
+    'Whether consume() has something to do. It writes nothing.';
+COMMENT ON FUNCTION sse_pg.drop_consumer IS
+    'Forgets a consumer; returns whether there was one.';
+COMMENT ON FUNCTION sse_pg.consumer_states IS
+    'The consumers, how many events each lacks, and how close the oldest of these is to a purge.';
+COMMENT ON FUNCTION sse_pg.last_id IS
+    'The last id that was drawn; 0 if none was.';
+COMMENT ON FUNCTION sse_pg.publishers IS
+    'The last id drawn, and which ids the transactions in flight may still bring.';
+COMMENT ON FUNCTION sse_pg.visible_position IS
+    'The position of the caller as numbers: every id up to high is visible or dead, except in the gaps.';
+COMMENT ON FUNCTION sse_pg.subscribe IS
+    'Subscribes a user to a channel; open streams of the user follow. Returns true if the subscription is new.';
+COMMENT ON FUNCTION sse_pg.unsubscribe IS
+    'Removes a subscription; open streams of the user follow. Returns true if there was one.';
+COMMENT ON FUNCTION sse_pg.authorize IS
+    'The access rule: whether a user may publish or subscribe. Replace it with your own. See docs/authorize.md.';
+COMMENT ON FUNCTION sse_pg.revoke IS
+    'Lets the servers ask authorize() again for a user and a channel when the transaction commits; NULL means any. Streams that are no longer allowed end.';
+COMMENT ON FUNCTION sse_pg.erase IS
+    'Deletes events of a channel from the log and from the memory of every server; returns how many. See docs/erasure.md.';
+COMMENT ON FUNCTION sse_pg.keep IS
+    'Keeps the events of a channel for a period and no longer; NULL takes that back.';
+COMMENT ON FUNCTION sse_pg.purge IS
+    'Drops the oldest partitions, at most eight in a call, and returns what it did. Servers call it.';
+COMMENT ON FUNCTION sse_pg.make_partitions IS
+    'Makes the partitions for the next ids. Servers call it.';
+COMMENT ON FUNCTION sse_pg.maintain IS
+    'All of the maintenance in one call, for pg_cron. See docs/retention.md.';
+COMMENT ON FUNCTION sse_pg.partitions IS
+    'The partitions that are ranges of ids, ascending.';
+COMMENT ON FUNCTION sse_pg.begin_epoch IS
+    'Begins an epoch by hand: the next id is at least 1,000,000,000 higher. For a snapshot of a disk. See docs/operating.md.';
+COMMENT ON FUNCTION sse_pg.check_epoch IS
+    'Begins an epoch if the log was restored, copied, moved or promoted; returns whether it did. Each server calls it before it reads.';
+COMMENT ON FUNCTION sse_pg.live_servers IS
+    'The servers that are up, as rows of sse_pg.servers.';
+COMMENT ON FUNCTION sse_pg.schema_version IS
+    'The number of the newest migration in this schema.';
+COMMENT ON FUNCTION sse_pg.lock_class IS
+    'The first key of the advisory locks of the bus, by name, to understand pg_locks.';
+COMMENT ON FUNCTION sse_pg.set_rights IS
+    'Takes back from PUBLIC the right to call the functions that read or change something. sse-pg migrate calls it.';
+COMMENT ON TABLE sse_pg.events IS 'The log. Insert channel, event_type, payload and headers; the rest is filled in.';
+COMMENT ON TABLE sse_pg.events_default IS 'The partition of the ids for which there is no other partition yet.';
+COMMENT ON TABLE sse_pg.subscriptions IS 'Which user is subscribed to which channel. Streams that name a user follow it.';
+COMMENT ON VIEW sse_pg.consumers IS 'The named consumers: their channels, their cursors, and how many events each lacks.';
+COMMENT ON VIEW sse_pg.published_tables IS 'The tables whose changes are published; problem is NULL if all is well.';
+COMMENT ON VIEW sse_pg.retention IS 'The channels with a retention of their own, as keep() set it, and for how long deletion is overdue.';
+COMMENT ON TABLE sse_pg.servers IS 'The servers. live_servers() leaves out those that are down.';
+COMMENT ON TABLE sse_pg.log IS 'One row of facts about the log: up to which id it was purged and is settled, and its identity.';
+COMMENT ON TABLE sse_pg.epochs IS 'Where the ids of each epoch begin, and which ids before it are certain.';
+COMMENT ON TABLE sse_pg.migrations IS 'The migrations that sse-pg migrate has applied.';
+COMMENT ON TABLE sse_pg.consumer_cursors IS 'The cursors of the named consumers, as sets of ids.';
+COMMENT ON TABLE sse_pg.idempotency_keys IS 'The event that was published with each idempotency key.';
+COMMENT ON TABLE sse_pg.kept_channels IS 'The periods that keep() has set.';
+COMMENT ON TABLE sse_pg.expired_channels IS 'Up to which id events of a channel were deleted because of keep().';
+COMMENT ON TABLE sse_pg.deletions IS 'What was deleted from the log row by row, for the servers, for a day.';
+COMMENT ON TABLE sse_pg.notifications IS 'What was sent on sse_pg_control in the last hour, for servers that do not LISTEN.';
+COMMENT ON SEQUENCE sse_pg.events_id_seq IS 'The ids of the events.';
+COMMENT ON SEQUENCE sse_pg.servers_id_seq IS 'The ids of the servers.';
+COMMENT ON SEQUENCE sse_pg.last_jump IS 'The highest id that the jump to an epoch has passed.';
+COMMENT ON SEQUENCE sse_pg.recovery_wire IS 'A trip-wire: PostgreSQL resets it when it recovers or is promoted, so that whoever publishes next looks whether ids may be drawn twice.';
+COMMENT ON DOMAIN sse_pg.channel_of_json IS 'The name of a channel, in the functions that take json.';
+COMMENT ON FUNCTION sse_pg.alone IS
+    'Does a task while nobody else uses sse_pg.events; returns false if there was no moment for it.';
+COMMENT ON FUNCTION sse_pg.announce IS
+    'The trigger before each INSERT: shows which ids the transaction may bring, and rings the bell if a server needs it.';
+COMMENT ON FUNCTION sse_pg.announce_below IS
+    'Shows a lower bound although another session holds the lock of the right one.';
+COMMENT ON FUNCTION sse_pg.announce_open IS
+    'Leaves the last window of a publisher open.';
+COMMENT ON FUNCTION sse_pg.attach_partitions IS
+    'Run by alone(): attaches the tables that make_table() made.';
+COMMENT ON FUNCTION sse_pg.can_publish IS
+    'Whether the table of events takes a payload.';
+COMMENT ON FUNCTION sse_pg.change_function IS
+    'The function of a published table, as text.';
+COMMENT ON FUNCTION sse_pg.change_statement IS
+    'The statement that publishes what one statement did to source, as text; name is the expression for the table''s name in the payload, and risks the one for column_risks().';
+COMMENT ON FUNCTION sse_pg.channel_template IS
+    'Takes a template apart for fill_channel(): {"literals": [...], "columns": [...]}.';
+COMMENT ON FUNCTION sse_pg.check_channel IS
+    'The rule for the name of a channel: true, or an error that says the rule.';
+COMMENT ON FUNCTION sse_pg.check_event_type IS
+    'The rule for the type of an event: true, or an error that says the rule.';
+COMMENT ON FUNCTION sse_pg.close_later_window IS
+    'close_window() for a transaction that has published before.';
+COMMENT ON FUNCTION sse_pg.close_window IS
+    'The trigger after each INSERT: shows the upper bound of the ids of the statement.';
+COMMENT ON FUNCTION sse_pg.column_risks IS
+    'What a statement-level trigger has to know about the columns as they are now, as bits: 1 = one of the names in uses is missing, 2 = a row may not be writable as jsonb (json, and types that have a cast to json of their own), 4 = numbers may have more digits than an event may.';
+COMMENT ON FUNCTION sse_pg.confirm_epochs IS
+    'Notes that more of the log before is certain than was known when an epoch began.';
+COMMENT ON FUNCTION sse_pg.consumers_below IS
+    'The consumers whose cursors lack ids up to this one, which must all be settled.';
+COMMENT ON FUNCTION sse_pg.convert_default IS
+    'Run by alone(): turns the whole default partition into the partition of the ids from first_id to the next multiple of size, without reading its rows, and makes the empty table events_default_next the default partition.';
+COMMENT ON FUNCTION sse_pg.copy_identity IS
+    'What a primary and its standbys have in common, and no other copy of the log.';
+COMMENT ON FUNCTION sse_pg.copying_subscription IS
+    'The subscription (logical replication) that copies events into this log; NULL if there is none.';
+COMMENT ON FUNCTION sse_pg.cursor_ids IS
+    'The ids that a printed cursor covers.';
+COMMENT ON FUNCTION sse_pg.cursor_text IS
+    'A cursor as text, of at most 128 bytes.';
+COMMENT ON FUNCTION sse_pg.digest IS
+    'Replaces a name in notifications, which any role may hear.';
+COMMENT ON FUNCTION sse_pg.drop_partitions IS
+    'Run by alone(): drops partitions.';
+COMMENT ON FUNCTION sse_pg.ended_logs IS
+    'The logs that ended where an epoch began: which of their ids are certain, and above which id the next log begins.';
+COMMENT ON FUNCTION sse_pg.expect_log IS
+    'Returns the identity of the log that the caller''s connection leads to.';
+COMMENT ON FUNCTION sse_pg.fill_channel IS
+    'The name of a channel from a template: literals[1], column_values[1], literals[2] and so on.';
+COMMENT ON FUNCTION sse_pg.id_limit IS
+    'A bound for the ids in the default partition.';
+COMMENT ON FUNCTION sse_pg.is_behind IS
+    'Whether there is something for a reader: an event that it lacks, or a purge of ids that it lacks.';
+COMMENT ON FUNCTION sse_pg.is_known_log IS
+    'Whether this is the log that a server noted last, and all that is known about it is noted.';
+COMMENT ON FUNCTION sse_pg.jump IS
+    'Passes all ids that the log before may have handed out: the next id is at least 1,000,000,000 higher than every id that is known to have been drawn.';
+COMMENT ON FUNCTION sse_pg.lacked IS
+    'The events of these channels that a cursor lacks, ascending, each with the cursor after it: at most most, and at most 8 MiB or one larger event.';
+COMMENT ON FUNCTION sse_pg.log_identity IS
+    'Identifies the log: the cluster, its timeline (a promotion begins a new one), the database, the table.';
+COMMENT ON FUNCTION sse_pg.make_log_row IS
+    'Makes the row of sse_pg.log again if it is missing.';
+COMMENT ON FUNCTION sse_pg.make_table IS
+    'Makes a table like sse_pg.events that is not a partition yet.';
+COMMENT ON FUNCTION sse_pg.messages_from IS
+    'The messages, each with its transaction, of the transactions from this one on that the caller''s snapshot shows.';
+COMMENT ON FUNCTION sse_pg.must_jump IS
+    'Whether ids that were handed out may be drawn again.';
+COMMENT ON FUNCTION sse_pg.note_behind IS
+    'Says that these consumers lack events that are gone.';
+COMMENT ON FUNCTION sse_pg.note_deletion IS
+    'Notes a deletion.';
+COMMENT ON FUNCTION sse_pg.note_epoch IS
+    'Notes an epoch whose ids are above this one.';
+COMMENT ON FUNCTION sse_pg.note_jump IS
+    'Notes the epoch of a jump that a publisher made after a recovery.';
+COMMENT ON FUNCTION sse_pg.note_purged IS
+    'Notes that ids up to this one may be gone.';
+COMMENT ON FUNCTION sse_pg.notifications_since IS
+    'The messages of the transactions that have committed since an earlier snapshot, each once and in no order, and the snapshot to pass to the next call.';
+COMMENT ON FUNCTION sse_pg.notify_servers IS
+    'Sends messages to the servers when the caller''s transaction commits.';
+COMMENT ON FUNCTION sse_pg.partition_name IS
+    'The name of the partition that begins at an id.';
+COMMENT ON FUNCTION sse_pg.pass_purged IS
+    'After a purge up to this id: moves the cursors of these consumers, which lack no event below it, so that they get no gap.';
+COMMENT ON FUNCTION sse_pg.payload_fits IS
+    'The rule for payload and headers: true, or an error that says the rule.';
+COMMENT ON FUNCTION sse_pg.purge_channels IS
+    'Deletes what keep() no longer keeps, at most most events in a call; purge() calls it.';
+COMMENT ON FUNCTION sse_pg.read_above IS
+    'The events above the last id that a server has seen.';
+COMMENT ON FUNCTION sse_pg.read_marked IS
+    'The events that a server has not seen, up to the mark in sse_pg.log, also on a standby.';
+COMMENT ON FUNCTION sse_pg.read_open IS
+    'The events that a server has not seen, while ids are open.';
+COMMENT ON FUNCTION sse_pg.read_page IS
+    'A page of stored events of these channels, within these ranges of ids, ascending.';
+COMMENT ON FUNCTION sse_pg.read_page_desc IS
+    'A page of stored events, from the newest down.';
+COMMENT ON FUNCTION sse_pg.recovered IS
+    'Called by whoever publishes first after a recovery.';
+COMMENT ON FUNCTION sse_pg.refuse_long_numbers IS
+    'Fails if a number is so large or so small that it has more than 400 digits when it is written out.';
+COMMENT ON FUNCTION sse_pg.refuse_pattern IS
+    'Fails if a text is a pattern, or not the name of a channel.';
+COMMENT ON FUNCTION sse_pg.refuse_purged_snapshot IS
+    'In REPEATABLE READ, a partition that was dropped or truncated after the snapshot looks empty, although purged_to is still that of the snapshot.';
+COMMENT ON FUNCTION sse_pg.rename_table IS
+    'Renames a table of the schema.';
+COMMENT ON FUNCTION sse_pg.row_as_json IS
+    'A row as JSON, or NULL if it is too large or PostgreSQL cannot write it as jsonb, such as json with \u0000 in it.';
+COMMENT ON FUNCTION sse_pg.set_wire IS
+    'Sets the trip-wire, and first passes the ids that may have been handed out.';
+COMMENT ON FUNCTION sse_pg.settled_ids IS
+    'The ids up to one, except for the open ranges.';
+COMMENT ON FUNCTION sse_pg.subscriptions_changed IS
+    'The trigger of sse_pg.subscriptions, which notifies the servers.';
+COMMENT ON FUNCTION sse_pg.transition_rows IS
+    'A transition table, as it stands in FROM: by its name, or with the expressions of virtual columns, which it does not have.';
+COMMENT ON FUNCTION sse_pg.truncated_change IS
+    'What is published of a row that is too large: its key, or not even that.';
+COMMENT ON FUNCTION sse_pg.unnoted_jump IS
+    'The id above which the ids of an epoch lie that nobody has noted yet; NULL if there is none.';
+COMMENT ON FUNCTION sse_pg.unsettled_ids IS
+    'The ids that may still come, in the eyes of this transaction; all above the last id drawn are among them.';
+COMMENT ON FUNCTION sse_pg.visible_elsewhere IS
+    'The ids of a set that belong to visible events of other channels.';
+COMMENT ON FUNCTION sse_pg.wanted_channels IS
+    'Checks what a reader asks for.';
+COMMENT ON FUNCTION sse_pg.wire_is_intact IS
+    'Whether the trip-wire was set after the last recovery.';
+COMMENT ON FUNCTION sse_pg.write_mark IS
+    'Notes what is settled, if that has changed: for a server that reads no log on the primary, but is elected.';
