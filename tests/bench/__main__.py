@@ -40,6 +40,7 @@ BENCHMARKS = {
     "limits": "limits",
     "idle": "idle_streams",
     "notify": "notify",
+    "polling": "polling",
 }
 
 
