@@ -23,7 +23,7 @@ from sse_pg.delivery.stream import Stream
 from sse_pg.errors import BusUnavailable, ClientGone, CursorError
 from sse_pg.http.accept_encoding import accepts_gzip
 from sse_pg.http.problem import FieldError, Problem, invalid, unavailable
-from sse_pg.http.query import query_channels, query_flag, query_user
+from sse_pg.http.query import query_channels, query_choice, query_flag, query_user
 from sse_pg.http.takeover import StreamHead, take_over
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,11 @@ class StreamApi:
                 await bus.followers.follow(stream, stream.follows, identity.subscribe)
             else:
                 bus.authorizer.watch(stream)
-                await bus.access.require(identity, stream.user, "subscribe", stream.channels, "channels")
+                if stream.denied is None:
+                    await bus.access.require(identity, stream.user, "subscribe", stream.channels, "channels")
+                else:
+                    asked = stream.channels
+                    bus.hub.deny(stream, asked - await bus.access.readable(identity, stream.user, asked))
             await response.prepare(request)
             take_over(request, stream)
         except BaseException:
@@ -141,14 +145,19 @@ class StreamApi:
         envelope = self._envelope(request)
         if user is None and not channels:
             raise invalid([FieldError("channels", "required, unless userId is given")])
-        if user is not None and channels:
-            await self._require_subscribed(user, channels)
+        skip = query_choice(request.query, "denied", ("refuse", "skip")) == "skip"
+        if skip and not channels:
+            raise invalid([FieldError("denied", "needs channels: a stream of userId alone has what is allowed")])
+        missing = [] if user is None or not channels else await self._not_subscribed(user, channels)
+        if missing and (not skip or len(missing) == len(channels)):
+            raise _not_subscribed_problem(user, missing)
         if request.transport is None:
             raise ClientGone
         return Stream(
             request.transport,
             self._on_end,
-            channels=frozenset(channels),
+            channels=frozenset(channels).difference(missing),
+            denied=frozenset(missing) if skip else None,
             cursor=START,
             envelope=envelope,
             framing=self._framing(request),
@@ -193,15 +202,9 @@ class StreamApi:
             raise ClientGone
         raise unavailable(f"Not ready: {reason or bus.tail.last_error}.", limit="not_ready")
 
-    async def _require_subscribed(self, user: str, channels: list[str]) -> None:
+    async def _not_subscribed(self, user: str, channels: list[str]) -> list[str]:
         subscribed = {name for name, _ in await self._bus.store.subscriptions(user)}
-        missing = [name for name in channels if name not in subscribed]
-        if missing:
-            raise Problem(
-                403,
-                f"User {user} is not subscribed to {', '.join(missing)}.",
-                errors=[FieldError("channels", name) for name in missing],
-            )
+        return [name for name in channels if name not in subscribed]
 
     def _bring_up_again(self, stream: Stream) -> None:
         """Let a stream catch up that was live. A crowd of them nearly always can at once, which needs no tasks."""
@@ -256,18 +259,28 @@ class StreamApi:
         return None, asked is not None
 
     def _greet(self, stream: Stream, cursor: Cursor, lost: str | None) -> None:
-        """Send the first block, and with it a gap if the cursor that the client asked for is unknown here.
+        """Send the first block, with the channels that are denied, and a gap if the client's cursor is unknown here.
 
-        Both go out in one write: a client that disconnected between the two would resume from the hello's position.
+        All go out in one write: a client that disconnected before the gap would resume from the hello's position.
         """
         retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
         stream.cursor, stream.log = cursor, self._bus.hub.log
         stream.greeted = True
         greeting = wire.hello(cursor, retry_ms)
+        if stream.denied:
+            greeting += wire.denied(stream.denied, cursor)
         if lost is not None:
             self._bus.hub.gap_notices["unknown"] += 1
             greeting += wire.gap("unknown", _printable(lost), cursor)
         stream.write_position(greeting, cursor, time.monotonic())
+
+
+def _not_subscribed_problem(user: str | None, missing: list[str]) -> Problem:
+    return Problem(
+        403,
+        f"User {user} is not subscribed to {', '.join(missing)}.",
+        errors=[FieldError("channels", name) for name in missing],
+    )
 
 
 def _requested_cursor(request: web.Request) -> str | None:

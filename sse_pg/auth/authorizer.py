@@ -118,8 +118,9 @@ class Authorizer:
     async def apply(self) -> None:
         """Hold the open streams that revocations concern, and start to ask about them again.
 
-        Those that are no longer allowed end, and the others go on from where they were. A stream without an answer
-        within the time that the rule may take ends, and its client reconnects.
+        Those that are no longer allowed end, or go on without what is not allowed if their client asked for that. The
+        others go on from where they were. A stream without an answer within the time that the rule may take ends, and
+        its client reconnects.
         """
         if not self._heard:
             return
@@ -194,7 +195,12 @@ class Authorizer:
         except RuleFailed:
             answers |= await self._ask_per_user(by_user)
         for stream, questions in asked.items():
-            if not all(answers.get(each, False) for each in questions):
+            refused = frozenset(each[2] for each in questions if not answers.get(each, False))
+            if refused and stream.denied is not None and all(each in answers for each in questions):
+                self._holds.hold(stream)  # those that came later are not held
+                self._holds.deny(stream, refused)
+                self._holds.release(stream)
+            elif refused:
                 stream.end(EndReason.REVOKED)
             await turns.pause()
 

@@ -27,6 +27,10 @@ class Holds:
             stream.held = asyncio.get_running_loop().create_future()
             self._hub.suspend(stream)
 
+    def deny(self, stream: Stream, channels: frozenset[str]) -> None:
+        """Take channels from a stream that is held."""
+        self._hub.deny(stream, channels)
+
     def release(self, stream: Stream) -> None:
         """Let a stream go on. If it has ended, or somebody else holds it, it does not."""
         self._held[stream] -= 1

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from sse_pg.client.backoff import Backoff, retry_after
 from sse_pg.client.consuming import Consumer, StoredEvent
-from sse_pg.client.events import Event, Gap, Published, Reconnect, Snapshot
+from sse_pg.client.events import Denied, Event, Gap, Published, Reconnect, Snapshot
 from sse_pg.client.publishing import publish
 from sse_pg.client.subscription import Subscription
 from sse_pg.errors import BusUnavailable, ClientError, OutcomeUnknown
@@ -27,6 +27,7 @@ __all__ = [
     "BusUnavailable",
     "ClientError",
     "Consumer",
+    "Denied",
     "Event",
     "Gap",
     "OutcomeUnknown",

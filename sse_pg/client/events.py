@@ -42,6 +42,12 @@ class Gap(msgspec.Struct, frozen=True):
     before: str
 
 
+class Denied(msgspec.Struct, frozen=True):
+    """Channels that were asked for and that the stream does not carry, because they are not allowed."""
+
+    channels: list[str]
+
+
 class Reconnect(msgspec.Struct, frozen=True):
     """A stream was lost, or could not be opened."""
 

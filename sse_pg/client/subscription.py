@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from sse_pg.client.backoff import MAX_WAIT_S, Backoff
-from sse_pg.client.events import Event, Gap, Reconnect, Snapshot
+from sse_pg.client.events import Denied, Event, Gap, Reconnect, Snapshot
 from sse_pg.client.parser import Block, Parser
 from sse_pg.client.responses import (
     CONNECTION_ERRORS,
@@ -62,6 +62,7 @@ class Subscription:
         headers: Mapping[str, str] | None = None,
         session: aiohttp.ClientSession | None = None,
         on_gap: Callable[[Gap], object] | None = None,
+        on_denied: Callable[[Denied], object] | None = None,
         on_reconnect: Callable[[Reconnect], object] | None = None,
         max_silence: float | None = 60.0,
         max_block: int = 16 << 20,
@@ -80,6 +81,9 @@ class Subscription:
         :param headers: sent with each request, for example Authorization.
         :param session: used and left open; without one, the subscription creates and closes its own.
         :param on_gap: called if events can no longer be delivered, and awaited if it is async.
+        :param on_denied: called likewise with the channels that are not allowed. With it, the stream carries the
+            others, also if a channel is revoked while it is open. Without it, or if none is allowed, the iteration
+            raises ClientError.
         :param on_reconnect: called likewise before each wait for the next attempt. Both log a warning by default;
             with ``snapshot``, a gap is no loss and is not logged.
         :param max_silence: seconds without any data, heartbeats included, after which a stream counts as lost.
@@ -103,6 +107,7 @@ class Subscription:
         self._params = {
             **({"channels": ",".join(names)} if names else {}),
             **({} if user_id is None else {"userId": str(user_id)}),
+            **({} if on_denied is None else {"denied": "skip"}),
             **({"envelope": "true" if envelope is True else envelope} if envelope else {}),
         }
         self._headers = dict(headers or {})
@@ -112,6 +117,7 @@ class Subscription:
         """Whether the snapshot is to be taken before a stream is opened."""
         self._unproven = False
         """Whether no stream has gone on from the position of the last snapshot yet."""
+        self._on_denied = on_denied or _ignore
         self._on_gap = on_gap or (_log_gap if snapshot is None else _ignore)
         self._on_reconnect = on_reconnect or _log_reconnect
         self._max_silence = max_silence
@@ -213,6 +219,12 @@ class Subscription:
                 delay = self._backoff.next_delay() if self._unproven else 0.0
                 self._not_before = asyncio.get_running_loop().time() + delay
                 return None
+        elif block.event == "sse-pg.denied":
+            try:
+                denied = msgspec.json.decode(block.data, type=Denied)
+            except msgspec.DecodeError as error:
+                raise ClientError(f"the server sent a denial that cannot be decoded: {error}") from error
+            await _call(self._on_denied, denied)
         elif block.event == "sse-pg.hello":
             self._backoff.reset()
         if block.retry is not None:
@@ -220,7 +232,7 @@ class Subscription:
         self._blocks.popleft()
         if block.id:
             self.cursor = block.id
-        self._unproven = self._unproven and block.event == "sse-pg.hello"
+        self._unproven = self._unproven and block.event in ("sse-pg.hello", "sse-pg.denied")
         if block.event.startswith(_OWN_NAMES):
             return None
         return Event(block.id, block.event, block.data, _number(block))
@@ -327,7 +339,7 @@ async def _call(callback: Callable[[T], object], argument: T) -> None:
         await result
 
 
-def _ignore(_gap: Gap) -> None:
+def _ignore(_notice: object) -> None:
     """Do nothing: the next snapshot has what the stream lacks."""
 
 

@@ -7,6 +7,8 @@ The format is defined in WHATWG HTML, "Server-sent events".
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from sse_pg.core.cursor import Cursor
@@ -15,6 +17,7 @@ from sse_pg.core.event import Event
 
 HELLO = "sse-pg.hello"
 GAP = "sse-pg.gap"
+DENIED = "sse-pg.denied"
 POSITION = "sse-pg.position"
 #: A comment without an empty line after it, because some client libraries treat every empty line as an event.
 HEARTBEAT = b":\n"
@@ -74,6 +77,11 @@ def hello(cursor: Cursor, retry_ms: int) -> bytes:
 def position(cursor: Cursor) -> bytes:
     """Return the block that gives a quiet stream a newer position."""
     return block(POSITION, "{}", cursor)
+
+
+def denied(channels: Iterable[str], cursor: Cursor) -> bytes:
+    """Return the block that names channels that were asked for and that the stream does not carry."""
+    return block(DENIED, _encode({"channels": sorted(channels)}).decode(), cursor)
 
 
 def gap(reason: str, after: str, before: Cursor, *, cursor: Cursor | None = None) -> bytes:

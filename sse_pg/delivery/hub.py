@@ -311,6 +311,22 @@ class Hub:
         else:
             stream.channels = channels
 
+    def deny(self, stream: Stream, channels: frozenset[str]) -> None:
+        """Let a stream go on without some of its channels, and say so, or end it if it has no others.
+
+        It must not be live, so that its cursor is what its client was offered.
+        """
+        denied = channels & stream.channels
+        if not denied or stream.reason is not None:
+            return
+        if denied == stream.channels or stream.denied is None:
+            stream.end(EndReason.REVOKED)
+            return
+        stream.denied |= denied
+        self.change_channels(stream, stream.channels - denied)
+        if stream.greeted:  # otherwise its first blocks say it
+            stream.write_position(wire.denied(denied, stream.cursor), stream.cursor, time.monotonic())
+
 
 def _nobody(_stream: Stream) -> None:
     """Let nobody bring a stream up."""

@@ -44,6 +44,7 @@ class Stream(asyncio.Protocol):
         "buffer_limit",
         "channels",
         "cursor",
+        "denied",
         "envelope",
         "events",
         "expired_to",
@@ -81,6 +82,7 @@ class Stream(asyncio.Protocol):
         framing: Framing,
         buffer_limit: int,
         now: float,
+        denied: frozenset[str] | None = None,
         user: str | None = None,
         follows: str | None = None,
         remote: str = "unknown",
@@ -94,6 +96,8 @@ class Stream(asyncio.Protocol):
         """The client's address."""
         self.transport = transport
         self.channels = channels
+        self.denied = denied
+        """The channels that were asked for and are not allowed; None if one of them ends the stream."""
         self.cursor = cursor
         self.log = 0
         """The number of the log that the cursor belongs to, among those that this server has read."""

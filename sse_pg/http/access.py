@@ -104,6 +104,18 @@ class Access:
             allowed = await self._authorizer.allowed(user, action, channels)
             _require_none([name for name in channels if name not in allowed], "access rule", user, action, field)
 
+    async def readable(self, identity: Identity, user: str | None, channels: Collection[str]) -> frozenset[str]:
+        """Return those of the channels that the user may read. If there is none, raise what ``require`` raises."""
+        by_token = frozenset(channels if identity is OPEN else filter(identity.subscribe.match, channels))
+        if not by_token:
+            _require_none(sorted(channels), "token", identity.user, "subscribe", "channels")
+        if self._authorizer.asks_nobody:
+            return by_token
+        allowed = await self._authorizer.allowed(user, "subscribe", by_token)
+        if not allowed:
+            _require_none(sorted(by_token), "access rule", user, "subscribe", "channels")
+        return allowed
+
     def _require_own_host(self, request: web.Request) -> None:
         """Refuse a Host that is not a name of this machine, if loopback is all that keeps others out.
 

@@ -27,6 +27,7 @@ export function useEvents (url, options, onEvent) {
       ...(typeof options.token === 'function' && { token: () => latest.current.options.token() }),
       onOpen: current('open'),
       onLost: current('lost'),
+      ...(options.onDenied && { onDenied: (channels) => latest.current.options.onDenied?.(channels) }),
       onGap: (gap) => latest.current.options.onGap?.(gap),
       onEnd: current('ended')
     }, (event) => latest.current.onEvent(event))

@@ -21,6 +21,7 @@ export async function acrossTabs (target, init) {
   let term // when this tab began to lead
   let release // stops leading
   let place // of the leading tab: the cursor from which others may follow
+  let denied = '' // of the leading tab: what its stream has said of channels that it does not carry
   let before // of the leading tab: the cursor of the block before
   let leader = { term: 0 } // the first message of the tab that leads
   let joined = false
@@ -34,6 +35,8 @@ export async function acrossTabs (target, init) {
     cancel: () => end()
   }, new ByteLengthQueuingStrategy({ highWaterMark: 32e6 }))
 
+  const streaming = new Response(stream, { headers: { 'Content-Type': 'text/event-stream' } })
+
   const end = (error) => {
     if (over.signal.aborted) return
     over.abort()
@@ -45,7 +48,7 @@ export async function acrossTabs (target, init) {
   }
   const hand = ({ text, id }) => {
     if (over.signal.aborted) return
-    respond(new Response(stream, { headers: { 'Content-Type': 'text/event-stream' } }))
+    respond(streaming)
     body.enqueue(encoder.encode(text))
     last = id ?? last
     if (body.desiredSize < 0) end(new Error('the events are not read fast enough'))
@@ -54,19 +57,22 @@ export async function acrossTabs (target, init) {
   /** Pass on to the other tabs what this one, which leads, has received. */
   const tell = (text, id) => {
     // A cursor that does not fit into its length stays the same over several events: nobody may begin there.
-    if (id !== undefined) [place, before] = [id === before ? undefined : id, id]
-    tabs.postMessage({ term, text, id, place })
+    if (id !== undefined && id !== before) place = before = id
+    else if (id !== undefined && !/^event: sse-pg\./m.test(text)) place = undefined
+    if (text.includes('event: sse-pg.denied\n')) denied += text.replace(/^id:.*\n/m, '')
+    tabs.postMessage({ term, text, id, place, denied })
   }
   /** Follow the leader, if it has been where this tab is. */
   const meet = () => {
     const at = seen.findIndex((piece) => piece.place === last)
     if (at < 0) return
+    const { denied } = seen[at]
     const rest = seen.slice(at + 1)
     joined = true
     own?.abort()
     own = undefined
     seen = []
-    hand({ text: `retry: 1000\nid: ${last}\nevent: sse-pg.hello\ndata: {}\n\n` })
+    hand({ text: `retry: 1000\nid: ${last}\nevent: sse-pg.hello\ndata: {}\n\n${denied}` })
     rest.forEach(hand)
   }
   const read = async () => {

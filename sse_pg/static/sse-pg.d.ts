@@ -60,6 +60,11 @@ export interface StreamOptions {
   /** The connection was lost; the next attempt is after `pause` milliseconds. */
   onLost?: (lost: { error: Error, pause: number }) => void
   onGap?: (gap: Gap) => void
+  /**
+   * Called with the channels that are not allowed. With it, the stream carries the others, also if a channel is revoked
+   * while it is open. Without it, or if none is allowed, that is a StreamError with the status 403.
+   */
+  onDenied?: (channels: string[]) => void
   /** Called by `listen()` if it has ended with an error and does not reconnect. The default is `console.error`. */
   onEnd?: (error: unknown) => void
   fetch?: typeof fetch

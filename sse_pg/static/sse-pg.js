@@ -7,7 +7,7 @@ export class StreamError extends Error {
 
 /** Follow a stream until the signal aborts or the loop ends: `for await (const event of subscribe(url, options))`. */
 export async function * subscribe (url, options = {}) {
-  const { key, signal, silence = 45000, onOpen, onLost, onGap, snapshot } = options
+  const { key, signal, silence = 45000, onOpen, onLost, onGap, onDenied, snapshot } = options
   if (snapshot && (key ?? options.from) !== undefined) throw new TypeError('a snapshot has its own position: leave out key and from')
   const request = prepared(url, options)
   const storage = key === undefined ? undefined : options.storage ?? globalThis.sessionStorage
@@ -44,11 +44,12 @@ export async function * subscribe (url, options = {}) {
         retry = Number(block.retry) || retry
         if (type === 'sse-pg.hello') onOpen?.({ id, resumed: cursor })
         else if (type === 'sse-pg.gap') onGap?.(JSON.parse(text))
+        else if (type === 'sse-pg.denied') onDenied?.(JSON.parse(text).channels)
         if (type === 'sse-pg.gap' && snapshot) { // what follows the gap is part of the next snapshot
           outdated = true
           break
         }
-        unproven &&= type === 'sse-pg.hello'
+        unproven &&= type === 'sse-pg.hello' || type === 'sse-pg.denied'
         if (text && !type.startsWith('sse-pg.')) yield { id, number: Number(block.number ?? id.split('~')[0]), type, data: JSON.parse(text), text }
         if (signal?.aborted) return // the rest of what has arrived is for nobody
         // Only now: if the page is closed while it handles an event, it gets that event again.
@@ -91,12 +92,13 @@ export function listen (url, options, onEvent) {
 
 /** What is wrong here stays wrong, so it is an error before the first attempt. */
 function prepared (url, options) {
-  const { channels = [], userId, envelope } = options
+  const { channels = [], userId, envelope, onDenied } = options
   if (!Array.isArray(channels) || channels.some((name) => typeof name !== 'string')) throw new TypeError('channels must be an array of strings')
   const target = new URL(url, globalThis.document?.baseURI)
   if (channels.length) target.searchParams.set('channels', channels.join(','))
   if (userId !== undefined) target.searchParams.set('userId', userId)
   if (envelope) target.searchParams.set('envelope', envelope)
+  if (onDenied) target.searchParams.set('denied', 'skip')
   return { target, fixed: new Headers(options.headers) }
 }
 

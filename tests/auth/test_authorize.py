@@ -97,6 +97,71 @@ async def test_a_revoked_stream_ends_before_a_later_event(db: psycopg.Connection
         assert (await client.get("/api/events/stream?channels=a"))[0] == 403
 
 
+async def test_a_stream_opens_with_what_is_allowed(db: psycopg.Connection, launch: Launcher) -> None:
+    """What the token, the rule or the subscriptions do not allow is named, and left out."""
+    db.execute(GRANTS)
+    grant(db, "42", "subscribe", "a", "d", "other")
+    for channel in "ab":
+        db.execute("SELECT sse_pg.subscribe('42', %s)", (channel,))
+    server = await launch(**TOKENS)
+    limited = bearer(token("42", publish=["*"], subscribe=["a", "b", "c", "d"]))
+    async with Client(server.url, limited) as client:
+        async with client.stream("a,b,c,other", denied="skip") as stream:
+            said = await stream.event()
+            assert (said.event, said.json()) == ("sse-pg.denied", {"channels": ["b", "c", "other"]})
+            assert said.id == stream.hello.id
+            db.execute("SELECT sse_pg.publish(c, 'm', to_jsonb(c)) FROM unnest('{b,other,a}'::text[]) c")
+            assert (await stream.event()).json() == "a"
+        async with client.stream("a,d", userId="42", denied="skip") as stream:
+            assert (await stream.event()).json() == {"channels": ["d"]}
+        async with client.stream("a,d", denied="skip") as stream:  # nothing is denied, and nothing is said
+            db.execute("SELECT sse_pg.publish('d', 'm', '1')")
+            assert (await stream.event()).event == "m"
+        for query, status in (
+            ("channels=b,other&denied=skip", 403),
+            ("channels=other&denied=skip", 403),
+            ("channels=d&userId=42&denied=skip", 403),
+            ("channels=a,b", 403),
+            ("channels=a,b&denied=refuse", 403),
+            ("channels=a&denied=yes", 422),
+            ("userId=42&denied=skip", 422),
+        ):
+            answer, body = await client.get(f"/api/events/stream?{query}")
+            assert (answer, "errors" in body) == (status, True), query
+
+
+async def test_an_open_stream_goes_on_without_a_revoked_channel(db: psycopg.Connection, launch: Launcher) -> None:
+    db.execute(GRANTS)
+    grant(db, "42", "subscribe", "a", "b")
+    server = await launch(**TOKENS)
+    async with user(server.url) as client, client.stream("a,b", denied="skip") as stream:
+        db.execute("SELECT sse_pg.publish('a', 'm', '\"early\"')")
+        early = await stream.event()
+        assert early.json() == "early"
+        take(db, "42", "a")
+        db.execute("SELECT sse_pg.publish('a', 'm', '\"too late\"'), sse_pg.publish('b', 'm', '\"still\"')")
+        said = await stream.event()
+        assert (said.event, said.json(), said.id) == ("sse-pg.denied", {"channels": ["a"]}, early.id)
+        assert (await stream.event()).json() == "still"
+        async with client.stream("a,b", last_event_id=early.id, denied="skip") as again:
+            assert (await again.event()).json() == {"channels": ["a"]}
+            assert (await again.event()).json() == "still"
+        take(db, "42", "b")
+        with pytest.raises(EOFError):
+            await stream.event()
+        assert (await client.get("/api/events/stream?channels=a,b&denied=skip"))[0] == 403
+
+
+async def test_a_rule_that_breaks_denies_nothing_for_good(db: psycopg.Connection, launch: Launcher) -> None:
+    """The stream ends, so that its client asks again."""
+    server = await launch(**TOKENS)
+    async with user(server.url) as client, client.stream("a,b", denied="skip") as stream:
+        rule(db, "RAISE 'broken';")
+        db.execute("SELECT sse_pg.revoke('42', 'a')")
+        with pytest.raises(EOFError):
+            await stream.event()
+
+
 async def test_a_stream_of_a_user_loses_and_gains_channels(db: psycopg.Connection, launch: Launcher) -> None:
     db.execute(GRANTS)
     grant(db, "42", "subscribe", "a", "b")

@@ -257,6 +257,24 @@ async def test_tokens_line_ends_and_silence(page: Page, watch: Watch, client: Cl
         await runner.cleanup()
 
 
+async def test_a_page_goes_on_without_what_it_may_not_read(page: Page, watch: Watch, client: Client) -> None:
+    watch.expected = ("403",)
+    await page.goto(f"{client.url}/docs")
+    await client.post("/api/events/channels/subscribe", {"userId": "7", "channel": "a"})
+    await client.publish("a", 1)
+    got = await page.evaluate(
+        """async () => {
+          const { subscribe } = await import('/sse-pg.js')
+          const got = []
+          const options = { channels: ['a', 'b'], userId: 7, from: '0', onDenied: (channels) => got.push(channels) }
+          for await (const { data } of subscribe('/api/events/stream', options)) return [...got, data]
+        }"""
+    )
+    assert got == [["b"], 1]
+    refused = await follow(page, 1, channels=["a", "b"], userId=7)
+    assert refused["status"] == 403
+
+
 async def test_aborting_ends_it_without_an_error(page: Page, launch: Launcher) -> None:
     server = await launch()
     await page.goto(f"{server.url}/docs")

@@ -10,7 +10,6 @@ from typing import Any
 import psycopg
 import pytest
 import pytest_asyncio
-from clients.proxy import Proxy
 from playwright.async_api import Browser, BrowserContext, Page
 from support.client import Client
 from support.server import Launcher
@@ -25,9 +24,11 @@ FOLLOW = """async (options) => {
   const { acrossTabs } = await import('/static/sse-pg-tabs.js')
   window.got = []
   window.gaps = []
+  window.lost = []
   await new Promise((resolve) => {
     const all = {
       channels: ['a'], fetch: acrossTabs, ...options, onOpen: resolve, onGap: (gap) => window.gaps.push(gap),
+      onLost: ({ error }) => window.lost.push(error.message),
       onEnd: (error) => { window.ended = error.status; resolve() }
     }
     window.stream = listen('/api/events/stream', all, ({ number }) => { window.got.push(number) })
@@ -112,27 +113,30 @@ async def test_ten_tabs_have_one_connection_and_lose_nothing(
     context: BrowserContext, launch: Launcher, database_url: str
 ) -> None:
     server = await launch(position_refresh=0.3)
-    port = int(server.url.rpartition(":")[2])
-    async with Proxy(port, port) as proxy:
-        tabs = [await tab(context, proxy.url) for _ in range(TABS)]
+    tabs = [await tab(context, server.url) for _ in range(TABS)]
+    await eventually(lambda: len(server.bus.hub.streams) == 1)
+    async with Publisher(database_url) as publisher:
+        await publisher.more(50)
+        for end in (crash, Page.close, crash, Page.close):
+            page = await leader(tabs)
+            tabs.remove(page)
+            await end(page)
+            await publisher.more(50)
+        for page in tabs:  # they have noticed nothing
+            assert await page.evaluate("window.lost") == []
         await eventually(lambda: len(server.bus.hub.streams) == 1)
-        async with Publisher(database_url) as publisher:
-            await publisher.more(50)
-            for end in (crash, Page.close, crash, Page.close):
-                page = await leader(tabs)
-                tabs.remove(page)
-                await end(page)
-                await publisher.more(50)
-            proxy.cut()  # the leader loses its stream
-            await publisher.more(50)
-            late = await tab(context, proxy.url, **{"from": "0"})
-            await publisher.more(50)
-        expected = sorted(publisher.numbers)
-        for page in [*tabs, late]:
-            await page.wait_for_function("(count) => window.got.length >= count", arg=len(expected))
-            assert sorted(await page.evaluate("window.got")) == expected
-            assert await page.evaluate("window.gaps") == []
-        await eventually(lambda: len(server.bus.hub.streams) == 1)
+        for stream in server.bus.hub.streams:  # that of the leader
+            stream.transport.abort()
+        await publisher.more(50)
+        late = await tab(context, server.url, **{"from": "0"})
+        await publisher.more(50)
+    expected = sorted(publisher.numbers)
+    for page in [*tabs, late]:
+        await page.wait_for_function("(count) => window.got.length >= count", arg=len(expected))
+        assert sorted(await page.evaluate("window.got")) == expected
+        assert await page.evaluate("window.gaps") == []
+    assert sum([len(await page.evaluate("window.lost")) for page in tabs]) == 1
+    await eventually(lambda: len(server.bus.hub.streams) == 1)
 
 
 async def test_more_tabs_than_http_1_has_connections(context: BrowserContext, launch: Launcher) -> None:
@@ -142,7 +146,7 @@ async def test_more_tabs_than_http_1_has_connections(context: BrowserContext, la
         number = await client.publish("a", 1)
     for page in tabs:
         await page.wait_for_function("() => window.got.length === 1")
-        assert await page.evaluate("window.got") == [number]
+        assert await page.evaluate("[window.got, window.lost]") == [[number], []]
         assert await page.evaluate("fetch('/healthz').then(({ status }) => status)") == 200
     assert len(server.bus.hub.streams) == 1
 
@@ -155,6 +159,28 @@ async def test_a_tab_that_is_refused_follows_one_that_is_not(context: BrowserCon
     assert len(server.bus.hub.streams) == 1
     await good.close()
     await bad.wait_for_function("() => window.ended === 401")
+
+
+async def test_every_tab_hears_what_is_denied(context: BrowserContext, launch: Launcher) -> None:
+    """Those that follow, too, and then get the same events."""
+    server = await launch()
+    async with Client(server.url) as client:
+        await client.post("/api/events/channels/subscribe", {"userId": "7", "channel": "a"})
+        tabs = []
+        for _ in range(3):
+            page = await context.new_page()
+            await page.goto(f"{server.url}/docs")
+            await page.evaluate("() => { window.denied = [] }")
+            await page.evaluate(
+                FOLLOW.replace("onOpen:", "onDenied: (names) => window.denied.push(names), onOpen:"),
+                {"channels": ["a", "b"], "userId": 7},
+            )
+            tabs.append(page)
+        assert len(server.bus.hub.streams) == 1
+        number = await client.publish("a", 1)
+        for page in tabs:
+            await page.wait_for_function("() => window.got.length === 1")
+            assert await page.evaluate("[window.got, window.denied, window.lost]") == [[number], [["b"]], []]
 
 
 async def test_a_leader_that_does_not_respond_holds_nobody_up(context: BrowserContext, launch: Launcher) -> None:

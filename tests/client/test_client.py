@@ -19,6 +19,7 @@ from pytest_aiohttp import AiohttpServer
 
 from sse_pg.client import (
     Backoff,
+    Denied,
     Event,
     Gap,
     Published,
@@ -250,6 +251,20 @@ async def test_an_event_without_an_id_keeps_the_cursor(bus: Bus) -> None:
     events = follow(bus, cursor="17")
     assert [event async for event in events] == [Event("17", "message", "1", 17)]
     assert bus.resumed_from() == ["17", "17"]
+
+
+async def test_a_denied_channel_is_passed_on_and_asked_for_like_that(bus: Bus) -> None:
+    said = block(100, '{"channels":["b","c"]}', "sse-pg.denied")
+    bus.answers = [bus.stream(HELLO + said + block(101))]
+    denied: list[Denied] = []
+    found = [event async for event in follow(bus, on_denied=denied.append)]
+    assert [event.id for event in found] == ["101"]
+    assert denied == [Denied(["b", "c"])]
+    assert bus.requests[0].query["denied"] == "skip"
+    bus.requests.clear()
+    bus.answers = [bus.stream(HELLO)]
+    assert [event async for event in follow(bus)] == []
+    assert "denied" not in bus.requests[-1].query
 
 
 async def test_a_gap_is_reported_and_moves_the_cursor(bus: Bus) -> None:
