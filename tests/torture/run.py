@@ -174,8 +174,6 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
     answers = Answers()
     writers = [Writer(n, plan.seed, sql_url, urls, answers, pooled=pooled) for n in range(1, plan.writers + 1)]
     faults = Faults(plan.seed, postgres, servers, proxies, pooler)
-    writers = [Writer(n, plan.seed, postgres.url, urls, answers) for n in range(1, plan.writers + 1)]
-    faults = Faults(plan.seed, postgres, servers, proxies)
     lags = [StandbyFaults(plan.seed + number, standby) for number, standby in enumerate(standbys)]
     tasks = [asyncio.create_task(reader.run()) for reader in readers]
     try:
@@ -194,13 +192,12 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
             reader = Reader(plan.readers + n, plan.seed, urls, CHANNELS, "0")
             readers.append(reader)
             tasks.append(asyncio.create_task(reader.run()))
-        await _calm_down(writers, writing, breaking, proxies, servers, postgres, pooler)
         for task in lagging:
             task.cancel()
         await asyncio.gather(*lagging, return_exceptions=True)
         for each in lags:
             await each.end()
-        await _calm_down(writers, writing, breaking, proxies, servers, postgres)
+        await _calm_down(writers, writing, breaking, proxies, servers, postgres, pooler)
         deleted: set[int] = set()
         if plan.erase_pause:
             erasing.cancel()
@@ -228,7 +225,6 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
             await proxy.close()
         if pooler is not None:
             pooler.kill()
-    report = Report(plan.seed, purged_to=purged, faults_injected=dict(Counter(faults.done)))
     done = Counter([*faults.done, *(name for each in lags for name in each.done)])
     report = Report(plan.seed, purged_to=purged, faults_injected=dict(done))
     report.deleted = deleted
