@@ -8,7 +8,8 @@ CREATE FUNCTION sse_pg.lock_class(name text) RETURNS integer
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CASE name
         WHEN 'tail'        THEN 1936941618     -- what the tails show publishers: 1 = one is asleep, 2 = one is awake
-                                               -- 3 = the one that notes what is settled, every 25 ms
+                                               -- 3 = the one that notes what is settled
+                                               -- 4 = a server reads from a standby
         WHEN 'server'      THEN 1936941619     -- a server that is up; the second key is servers.id
         WHEN 'maintenance' THEN 1936941620     -- held while partitions are made or dropped, by one session at a time
         -- A publisher in flight; the second key is the low half of a bound of its ids. See announce().

@@ -21,6 +21,10 @@ SELECT sse_pg.copy_identity() WHERE %s::text IS NULL OR true
 -- A server that reads from a standby LISTENs on the primary to what concerns access, and to nothing else.
 LISTEN sse_pg_control
 
+-- name: standby_is_read
+-- Shared, so it waits only for a server that tries it this moment (look_around).
+SELECT pg_advisory_lock_shared(sse_pg.lock_class('tail'), 4)
+
 -- name: primary_look
 -- The last id drawn, and up to where the WAL is written: everything that is visible now is below that.
 SELECT sse_pg.last_id(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn

@@ -83,9 +83,11 @@ UPDATE sse_pg.log l SET settled_to = %(high)s, open_first = %(first)s, open_last
   FROM free WHERE l.only_row = free.only_row AND l.settled_to <= %(high)s
 
 -- name: look_around
--- What a tail asks about once in a second: how full the notification queue is, whether it is the elected one by now, and how
--- many bytes the table of facts has. That has one row; the rest are old versions that somebody's snapshot still needs.
-SELECT pg_notification_queue_usage(), %s OR pg_try_advisory_lock(sse_pg.lock_class('tail'), 3), pg_relation_size('sse_pg.log')
+-- What a tail asks about once in a second: how full the notification queue is, whether it is the elected one by now, whether
+-- a server reads from a standby and therefore holds a lock, and how many bytes the table of facts has. That has one row; the
+-- rest are old versions that somebody's snapshot still needs. The lock that is tried is given back at once.
+SELECT pg_notification_queue_usage(), %s OR pg_try_advisory_lock(sse_pg.lock_class('tail'), 3),
+       NOT pg_try_advisory_xact_lock(sse_pg.lock_class('tail'), 4), pg_relation_size('sse_pg.log')
 
 -- name: wake_begin
 -- Show that this tail is awake: it polls, and publishers need not ring unless another tail is asleep. A tail that wakes up

@@ -89,6 +89,11 @@ async def listen_to_control(conn: Connection) -> None:
     await conn.execute(query("control_listen"))
 
 
+async def show_standby_is_read(conn: Connection) -> None:
+    """Hold a lock by which the server that notes what is settled sees that its notes are read at a standby."""
+    await conn.execute(query("standby_is_read"))
+
+
 async def look(conn: Connection) -> tuple[int, int]:
     """Read the last id drawn, and up to where the WAL is written."""
     ((last, written),) = await (await conn.execute(query("primary_look"))).fetchall()

@@ -328,13 +328,23 @@ async def queue_usage(conn: Connection) -> float:
     return float(usage)
 
 
-async def look_around(conn: Connection, *, is_elected: bool) -> tuple[float, bool, int]:
-    """Read how full the notification queue is, whether this session is elected by now, and how large the notes are.
+class Surroundings(NamedTuple):
+    """What a tail looks at about once in a second."""
 
-    Their size is that of the table that they are in, in bytes.
-    """
-    ((usage, elected, size),) = await (await conn.execute(query("look_around"), (is_elected,))).fetchall()
-    return float(usage), bool(elected), int(size)
+    queue_usage: float
+    """How full the notification queue is, from 0 to 1."""
+    is_elected: bool
+    """Whether this session is the one that notes what is settled."""
+    standby_is_read: bool
+    """Whether a server reads from a standby."""
+    log_bytes: int
+    """The size of the table that the notes are in."""
+
+
+async def look_around(conn: Connection, *, is_elected: bool) -> Surroundings:
+    """Read them, with one statement. Asks to be elected, unless this session ``is_elected`` already."""
+    ((usage, elected, is_read, size),) = await (await conn.execute(query("look_around"), (is_elected,))).fetchall()
+    return Surroundings(float(usage), bool(elected), bool(is_read), int(size))
 
 
 async def look(conn: Connection) -> tuple[int, float]:

@@ -106,6 +106,7 @@ class PrimaryLink:
         with deadline(conn, RESPONSE_DEADLINE_S):
             await tail_session.set_up(conn)
             await standby_session.listen_to_control(conn)
+            await standby_session.show_standby_is_read(conn)
             await tail_session.check_epoch(conn)
             self._tail.expect(await standby_session.copy_identity(conn))
             await self._on_connect(conn)

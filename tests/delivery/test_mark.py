@@ -10,6 +10,7 @@ from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
 
+from sse_pg.db.standby_session import show_standby_is_read
 from sse_pg.delivery import listening_tail, tail
 
 
@@ -115,4 +116,18 @@ async def test_old_versions_of_the_row_make_it_rarer(
     async with Client(server.url) as client, client.stream("a"):
         await eventually(lambda: tail_of._mark_interval_s == listening_tail.SLOW_MARK_INTERVAL_S)
         monkeypatch.setattr(listening_tail, "MAX_LOG_BYTES", 1_048_576)
+        await eventually(lambda: tail_of._mark_interval_s == listening_tail.MARK_INTERVAL_S)
+
+
+async def test_it_is_more_frequent_while_a_standby_is_read(
+    launch: Launcher, db: psycopg.Connection, database_url: str
+) -> None:
+    server = await launch(safety_read=0.01)
+    tail_of = server.bus.tail
+    async with Client(server.url) as client, client.stream("a"):
+        await eventually(lambda: tail_of.meter.safety_reads[False] > 0)
+        assert tail_of._mark_interval_s == listening_tail.MARK_INTERVAL_S
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as link:
+            await show_standby_is_read(link)
+            await eventually(lambda: tail_of._mark_interval_s == listening_tail.STANDBY_MARK_INTERVAL_S)
         await eventually(lambda: tail_of._mark_interval_s == listening_tail.MARK_INTERVAL_S)
