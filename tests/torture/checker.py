@@ -136,21 +136,21 @@ def check_workers(report: Report, rows: dict[int, Row], workers: list[Worker], c
     with psycopg.connect(conninfo) as conn:
         for name in {worker.name for worker in workers}:
             taken = {number for (number,) in conn.execute("SELECT id FROM consumed WHERE consumer = %s", [name])}
-            gaps = [
-                Cursor.parse(after).missing(Cursor.parse(before))
-                for after, before in conn.execute(
-                    "SELECT after, before FROM consumer_gaps WHERE consumer = %s", [name]
-                ).fetchall()
-            ]
+            said = conn.execute("SELECT after, before FROM consumer_gaps WHERE consumer = %s", [name]).fetchall()
+            gaps = [Cursor.parse(after).missing(Cursor.parse(before)) for after, before in said]
+            # The gap of a channel with its own retention comes after the events of others below its newest deleted one.
+            kept_to = max((Cursor.parse(before).high for _, before in said), default=0)
             missing = {
                 row.id
                 for row in rows.values()
                 if row.channel in CONSUMERS[name] and row.id not in taken and not _is_erased(report, row)
             }
+            kept = {row.id for row in rows.values() if row.channel == KEPT}
             announced = {
                 number
                 for number in missing
-                if (number <= report.purged_to or number in report.deleted) and any(number in gap for gap in gaps)
+                if (number <= report.purged_to or number in report.deleted)
+                and (any(number in gap for gap in gaps) or (number in kept and number <= kept_to))
             }
             report.consumed += len(taken)
             report.consumer_announced += len(announced)
