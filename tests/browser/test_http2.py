@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psycopg
 import pytest
-from playwright.async_api import Browser
+from playwright.async_api import Browser, Route
+from support.pages import Page
 from support.process import free_port, process
 from support.proxies import proxy
 from support.server import Launcher
+from support.waiting import eventually
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
@@ -25,6 +29,24 @@ OPEN = """async (count) => {
 }"""
 
 
+#: The scripts of pages that need nothing but a server.
+SNIPPETS = [
+    text
+    for path in ("README.md", "docs/start.md", "docs/clients.md")
+    for kind, text in Page(path).blocks
+    if kind == "js" and re.search(r"new EventSource\(.\/api|from '/sse-pg.js'", text)
+]
+
+
+def script(text: str) -> Callable[[Route], Awaitable[None]]:
+    """Return a handler that answers with a script."""
+
+    async def fulfill(route: Route) -> None:
+        await route.fulfill(body=text, content_type="text/javascript")
+
+    return fulfill
+
+
 async def test_twelve_streams_on_a_page(browser: Browser, launch: Launcher, tmp_path: Path) -> None:
     server = await launch()
     async with proxy("nginx", tmp_path, server.url) as url:
@@ -34,6 +56,47 @@ async def test_twelve_streams_on_a_page(browser: Browser, launch: Launcher, tmp_
         assert await page.evaluate(OPEN, 12) == [200, "h2"]
         assert len(server.bus.hub.streams) == 12
         await context.close()
+
+
+async def test_the_snippets_of_the_pages_survive_a_deploy(browser: Browser, database_url: str, tmp_path: Path) -> None:
+    assert len(SNIPPETS) == 4
+    port = free_port()
+    variables = {"PORT": str(port), "SSE_PG_RETRY_MS": "200", "SSE_PG_DRAIN_SECONDS": "1", "DATABASE_URL": database_url}
+    said: list[list[str]] = [[] for _ in SNIPPETS]
+    html = '<link rel="icon" href="data:,"><script type="module" src="/snippet.js"></script>'
+    async with (
+        proxy("nginx", tmp_path, f"http://127.0.0.1:{port}") as url,
+        await psycopg.AsyncConnection.connect(database_url, autocommit=True) as conn,
+    ):
+
+        async def publish(item: str) -> None:
+            for channel, kind in (("orders", "PLACED"), ("greetings", "HELLO")):
+                await conn.execute("SELECT sse_pg.publish(%s, %s, to_jsonb(%s::text))", (channel, kind, item))
+
+        def have(item: str) -> bool:
+            return all(any(item in line for line in lines) for lines in said)
+
+        context = await browser.new_context(ignore_https_errors=True)
+        with process("serve", **variables) as server:
+            await asyncio.to_thread(server.url)
+            for text, lines in zip(SNIPPETS, said, strict=True):
+                page = await context.new_page()
+                page.on("console", lambda message, lines=lines: lines.append(message.text))
+                await page.route("**/page", lambda route: route.fulfill(body=html, content_type="text/html"))
+                await page.route("**/snippet.js", script(text))
+                await page.goto(f"{url}/page")
+            for number in range(1, len(SNIPPETS) + 1):
+                await asyncio.to_thread(server.line, f'"stream":{number},', err=True)
+            await publish("lamp")
+            await eventually(lambda: have("lamp"))
+            assert await asyncio.to_thread(server.end) == 0
+        await publish("book")
+        with process("serve", **variables) as server:
+            await asyncio.to_thread(server.url)
+            await eventually(lambda: have("book"))
+        await context.close()
+    for lines in said:
+        assert [sum(item in line for line in lines) for item in ("lamp", "book")] == [1, 1], lines
 
 
 SOURCES = 30
