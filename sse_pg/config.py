@@ -436,7 +436,8 @@ class Settings:
     log_format: str = setting(
         "SSE_PG_LOG_FORMAT",
         "auto",
-        "Format of log lines. auto: text on a terminal, JSON otherwise.",
+        "Format of log lines. auto: text on a terminal, JSON otherwise, and plain lines for people on standard "
+        "output at the start. json: nothing but JSON, all of it on standard error.",
         choices=("auto", "text", "json"),
     )
 

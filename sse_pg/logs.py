@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+log = logging.getLogger(__name__)
+
 
 def fields(**values: object) -> dict[str, Any]:
     """Return the ``extra`` argument of a logging call that adds these fields to its JSON line."""
@@ -89,3 +91,20 @@ def configure(level: str, style: str, *, pid: bool = False) -> None:
     root.setLevel(level.upper())
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     logging.getLogger("psycopg").setLevel(logging.ERROR)
+    global _only_json  # noqa: PLW0603 - like the handlers of logging, one for the process
+    _only_json = style == "json"
+
+
+_only_json = False
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line for the person at the terminal; a log line instead if the output has to be nothing but JSON.
+
+    ``err``: it is an error. With the style auto such lines stay plain: they are on standard output, log lines are not,
+    and a person may have redirected only those.
+    """
+    if _only_json:
+        log.log(logging.ERROR if err else logging.INFO, "%s", text)
+    else:
+        print(text, file=sys.stderr if err else sys.stdout, flush=True)

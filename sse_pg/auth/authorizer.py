@@ -238,7 +238,7 @@ class Authorizer:
             try:
                 given = await store.authorize(unknown, self._timeout)
             except RuleFailed as error:
-                log.error("sse_pg.authorize() failed, so nothing is allowed: %s", error)  # noqa: TRY400 - the error is in the rule, so a traceback of the server does not help
+                log.error("%s: sse_pg.authorize() failed, so nothing is allowed", error)  # noqa: TRY400 - the error is in the rule, so a traceback of the server does not help
                 raise
             answers.update(zip(unknown, given, strict=True))
             if generation == self._generation:  # else the answers may be older than a revocation

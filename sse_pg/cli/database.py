@@ -7,7 +7,6 @@ import dataclasses
 import os
 from collections.abc import AsyncIterator, Iterator
 
-import click
 import psycopg
 
 from sse_pg import embedded, logs
@@ -33,8 +32,8 @@ def started(settings: Settings) -> Iterator[Settings]:
     signals.hold_after_first()
     try:
         postgres.start()
-        click.echo(f"PostgreSQL {binaries.major} ({binaries.origin}) with its data in {directory}")
-        click.echo(f"reach it with: {postgres.psql}")
+        logs.say(f"PostgreSQL {binaries.major} ({binaries.origin}) with its data in {directory}")
+        logs.say(f"reach it with: {postgres.psql}")
         yield dataclasses.replace(settings, database_url=postgres.url)
     finally:
         signals.hold()

@@ -90,6 +90,8 @@ def serve(
     """
     # A signal is the normal end of a server, even while it starts: exit code 0.
     with contextlib.suppress(signals.Ended):
+        if os.environ.get("SSE_PG_LOG_FORMAT") == "json":
+            logs.configure("info", "json")  # for an error in the settings
         settings = _settings(
             host=host, port=port, workers=workers, open=is_open, database_url=database_url, data_dir=data_dir
         )
@@ -99,16 +101,16 @@ def serve(
         warning = exposure.check(settings)
         with databases.started(settings) as ready:
             for name in apply_migrations(ready.database_url):
-                click.echo(f"applied migration {name}")
+                logs.say(f"applied migration {name}")
             run_in_server_loop(_serve(ready, warning))
 
 
 async def _serve(settings: Settings, warning: str | None) -> None:
     def announce(url: str) -> None:
-        click.echo(f"sse-pg {VERSION} listens on {url}")
+        logs.say(f"sse-pg {VERSION} listens on {url}")
         systemd.notify(f"READY=1\nSTATUS=listens on {url}")
         if warning is not None:
-            click.echo(warning)
+            logs.say(warning)
 
     if not settings.polls:
         await refuse_pooler(settings.listen_url)
@@ -401,7 +403,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        click.echo(f"sse-pg: {_message(error)}", err=True)
+        logs.say(f"sse-pg: {_message(error)}", err=True)
         sys.exit(1)
 
 

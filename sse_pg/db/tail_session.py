@@ -132,9 +132,10 @@ async def log_after(conn: Connection, known: str, hosts: Hosts) -> str:
     here = await log_identity(conn)
     if is_older(here, known):
         hosts.avoid(conn.info)
-        raise BusUnavailable(
-            f"{conn.info.host} is at timeline {here.split('/')[1]}, and this server has followed timeline "
-            f"{known.split('/')[1]}: an old primary, or a copy; restart this server to follow it"
+        log.warning("%s, port %s, is an old primary, or a copy", conn.info.host, conn.info.port)
+        raise BusUnavailable(  # without the host: strangers see it in /readyz
+            f"an old primary, or a copy: it is at timeline {here.split('/')[1]}, and this server has followed timeline "
+            f"{known.split('/')[1]}; restart this server to follow it"
         )
     return here
 

@@ -24,6 +24,7 @@ from sse_pg.core.frontier import Frontier, GapCounts
 from sse_pg.core.ranges import Ranges
 from sse_pg.core.tail_meter import State, TailMeter
 from sse_pg.db import tail_session
+from sse_pg.db.connect_failure import without_address
 from sse_pg.db.connection import CONNECT_TIMEOUT_S, Connection, deadline, is_unavailable, summary
 from sse_pg.db.demand import Demand
 from sse_pg.db.hosts import Hosts
@@ -160,10 +161,11 @@ class Tail(ABC):
                 down = not isinstance(error, psycopg.Error | LogUnreadable) or is_unavailable(error)
                 level = logging.WARNING if down else logging.ERROR
                 trouble = f"{self._connection_name} is down" if down else "the log cannot be read"
-                self.last_error = f"{trouble}: {summary(error)}"
+                self.last_error = f"{trouble}: {without_address(error)}"  # strangers see it in /readyz
+                detail = f"{trouble}: {summary(error)}"
             except Exception:
                 # A bug. If the tail ended, the server would deliver nothing and nobody would notice.
-                self.last_error = "the tail failed; the server's log has the error"
+                self.last_error = detail = "the tail failed; the server's log has the error"
                 log.exception("the tail failed")
                 level = logging.ERROR
             else:
@@ -172,7 +174,7 @@ class Tail(ABC):
             self.meter.failures += 1
             pause = min(MAX_RECONNECT_PAUSE_S, 0.05 * 2**attempt) * (0.5 + random())  # noqa: S311 - not a secret
             attempt = min(attempt + 1, 10)
-            log.log(level, "%s; next attempt in %.2f s", self.last_error, pause)
+            log.log(level, "%s; next attempt in %.2f s", detail, pause)
             await asyncio.sleep(pause)
 
     def attend(self) -> None:

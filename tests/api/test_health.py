@@ -104,6 +104,17 @@ async def test_a_stream_outlives_the_listen_connection(
         assert (await stream.event()).json() == "after"
 
 
+async def test_strangers_do_not_see_where_the_database_is(launch: Launcher, caplog: pytest.LogCaptureFixture) -> None:
+    server = await launch(ready=False, database_url="postgresql://who@127.0.0.1:1/none", pool_timeout=0.2)
+    async with Client(server.url) as client:
+        await eventually(lambda: server.bus.tail.meter.failures)
+        said = [await client.get(path) for path in ("/readyz", ACTIVE, "/api/events/stream?channels=a")]
+    assert [status for status, _ in said] == [503, 503, 503]
+    assert not any(secret in str(body) for _, body in said for secret in ("127.0.0.1", "port 1", "who", "none"))
+    assert said[0][1]["detail"].endswith(": nothing listens at the address of the database.")
+    assert "127.0.0.1" in caplog.text
+
+
 async def test_not_ready_without_a_database(launch: Launcher) -> None:
     server = await launch(ready=False, database_url="postgresql://127.0.0.1:1/none", pool_timeout=0.2)
     async with Client(server.url) as client:

@@ -224,6 +224,16 @@ async def test_a_rule_that_does_not_answer_allows_nothing(
         assert db.execute("SELECT count(*) FROM sse_pg.events").fetchone() == (0,)
 
 
+async def test_the_reason_of_a_failure_comes_first_in_the_log(
+    db: psycopg.Connection, launch: Launcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    rule(db, "RAISE EXCEPTION 'broken';")
+    server = await launch(token_secret=SECRET)
+    async with user(server.url) as client:
+        assert (await client.get("/api/events/history?channel=a"))[0] == 500
+    assert "broken: sse_pg.authorize() failed" in caplog.messages[-1][:40]
+
+
 async def test_a_rule_that_breaks_ends_the_streams_that_it_is_asked_about(
     db: psycopg.Connection, launch: Launcher
 ) -> None:

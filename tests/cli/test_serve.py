@@ -123,6 +123,26 @@ def test_an_unavailable_database_is_one_line() -> None:
         assert "127.0.0.1" in line
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_json_logs_have_no_plain_lines(empty_database_url: str, workers: str) -> None:
+    with process(
+        "serve", "--port", "0", "--workers", workers, DATABASE_URL=empty_database_url, SSE_PG_LOG_FORMAT="json"
+    ) as server:
+        server.line("listens on http://", err=True)
+        server.line("applied migration", err=True)
+        assert server.end() == 0
+        said = [json.loads(line)["message"] for line in server.err]
+        assert server.out == []
+        assert any(line.startswith("open: no tokens") for line in said), said
+
+
+@pytest.mark.parametrize("wrong", [{"PORT": "http"}, {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x"}])
+def test_json_logs_have_the_error_that_ends_the_start(wrong: dict[str, str]) -> None:
+    done = run("serve", SSE_PG_LOG_FORMAT="json", **wrong)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, json.loads(line)["level"], done.stdout) == (1, "error", "")
+
+
 def test_only_debug_shows_a_traceback() -> None:
     for words in (("--debug", "migrate"), ("migrate", "--debug")):
         done = run(*words, DATABASE_URL="postgresql://nobody@127.0.0.1:1/x")
