@@ -406,3 +406,9 @@ SELECT r.pattern, extract(epoch FROM r.late)::float8 AS late FROM sse_pg.retenti
 SELECT sse_pg.copy_identity() AS identity, pg_is_in_recovery() AS is_standby, l.settled_to,
        extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS seconds
   FROM sse_pg.log l
+
+-- name: doctor_questions
+-- What the doctor asks the access rule: about a user and a channel that nobody has, and about the newest subscription.
+SELECT 'sse-pg.doctor' AS user_id, 'sse-pg.doctor' AS channel
+UNION ALL
+(SELECT user_id, channel FROM sse_pg.subscriptions ORDER BY created_at DESC LIMIT 1)

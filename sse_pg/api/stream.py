@@ -15,7 +15,7 @@ from sse_pg import logs
 from sse_pg.auth.identity import Identity
 from sse_pg.bus import Bus
 from sse_pg.core import wire
-from sse_pg.core.cursor import START, Cursor
+from sse_pg.core.cursor import DOCTOR_TEXT, START, Cursor
 from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope, source_of
 from sse_pg.core.framing import Framing
 from sse_pg.delivery.end_reason import EndReason
@@ -250,7 +250,7 @@ class StreamApi:
                 counts["lost" if lost else "known"] += 1
                 return cursor, lost
         except CursorError:
-            kind = "malformed"
+            kind = "none" if asked == DOCTOR_TEXT else "malformed"
         counts[kind] += 1
         # "From now on" excludes what is committed already, so let the tail read that first, if it is not far behind.
         with contextlib.suppress(TimeoutError):
@@ -270,7 +270,8 @@ class StreamApi:
         if stream.denied:
             greeting += wire.denied(stream.denied, cursor)
         if lost is not None:
-            self._bus.hub.gap_notices["unknown"] += 1
+            if lost != DOCTOR_TEXT:  # nobody lost anything, and an alert counts these
+                self._bus.hub.gap_notices["unknown"] += 1
             greeting += wire.gap("unknown", _printable(lost), cursor)
         stream.write_position(greeting, cursor, time.monotonic())
 

@@ -12,6 +12,7 @@ import psycopg
 from sse_pg import embedded, logs
 from sse_pg.cli import signals
 from sse_pg.config import Settings, has_database
+from sse_pg.db.connect_failure import cause_of
 from sse_pg.db.connection import summary
 from sse_pg.db.hosts import parameters
 from sse_pg.db.pool import Pool, make_pool
@@ -78,8 +79,9 @@ async def open_pool(settings: Settings, size: int) -> AsyncIterator[Pool]:
             **parameters(settings.database_url),
         )
     except psycopg.OperationalError as error:
+        cause = cause_of(error)
         raise BusUnavailable(
-            f"the database cannot be reached: {summary(error)}; check that it is up and that DATABASE_URL is correct"
+            f"the database cannot be reached: {cause.reason} ({summary(error)}); {cause.fix}"
         ) from error
     try:
         behind_pooler = settings.listen_database_url is not None or await shares_backends(settings.database_url, conn)

@@ -23,6 +23,8 @@ from sse_pg.errors import CursorError
 
 #: Length of the longest printed cursor.
 MAX_TEXT_BYTES = 128
+#: No cursor: `sse-pg doctor` sends it as a Last-Event-ID to see whether proxies forward that header.
+DOCTOR_TEXT = "sse-pg-doctor"
 #: The highest id that a bigint column can hold.
 MAX_ID = 2**63 - 1
 _FORM = re.compile(r"[0-9]{1,19}(?:~[0-9]{1,19}(?:-[0-9]{1,19})?(?:,[0-9]{1,19}(?:-[0-9]{1,19})?)*)?", re.ASCII)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import psycopg
 
 from sse_pg.config import Settings
+from sse_pg.db.connect_failure import cause_of
 from sse_pg.db.connection import is_unavailable, summary
-from sse_pg.doctor import additions, listen, log, schema, server, standby
+from sse_pg.doctor import additions, listen, log, rule, schema, server, standby
 from sse_pg.doctor import settings as settings_checks
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, unchecked
@@ -52,9 +53,8 @@ async def examine(settings: Settings, *, old: float = OLD_TRANSACTION_S) -> Asyn
                         bad.add(finding.name)
                     yield finding
     except (psycopg.Error, OSError) as problem:
-        yield error(
-            "database", f"cannot be reached: {summary(problem)}", "check that it is up and that DATABASE_URL is correct"
-        )
+        cause = cause_of(problem)
+        yield error("database", f"cannot be reached: {cause.reason} ({summary(problem)})", cause.fix)
 
 
 async def _run(check: _Check, exam: Examination) -> list[Finding]:
@@ -80,6 +80,7 @@ _CHECKS = (
     _Check("requests", listen.requests),
     _Check("schema", schema.schema),
     _Check("rights", schema.rights, _SCHEMA),
+    _Check("rule", rule.rule, frozenset({"schema", "rights"})),
     _Check("standby", standby.standby, _SCHEMA),
     _Check("log", schema.log, _SCHEMA),
     _Check("moved", schema.moved, _LOG),

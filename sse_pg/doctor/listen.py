@@ -11,6 +11,7 @@ import secrets
 
 import psycopg
 
+from sse_pg.db.connect_failure import cause_of
 from sse_pg.db.connection import summary
 from sse_pg.db.pooler import shares_backends
 from sse_pg.doctor.examination import Examination
@@ -45,7 +46,10 @@ async def listening(exam: Examination) -> list[Finding]:
                 ]
             arrived = await _notification_arrives(settings.database_url, session)
     except (psycopg.Error, OSError) as problem:
-        return [error("listen", f"no connection to {source} can LISTEN: {summary(problem)}", FIX_POOLER)]
+        cause = cause_of(problem)
+        return [
+            error("listen", f"no connection to {source} can LISTEN: {cause.reason} ({summary(problem)})", cause.fix)
+        ]
     if not arrived:
         return [
             error(

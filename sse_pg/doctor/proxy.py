@@ -20,14 +20,13 @@ import aiohttp
 
 from sse_pg.auth.exposure import is_loopback
 from sse_pg.client.parser import Block, Parser
-from sse_pg.client.responses import reason_of
+from sse_pg.client.responses import problem_of, reason_of
+from sse_pg.core.cursor import DOCTOR_TEXT
 from sse_pg.core.framing import GZIP_HEAD
 from sse_pg.doctor.finding import Finding, error, ok, unchecked, warning
 from sse_pg.errors import ClientError
 
 CHANNEL = "sse-pg.doctor"
-#: A Last-Event-ID that is not a cursor; a server that receives it sends it back in a gap.
-INVALID_CURSOR = "sse-pg-doctor"
 #: Time to connect; time for the head of a response, and again for the first block after it.
 CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S = 4.0, 8.0
 #: Time after which the first block counts as late.
@@ -132,7 +131,7 @@ async def _first_block(stream: _Stream, target: str) -> list[Finding]:
             fix = f"use the address that it redirects to as --url: {response.headers.get('Location', '?')}"
         elif response.status in (401, 403):
             fix = "send a token that may read the channel sse-pg.doctor, in SSE_PG_TOKEN or with --header"
-        return [error("stream", f"{target} responds with {response.status}", fix)]
+        return [error("stream", await _refusal(response), fix)]
     if response.content_type != "text/event-stream":
         return [
             error(
@@ -169,6 +168,14 @@ async def _first_block(stream: _Stream, target: str) -> list[Finding]:
     else:
         found.append(ok("buffering", f"the first block arrives after {took * 1000:.0f} ms"))
     return found
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> str:
+    """Return the status of a refusal and what the response says about it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(RESPONSE_TIMEOUT_S):
+            return await problem_of(response)
+    return f"{response.url} responds with {response.status}"
 
 
 def _access(target: str, headers: Mapping[str, str]) -> list[Finding]:
@@ -222,12 +229,12 @@ async def _protocol(target: str) -> Finding:
 
 async def _resumes(target: str, headers: Mapping[str, str]) -> Finding:
     """Send a Last-Event-ID that is not a cursor: a server that receives it sends a gap at once."""
-    async with _opened(target, headers, **{"Last-Event-ID": INVALID_CURSOR}) as stream:
+    async with _opened(target, headers, **{"Last-Event-ID": DOCTOR_TEXT}) as stream:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RESPONSE_TIMEOUT_S):
                 while not stream.blocks and await stream.read():
                     pass
-    if any(block.event == "sse-pg.gap" and INVALID_CURSOR in block.data for block in stream.blocks):
+    if any(block.event == "sse-pg.gap" and DOCTOR_TEXT in block.data for block in stream.blocks):
         return ok("resume", "Last-Event-ID reaches the server")
     return error(
         "resume",

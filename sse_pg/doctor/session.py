@@ -24,12 +24,14 @@ class ReadOnlySession:
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
 
-    async def rows(self, name: str, params: Any = None) -> list[Any]:
-        """Return the rows of a statement as named tuples."""
+    async def rows(self, name: str, params: Any = None, *, timeout_s: float | None = None) -> list[Any]:
+        """Return the rows of a statement as named tuples. ``timeout_s`` is how long it may take, if not as usual."""
         with deadline(self.conn, RESPONSE_DEADLINE_S):
             async with self.conn.transaction():
                 await set_up(self.conn, local=True, limits=False)
                 await self.conn.execute(query("doctor_begin"))
+                if timeout_s is not None:
+                    await self.conn.execute(query("authorize_timeout"), (f"{max(1, round(timeout_s * 1000))}ms",))
                 cursor = self.conn.cursor(row_factory=namedtuple_row)
                 await cursor.execute(query(name), params)
                 return await cursor.fetchall() if cursor.description else []

@@ -197,6 +197,14 @@ async def test_a_server_that_requires_tokens(launch: Launcher) -> None:
     server = await launch(**settings)
     finding = (await look(server.url))["stream"]
     assert (finding.state, "SSE_PG_TOKEN" in finding.fix) == ("error", True)
+    assert "401 Unauthorized: " in finding.found, "the detail of the refusal is missing"
+
+
+async def test_the_doctor_is_not_counted_as_a_gap(launch: Launcher) -> None:
+    server = await launch(heartbeat=3600)
+    assert (await look(server.url))["resume"].state == "ok"
+    assert not server.bus.hub.gap_notices
+    assert not server.bus.cursors["malformed"]
 
 
 @needs_nginx
