@@ -112,6 +112,13 @@ def test_every_setting_is_read_from_its_variable() -> None:
     assert Settings(listen_database_url="x", database_url="y").listen_url == "x"
 
 
+def test_a_server_that_polls_reads_from_no_standby() -> None:
+    polls, standby = "SSE_PG_LISTEN_DATABASE_URL", "SSE_PG_READ_DATABASE_URL"
+    with pytest.raises(SettingError, match=f"{polls}=none and {standby} do not work together"):
+        Settings.from_env({polls: "none", standby: "postgresql://standby/d"})
+    assert Settings.from_env({polls: "postgresql://primary/d", standby: "postgresql://standby/d"}).polls is False
+
+
 def test_names_are_unique_and_contracted() -> None:
     assert len(SPECS) == len(fields(Settings))
     assert all(env in ("HOST", "PORT", "DATABASE_URL") or env.startswith("SSE_PG_") for env in SPECS)
