@@ -111,6 +111,7 @@ class Bus:
                 order_wait=settings.order_wait,
                 poll=settings.poll,
                 written=tail_store.written,
+                confirm=tail_store.confirm_epochs,
                 on_connect=self._on_standby,
                 on_rest=_nothing,
                 rest=self._rest,

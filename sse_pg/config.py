@@ -469,9 +469,9 @@ class Settings:
             )
         if self.polls and self.read_database_url is not None:
             raise SettingError(
-                "SSE_PG_LISTEN_DATABASE_URL=none and SSE_PG_READ_DATABASE_URL do not work together: a server that reads "
-                "from a standby hears from the primary what concerns access, by LISTEN; name the primary without a "
-                "pooler in SSE_PG_LISTEN_DATABASE_URL"
+                "SSE_PG_LISTEN_DATABASE_URL=none and SSE_PG_READ_DATABASE_URL do not work together: a server that "
+                "reads from a standby hears from the primary what concerns access, by LISTEN; name the primary without "
+                "a pooler in SSE_PG_LISTEN_DATABASE_URL"
             )
         for origin in self.allowed_origins:
             if not _ORIGIN.fullmatch(origin):

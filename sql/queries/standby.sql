@@ -17,6 +17,10 @@ SELECT l.settled_to, l.open_first, l.open_last,
 -- Which log a connection to a standby leads to. The parameter is that of expect_log.
 SELECT sse_pg.copy_identity() WHERE %s::text IS NULL OR true
 
+-- name: noted_identity
+-- Which log a server on the primary has noted this one to be. It changes when a standby is promoted.
+SELECT l.identity FROM sse_pg.log l
+
 -- name: control_listen
 -- A server that reads from a standby LISTENs on the primary to what concerns access, and to nothing else.
 LISTEN sse_pg_control

@@ -45,6 +45,12 @@ async def copy_identity(conn: Connection) -> str:
     return str(identity)
 
 
+async def noted_identity(conn: Connection) -> str:
+    """Read which log a server has noted this one to be; empty if none has yet."""
+    row = await (await conn.execute(query("noted_identity"))).fetchone()
+    return str(row[0]) if row is not None else ""
+
+
 async def events(
     conn: Connection, seen: int, missing: Ranges, limit: int, *, since: int | None, followed: bytes | None
 ) -> Marked | Read:

@@ -173,6 +173,11 @@ class Store:
         ((_, written),) = await self._rows("primary_look")
         return int(written)
 
+    async def confirm_epochs(self, high: int, gaps: Ranges) -> None:
+        """Note that what a server has read of the log before is in this one: the ids up to ``high`` but for gaps."""
+        first, last = [first for first, _ in gaps], [last for _, last in gaps]
+        await self._rows("confirm_epochs", {"high": high, "first": first, "last": last})
+
     async def last_id(self) -> int:
         """Return the last id that was drawn, 0 if there is none."""
         ((last,),) = await self._rows("last_id")

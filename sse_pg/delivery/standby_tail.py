@@ -7,10 +7,11 @@ in the snapshot of the events (``read_marked`` in sql/schema.sql). docs/guarante
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from sse_pg.core.cursor import Cursor
+from sse_pg.core.cursor import Cursor, trimmed
 from sse_pg.core.epoch import Epoch
 from sse_pg.core.frontier import Frontier
 from sse_pg.core.ranges import Ranges
@@ -27,6 +28,8 @@ from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.tail import GAP_POLL_S, READ_LIMIT_ROWS, Tail
 from sse_pg.errors import BusUnavailable
 
+log = logging.getLogger(__name__)
+
 #: A missing id holds back the events above it for longer than on the primary: the mark that says whether it may still
 #: come is written up to 25 ms after the event above it, and then has to be replayed.
 EXTRA_ORDER_WAIT_S = 0.04
@@ -38,6 +41,8 @@ CALM_POLL_S = 0.02
 QUIET_POLL_S = 1.0
 #: Interval between reads while somebody waits for the standby to have replayed what the primary had.
 CATCH_UP_POLL_S = 0.02
+#: Time that the primary gets to note what this server has found in a new log. Reading waits for it.
+CONFIRM_TIMEOUT_S = 1.0
 
 
 class StandbyTail(Tail):
@@ -55,11 +60,15 @@ class StandbyTail(Tail):
         order_wait: float,
         poll: float,
         written: Callable[[], Awaitable[int]],
+        confirm: Callable[[int, Ranges], Awaitable[None]],
         on_connect: Callable[[Connection], Awaitable[None]],
         on_rest: Callable[[Connection], Awaitable[None]],
         rest: Callable[[], Awaitable[None]],
     ) -> None:
-        """``written`` asks the primary up to where its WAL is written; it raises BusUnavailable if it cannot."""
+        """``written`` asks the primary up to where its WAL is written, and ``confirm`` lets it note what is in its log.
+
+        Both raise BusUnavailable if it is unavailable.
+        """
         super().__init__(
             hub,
             control,
@@ -73,6 +82,9 @@ class StandbyTail(Tail):
         self._url = url
         self.hosts = Hosts.as_given()
         self._written = written
+        self._confirm = confirm
+        self._noted_as = ""
+        """Which log this was noted to be; empty until a server has noted it."""
         self._identity = ""
         self._expected: str | None = None
         self._mark = Publishers(0, Ranges(), None)
@@ -132,6 +144,7 @@ class StandbyTail(Tail):
         self._filters = await tail_session.set_up(conn)
         self._identity = await standby_session.copy_identity(conn)
         self._require_expected()
+        self._noted_as = await standby_session.noted_identity(conn)  # before the epochs are read
         # What was sent before the first read is covered, since _start() assumes that anything may have been.
         self._since, self._heard = None, set()
         await self._on_connect(conn)
@@ -153,11 +166,35 @@ class StandbyTail(Tail):
         return False
 
     async def _begin(self, conn: Connection, publishers: Publishers, epochs: list[Epoch]) -> list[Stream]:
-        known = self._hub.epochs
+        known = {epoch.starts_at for epoch in self._hub.epochs}
+        here = {epoch.starts_at for epoch in epochs}
+        if self._frontier is not None and known - here:
+            # It may be one that was left behind when another was promoted, and have events that are lost.
+            raise BusUnavailable("the standby has not replayed the beginning of the log that this server has read")
+        goes_on = self._frontier is not None and bool(here - known)
         concerned = await super()._begin(conn, publishers, epochs)
-        if len(known) > len(epochs):  # it has not replayed the last one yet
-            self._hub.epochs = known
+        if goes_on:
+            await self._confirm_epochs()
         return concerned
+
+    async def _confirm_epochs(self) -> None:
+        """Let the primary note that what this server has read is in the new log: a standby cannot be written to.
+
+        Otherwise clients that come back would be sent a gap event although they lack nothing.
+        """
+        frontier = self._frontier
+        assert frontier is not None
+        read = trimmed(frontier.seen, frontier.open)
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                await self._confirm(read.high, read.gaps)
+        except (BusUnavailable, TimeoutError) as error:
+            log.warning("the primary has not noted that ids up to %d are in its log: %s", read.high, error)
+
+    async def _read_epochs_if_begun(self, conn: Connection) -> None:
+        if self._control.epoch_began:
+            with self._deadline(conn):
+                await self._enter_epoch(conn)
 
     # ------------------------------------------------------------ following
 
@@ -195,12 +232,14 @@ class StandbyTail(Tail):
         self._require_expected()
         followed = self._hub.followed.filter(time.monotonic()) if self._filters else None
         with self._deadline(conn):
+            if not self._noted_as:
+                self._noted_as = await standby_session.noted_identity(conn)
             marked = await self._marked(conn, frontier, followed)
+            if isinstance(marked, Marked) and marked.epochs > len(self._hub.epochs):
+                frontier = await self._enter_epoch(conn)
+                marked = await self._marked(conn, frontier, followed)
             if isinstance(marked, Read):
                 return marked, frontier
-            if marked.epochs > len(self._hub.epochs):
-                # What was read came from this standby or from one further back, so it belongs to this log.
-                self._hub.epochs = await self._epochs(conn)
             if self._went_back_at is not None and marked.replayed >= self._went_back_at:
                 self._went_back_at = None
                 frontier = self._begin_anew(self._mark)
@@ -211,6 +250,24 @@ class StandbyTail(Tail):
         self._expire(marked)
         self._snapshot_at = marked.replayed
         return marked.read, frontier
+
+    async def _enter_epoch(self, conn: Connection) -> Frontier:
+        """Go on in the log that begins where a standby was promoted, this one or another that it follows.
+
+        The promoted one may lack what was read: a connection before this one may have led to a standby that had more.
+        If begin_epoch() was called by hand, this is the same log, and nothing is confirmed.
+        """
+        epochs = await self._epochs(conn)
+        if len(epochs) <= len(self._hub.epochs):  # it has not replayed the beginning yet, or more is certain now
+            self._hub.epochs = epochs
+        else:
+            before, self._noted_as = self._noted_as, await standby_session.noted_identity(conn)
+            if before == self._noted_as:
+                self._hub.epochs = epochs
+            else:
+                await self._begin(conn, self._mark, epochs)
+        assert self._frontier is not None
+        return self._frontier
 
     async def _marked(self, conn: Connection, frontier: Frontier, followed: bytes | None) -> Marked | Read:
         marked = await standby_session.events(

@@ -138,3 +138,12 @@ def cut_off(standby: Node) -> None:
     standby.sql("ALTER SYSTEM SET primary_conninfo = ''")
     standby.sql("SELECT pg_reload_conf()")
     wait_for(lambda: standby.sql("SELECT count(*) FROM pg_stat_wal_receiver") == [(0,)], "the end of the replication")
+
+
+def follow(standby: Node, primary: Node) -> None:
+    """Let a standby follow another primary, as after a failover."""
+    where = conninfo_to_dict(primary.url)
+    source = make_conninfo("", host=where["host"], port=where["port"], user=where["user"], application_name="follower")
+    standby.sql(f"ALTER SYSTEM SET primary_conninfo = '{source}'")
+    standby.sql("SELECT pg_reload_conf()")
+    wait_for(lambda: standby.sql("SELECT status FROM pg_stat_wal_receiver") == [("streaming",)], "the replication")
