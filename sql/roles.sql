@@ -116,6 +116,7 @@ BEGIN
         sse_pg.subscribe(text, text),
         sse_pg.unsubscribe(text, text),
         sse_pg.authorize(text, text, text),
+        sse_pg.disconnect(text),
         sse_pg.live_servers(),
         sse_pg.consumer_states(integer, integer),
         sse_pg.partitions(),

@@ -10,6 +10,7 @@ from aiohttp.typedefs import Handler
 from sse_pg.api.health import HealthApi
 from sse_pg.api.history import HistoryApi
 from sse_pg.api.metrics import MetricsApi
+from sse_pg.api.open_streams import OpenStreamsApi
 from sse_pg.api.pages import PagesApi
 from sse_pg.api.publish import PublishApi
 from sse_pg.api.session import SessionApi
@@ -38,7 +39,7 @@ def create_app(settings: Settings) -> web.Application:
     app[REFUSED_REQUESTS] = bus.refused_requests
     for api in (
         *(PublishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi),
-        *(HealthApi, StatsApi, MetricsApi, PagesApi),
+        *(HealthApi, OpenStreamsApi, StatsApi, MetricsApi, PagesApi),
     ):
         app.add_routes(api(bus).routes())
     app.on_shutdown.append(_end_streams)

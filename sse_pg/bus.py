@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.control import Control
 from sse_pg.auth.digests import Digests
+from sse_pg.auth.disconnects import Disconnects
 from sse_pg.auth.followers import Followers
 from sse_pg.auth.holds import Holds
 from sse_pg.config import Settings
@@ -101,7 +102,8 @@ class Bus:
         else:
             log_store = tail_store
         self.erasures = Erasures(self.hub, log_store, digests.of)
-        control = Control(log_store, digests, self.followers, self.authorizer, self.erasures)
+        disconnects = Disconnects(self.hub, digests)
+        control = Control(log_store, digests, self.followers, self.authorizer, disconnects, self.erasures)
         if settings.read_database_url is not None:
             self.tail = StandbyTail(
                 settings.read_database_url,

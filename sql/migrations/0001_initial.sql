@@ -1815,6 +1815,23 @@ BEGIN
                   sse_pg.digest(coalesce(revoke.channel, '')))]);
 END $$;
 
+-- Ends the open streams of a user on every server when the caller's transaction commits. A client whose token is still
+-- valid reconnects, and goes on where it was.
+--
+-- Every login may hear this message and send it again. So it has a number, and a server obeys each number once. The last
+-- word is the signature: the digest of a text with a line break, which no user and no channel has.
+CREATE FUNCTION sse_pg.disconnect(user_id text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    message text := concat_ws(' ', 'disconnect', sse_pg.digest(disconnect.user_id),
+                              left(replace(gen_random_uuid()::text, '-', ''), 16));
+BEGIN
+    IF coalesce(disconnect.user_id, '') = '' THEN
+        RAISE EXCEPTION 'disconnect() needs a user' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM sse_pg.notify_servers(ARRAY[message || ' ' || sse_pg.digest(E'\n' || message)]);
+END $$;
+
 -- ------------------------------------------------------------------ servers
 
 -- A server holds a lock on its id as long as its LISTEN connection is open, so a server that dies is not listed any more.
@@ -3170,6 +3187,8 @@ COMMENT ON FUNCTION sse_pg.authorize IS
     'The access rule: whether a user may publish or subscribe. Replace it with your own. See docs/authorize.md.';
 COMMENT ON FUNCTION sse_pg.revoke IS
     'Lets the servers ask authorize() again for a user and a channel when the transaction commits; NULL means any. Streams that are no longer allowed end.';
+COMMENT ON FUNCTION sse_pg.disconnect IS
+    'Ends the open streams of a user on every server when the transaction commits. Clients that may still read reconnect.';
 COMMENT ON FUNCTION sse_pg.erase IS
     'Deletes events of a channel from the log and from the memory of every server; returns how many. See docs/erasure.md.';
 COMMENT ON FUNCTION sse_pg.keep IS

@@ -69,6 +69,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('function', 'subscribe', '{}', 'EXECUTE'),
     ('function', 'unsubscribe', '{}', 'EXECUTE'),
     ('function', 'authorize', '{}', 'EXECUTE'),
+    ('function', 'disconnect', '{}', 'EXECUTE'),
     ('function', 'live_servers', '{}', 'EXECUTE'),
     ('function', 'consumer_states', '{}', 'EXECUTE'),
     ('function', 'read_above', '{}', 'EXECUTE'),

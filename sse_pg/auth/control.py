@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sse_pg.auth.authorizer import Authorizer
 from sse_pg.auth.digests import Digests
+from sse_pg.auth.disconnects import Disconnects
 from sse_pg.auth.followers import Followers
 from sse_pg.db.store import Store
 from sse_pg.delivery.erasures import Erasures
@@ -25,12 +26,14 @@ class Control:
         digests: Digests,
         followers: Followers,
         authorizer: Authorizer,
+        disconnects: Disconnects,
         erasures: Erasures,
     ) -> None:
         self._store = store
         self._digests = digests
         self._followers = followers
         self._authorizer = authorizer
+        self._disconnects = disconnects
         self._erasures = erasures
         self._heard: set[tuple[str, ...]] = set()
         self._missed = True
@@ -65,6 +68,7 @@ class Control:
             self._note(*words)
         await self._followers.apply()
         await self._authorizer.apply()
+        await self._disconnects.apply()
 
     def _note(self, what: str, *digests: str) -> None:
         everybody = self._digests.of("")
@@ -75,3 +79,5 @@ class Control:
             user, channel = names
             self._authorizer.revoked(user, channel)
             self._followers.changed(user)
+        elif what == "disconnect" and len(digests) == 3:
+            self._disconnects.heard(*digests)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from sse_pg.auth.control import MAX_NOTIFICATION_CHARS
+
 Snapshot = str | None
 
 
@@ -45,6 +47,22 @@ def test_everything_that_is_notified_is_there(db: psycopg.Connection) -> None:
         snapshot, _ = since(db, None)
         db.execute(statement)  # type: ignore[arg-type]
         assert since(db, snapshot)[1] == ([] if message is None else [message]), statement
+
+
+def test_a_disconnect_has_a_number_and_a_signature(db: psycopg.Connection) -> None:
+    snapshot, _ = since(db, None)
+    for _ in range(2):
+        db.execute("SELECT sse_pg.disconnect('ada')")
+    messages = since(db, snapshot)[1]
+    assert len(set(messages)) == 2
+    for message in messages:
+        what, user, number, signature = message.split(" ")
+        assert (what, user) == ("disconnect", digest(db, "ada"))
+        assert signature == digest(db, f"\n{what} {user} {number}")
+        assert len(message) <= MAX_NOTIFICATION_CHARS
+    for nobody in (None, ""):
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            db.execute("SELECT sse_pg.disconnect(%s)", [nobody])
 
 
 def test_what_changes_nothing_sends_nothing(db: psycopg.Connection) -> None:

@@ -44,6 +44,11 @@ class Client:
         status, answer, _ = await self.request("POST", path, json=body, **kwargs)
         return status, answer
 
+    async def delete(self, path: str) -> tuple[int, Any]:
+        """Return (status, body)."""
+        status, body, _ = await self.request("DELETE", path)
+        return status, body
+
     async def publish(self, channel: str, payload: Any, event_type: str = "message") -> int:
         """Publish one event; return its id."""
         status, body = await self.post(
