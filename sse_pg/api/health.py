@@ -7,6 +7,7 @@ from aiohttp import web
 from sse_pg.bus import Bus
 from sse_pg.core.event import timestamp
 from sse_pg.http.problem import json_response, unavailable
+from sse_pg.http.query import require_known
 
 
 class HealthApi:
@@ -44,6 +45,7 @@ class HealthApi:
     async def active_connections(self, request: web.Request) -> web.Response:
         """Count the open streams of every server on this database. This server's own count is current."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
+        require_known(request.query)
         own = self._bus.registry.server_id
         servers = [
             {

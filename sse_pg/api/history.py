@@ -12,7 +12,14 @@ from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.event import event_json
 from sse_pg.http.large_response import LargeResponse
 from sse_pg.http.problem import FieldError, invalid
-from sse_pg.http.query import query_channels, query_choice, query_cursor, query_event_type, query_integer
+from sse_pg.http.query import (
+    query_channels,
+    query_choice,
+    query_cursor,
+    query_event_type,
+    query_integer,
+    require_known,
+)
 
 #: Maximum size of a Link header. Clients and proxies refuse heads of more than 8 KiB, and a request may name a thousand
 #: channels. The body has the cursor in any case.
@@ -33,6 +40,7 @@ class HistoryApi:
         """Return a page. An ascending walk ends at a cursor from which a stream continues without a loss."""
         identity = await self._bus.access.identify(request)
         query = request.query
+        require_known(query, "channel", "after", "before", "limit", "eventType", "order")
         channels = query_channels(query, "channel", self._bus.settings.max_channels)
         if not channels:
             raise invalid([FieldError("channel", "required")])

@@ -17,6 +17,7 @@ from sse_pg.errors import EventRefused
 from sse_pg.http import event_headers, publish_body
 from sse_pg.http.limits import site
 from sse_pg.http.problem import Problem, json_response
+from sse_pg.http.query import require_known
 
 NDJSON = "application/x-ndjson"
 #: Memory of a small draft, of which its text in the body is a fraction.
@@ -48,6 +49,7 @@ class PublishApi:
         """Publish the event or events of a body; 201 after the commit."""
         access = self._bus.access
         identity = await access.identify(request)
+        require_known(request.query)
         if request.content_type not in ("application/json", NDJSON):
             raise Problem(
                 415,

@@ -10,6 +10,7 @@ from sse_pg.auth.identity import Identity
 from sse_pg.bus import Bus
 from sse_pg.http.access import bearer
 from sse_pg.http.problem import Problem, json_response
+from sse_pg.http.query import require_known
 
 
 class SessionApi:
@@ -25,7 +26,9 @@ class SessionApi:
 
     async def show(self, request: web.Request) -> web.Response:
         """Return whose token it is and what it allows. 401 without a token, unless the server requires none."""
-        return json_response(_shown(await self._bus.access.identify(request)))
+        identity = await self._bus.access.identify(request)
+        require_known(request.query)
+        return json_response(_shown(identity))
 
     async def begin(self, request: web.Request) -> web.Response:
         """Set the cookie to the token of the Authorization header."""
@@ -38,6 +41,7 @@ class SessionApi:
                 headers={"WWW-Authenticate": 'Bearer realm="sse-pg"'},
             )
         identity = await access.identify(request)
+        require_known(request.query)
         response = json_response(_shown(identity))
         if token is not None and identity.expires is not None:
             response.set_cookie(
@@ -53,6 +57,7 @@ class SessionApi:
 
     async def end(self, request: web.Request) -> web.Response:
         """Delete the cookie. Open streams stay open until their token expires."""
+        require_known(request.query)
         response = json_response({"ended": True})
         response.del_cookie(
             self._bus.settings.token_cookie,

@@ -13,7 +13,7 @@ from sse_pg.bus import Bus
 from sse_pg.core.event import POSTGRES_EPOCH_S, timestamp
 from sse_pg.core.meter import HISTORY_S, Second
 from sse_pg.http.problem import json_response
-from sse_pg.http.query import query_integer
+from sse_pg.http.query import query_integer, require_known
 
 #: Maximum number of channels in a response: the most recently active ones.
 MAX_CHANNELS = 100
@@ -38,6 +38,7 @@ class StatsApi:
     async def stats(self, request: web.Request) -> web.Response:
         """Return the current numbers, and those of the last seconds one by one."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
+        require_known(request.query, "seconds")
         seconds = query_integer(request.query, "seconds", 60, 0, HISTORY_S)
         async with self._lock:
             log, servers = await self._query()

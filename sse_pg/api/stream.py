@@ -23,7 +23,7 @@ from sse_pg.delivery.stream import Stream
 from sse_pg.errors import BusUnavailable, ClientGone, CursorError
 from sse_pg.http.accept_encoding import accepts_gzip
 from sse_pg.http.problem import FieldError, Problem, invalid, unavailable
-from sse_pg.http.query import query_channels, query_choice, query_flag, query_user
+from sse_pg.http.query import query_channels, query_choice, query_flag, query_user, require_known
 from sse_pg.http.takeover import StreamHead, take_over
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,10 @@ HEADERS = {
     "Vary": "Accept-Encoding",
 }
 HEADERS_GZIP = {**HEADERS, "Content-Encoding": "gzip"}
+#: Parameters of the query, with those that may hold the cursor, in the order in which they count. The last two are the
+#: spellings of Mercure and of some clients.
+CURSOR_PARAMETERS = ("lastEventId", "lastEventID", "last_event_id")
+PARAMETERS = ("channels", "userId", "envelope", "denied", *CURSOR_PARAMETERS)
 #: Maximum time that a stream without a cursor waits for the tail to read what is committed.
 FRESH_TIMEOUT_S = 1.0
 #: Maximum number of channels that a log line names.
@@ -74,6 +78,7 @@ class StreamApi:
 
     async def _open(self, request: web.Request, identity: Identity) -> web.StreamResponse:
         bus = self._bus
+        require_known(request.query, *PARAMETERS)
         user = query_user(request.query)
         stream = await self._admit(request, user, bus.access.user(identity, user))
         response = StreamHead(headers=HEADERS_GZIP if stream.framing is Framing.GZIP else HEADERS)
@@ -288,9 +293,7 @@ def _requested_cursor(request: web.Request) -> str | None:
     """Return the client's cursor. The header is newer than the URL, which browsers repeat unchanged."""
     for text in (
         request.headers.get("Last-Event-ID"),
-        request.query.get("lastEventId"),
-        request.query.get("lastEventID"),  # the spelling of Mercure
-        request.query.get("last_event_id"),
+        *map(request.query.get, CURSOR_PARAMETERS),
     ):
         if text:
             return text

@@ -8,7 +8,7 @@ from sse_pg.bus import Bus
 from sse_pg.core.event import timestamp
 from sse_pg.http import bodies
 from sse_pg.http.problem import FieldError, invalid, json_response
-from sse_pg.http.query import query_user
+from sse_pg.http.query import query_user, require_known
 
 
 class SubscriptionApi:
@@ -29,6 +29,7 @@ class SubscriptionApi:
         """Subscribe a user to a channel: 201 if the subscription is new, 200 if it existed."""
         access = self._bus.access
         identity = await access.identify(request)
+        require_known(request.query)
         body = bodies.subscription_body(await bodies.read_json(request, self._bus.limits.bodies))
         user = access.user(identity, body.user_id)
         await access.require(identity, user, "subscribe", [body.channel], "channel")
@@ -39,6 +40,7 @@ class SubscriptionApi:
     async def unsubscribe(self, request: web.Request) -> web.Response:
         """End a subscription; 200 even if there was none. It needs no right to read, so a user can always leave."""
         identity = await self._bus.access.identify(request)
+        require_known(request.query)
         body = bodies.subscription_body(await bodies.read_json(request, self._bus.limits.bodies))
         self._bus.access.user(identity, body.user_id)
         await self._bus.store.unsubscribe(body.user_id, body.channel)
@@ -48,6 +50,7 @@ class SubscriptionApi:
     async def channels(self, request: web.Request) -> web.Response:
         """List a user's subscriptions."""
         identity = await self._bus.access.identify(request)
+        require_known(request.query, "userId")
         user = query_user(request.query)
         if user is None:
             raise invalid([FieldError("userId", "required")])

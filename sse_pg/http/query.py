@@ -14,6 +14,8 @@ from sse_pg.http.problem import FieldError, invalid
 
 #: What stands in a decoded query for bytes that are not UTF-8.
 REPLACEMENT = "\ufffd"
+#: Maximum number of characters of an unknown parameter's name that a response repeats.
+MAX_NAME_CHARACTERS = 100
 
 
 def collect(checks: Mapping[str, tuple[Callable[[str], str | None], str]]) -> None:
@@ -21,6 +23,21 @@ def collect(checks: Mapping[str, tuple[Callable[[str], str | None], str]]) -> No
     errors = [FieldError(field, fault) for field, (rule, value) in checks.items() if (fault := rule(value))]
     if errors:
         raise invalid(errors)
+
+
+def require_known(query: MultiMapping[str], *names: str) -> None:
+    """Raise a 422 unless the query has only parameters of these names.
+
+    Such a parameter is ignored otherwise, and the response is one to another question: ``from=`` in place of
+    ``lastEventId=`` opens a stream that begins now. Rejected: exceptions for what proxies and caches add, because a
+    list of them never ends.
+    """
+    unknown = [name for name in dict.fromkeys(query) if name not in names]
+    if unknown:
+        allowed = f"allowed: {', '.join(names)}" if names else "this endpoint has none"
+        raise invalid(
+            [FieldError(name[:MAX_NAME_CHARACTERS] or "(no name)", f"unknown parameter; {allowed}") for name in unknown]
+        )
 
 
 def _utf8(text: str, name: str) -> str:

@@ -171,7 +171,7 @@ async def test_of_duplicate_fields_the_last_stays(client: Client) -> None:
     assert (status, body["userId"], body["channel"]) == (201, "u", "a")
 
 
-@pytest.mark.parametrize("query", ["", "?userId=", "?userId=%00", "?userId=a%0Ab", "?userId=" + "u" * 256, "?user=u"])
+@pytest.mark.parametrize("query", ["", "?userId=", "?userId=%00", "?userId=a%0Ab", "?userId=" + "u" * 256])
 async def test_the_list_needs_a_user(client: Client, query: str) -> None:
     status, body = await client.get(LIST + query)
     assert (status, named(body)) == (422, ["userId"])

@@ -1,0 +1,52 @@
+"""Query parameters that an endpoint does not have."""
+
+from __future__ import annotations
+
+import pytest
+from support import openapi
+from support.client import Client
+
+ENDPOINTS = [
+    (method.upper(), path, [each["name"] for each in operation.get("parameters", []) if each["in"] == "query"])
+    for path, item in openapi.document()["paths"].items()
+    if path.startswith("/api/events/")
+    for method, operation in item.items()
+]
+
+
+def test_there_are_endpoints() -> None:
+    assert len(ENDPOINTS) >= 10
+
+
+@pytest.mark.parametrize(("method", "path", "known"), ENDPOINTS)
+async def test_an_unknown_parameter(client: Client, method: str, path: str, known: list[str]) -> None:
+    body = {"channel": "a", "payload": 1} if path.endswith("publish") else {"channel": "a", "userId": "u"}
+    status, answer, _ = await client.request(
+        method, f"{path}?since=1&_=2", json=body if path.endswith(("publish", "subscribe")) else None
+    )
+    assert status == 422, answer
+    assert [error["field"] for error in answer["errors"]] == ["since", "_"]
+    for name in known:
+        assert name in answer["errors"][0]["detail"]
+    if not known:
+        assert "has none" in answer["detail"]
+    if path.endswith(("publish", "/subscribe")):
+        assert (await client.get("/api/events/history", params={"channel": "a"}))[1]["events"] == []
+        assert (await client.get("/api/events/channels", params={"userId": "u"}))[1]["channels"] == []
+
+
+@pytest.mark.parametrize("name", ["since", "from", "cursor", "type", "channel", "lasteventid", "", "x" * 500])
+async def test_a_stream_with_a_parameter_that_looks_like_another(client: Client, name: str) -> None:
+    status, answer = await client.get("/api/events/stream", params={"channels": "a", name: "0"})
+    assert (status, answer["errors"][0]["field"]) == (422, name[:100] or "(no name)")
+
+
+@pytest.mark.parametrize("name", ["lastEventId", "lastEventID", "last_event_id"])
+async def test_each_spelling_of_the_cursor(client: Client, name: str) -> None:
+    number = await client.publish("a", 1)
+    async with client.stream("a", **{name: "0"}) as stream:
+        assert (await stream.event()).id == str(number)
+
+
+async def test_a_query_that_is_empty(client: Client) -> None:
+    assert (await client.get("/api/events/history?&channel=a&"))[0] == 200
