@@ -23,8 +23,8 @@ INSERT = "INSERT INTO sse_pg.events (channel, event_type, payload) VALUES ('a', 
 
 @pytest.fixture
 def unchecked(db: psycopg.Connection) -> psycopg.Connection:
-    """A log whose owner has dropped the check of event types."""
-    db.execute("ALTER TABLE sse_pg.events DROP CONSTRAINT events_event_type")
+    """A log whose owner has dropped the check of names."""
+    db.execute("ALTER TABLE sse_pg.events DROP CONSTRAINT events_names")
     return db
 
 
