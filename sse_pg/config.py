@@ -25,6 +25,14 @@ MIN_SIMILARITY = 0.8
 IDLE_POLL_FACTOR = 20
 #: The value of a field with which no connection listens.
 NO_LISTEN = ("listen_database_url", "none")
+#: The settings of which any one makes the server require tokens.
+KEY_VARIABLES = (
+    "SSE_PG_TOKEN_SECRET", "SSE_PG_TOKEN_SECRET_FILE", "SSE_PG_TOKEN_PUBLIC_KEYS", "SSE_PG_TOKEN_JWKS_URL",
+)  # fmt: skip
+SETTINGS_PAGE = "docs/settings.md lists the settings"
+#: What Kubernetes calls its variables, after the name of the service.
+_OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_LIKE_A_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|JWK|JWT|_(AUTH|KEYS?)(_|$)")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -515,19 +523,44 @@ class Settings:
         return self.listen_database_url or self.database_url
 
 
-def misspelt(env: Mapping[str, str]) -> list[str]:
-    """Return a warning for each variable that looks like a misspelt setting. Others with the prefix are ignored.
+def unknown(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with the prefix that are no settings, each with the setting that is meant, or "".
 
-    Kubernetes sets SSE_PG_PORT=tcp://... for a service with the name sse-pg.
+    Those that Kubernetes sets for a service with the name sse-pg, or one that begins with it, are not among them.
     """
     known = {spec.metadata["env"].removeprefix(PREFIX): spec.metadata["env"] for spec in fields(Settings)}
-    warnings = []
+    found = {}
     for name in sorted(env):
-        if name.startswith(PREFIX) and name not in known.values() and not env[name].startswith("tcp://"):
+        if not name.startswith(PREFIX) or name in known.values() or _OF_A_SERVICE.fullmatch(name, len(PREFIX)):
+            continue
+        if not env[name].startswith(("tcp://", "udp://", "sctp://")):
             near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1, MIN_SIMILARITY)
-            if near:
-                warnings.append(f"{name} is not a setting and has no effect; did you mean {known[near[0]]}?")
-    return warnings
+            found[name] = known[near[0]] if near else ""
+    return found
+
+
+def advice(env: Mapping[str, str]) -> list[str]:
+    """Return a line for each variable with the prefix that is no setting."""
+    return [
+        f"{name} is not a setting and has no effect; " + (f"did you mean {meant}?" if meant else SETTINGS_PAGE)
+        for name, meant in unknown(env).items()
+    ]
+
+
+def require_no_lost_secret(settings: Settings, env: Mapping[str, str]) -> None:
+    """Raise SettingError if tokens seem to be meant, but are not required because a variable has the wrong name.
+
+    The server would be open to everybody. With SSE_PG_OPEN that is what the operator asks for.
+    """
+    if settings.requires_tokens or settings.open:
+        return
+    for name, meant in unknown(env).items():
+        if meant in KEY_VARIABLES or (not meant and _LIKE_A_SECRET.search(name)):
+            raise SettingError(
+                f"{name} is not a setting, and no tokens are required without a secret or keys: did you mean "
+                f"{meant or KEY_VARIABLES[0]}? If the server shall be open, remove the variable, or set "
+                "SSE_PG_OPEN=true"
+            )
 
 
 def has_database(settings: Settings, env: Mapping[str, str]) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from support.config_print import print_env, print_markdown
 from support.process import CHECKOUT
 
-from sse_pg.config import Settings, has_database, misspelt
+from sse_pg.config import Settings, advice, has_database, require_no_lost_secret, unknown
 from sse_pg.errors import SettingError
 
 SPECS = {spec.metadata["env"]: spec for spec in fields(Settings)}
@@ -42,16 +42,60 @@ def shown(number: float) -> str:
         ("SSE_PG_KEEP_EVENT", "SSE_PG_KEEP_EVENTS"),
         ("SSE_PG_PORT", "PORT"),
         ("SSE_PG_DATABASE_URL", "DATABASE_URL"),
+        ("SSE_PG_SECRET", ""),
+        ("SSE_PG_COLOUR", ""),
+        ("SSE_PG_SERVICE", ""),
+        ("SSE_PG_", ""),
     ],
 )
-def test_a_name_that_is_nearly_a_setting_is_told(name: str, meant: str) -> None:
-    (told,) = misspelt({name: "5"})
-    assert told == f"{name} is not a setting and has no effect; did you mean {meant}?"
+def test_a_name_that_is_no_setting_is_reported(name: str, meant: str) -> None:
+    assert unknown({name: "5"}) == {name: meant}
+    (line,) = advice({name: "5"})
+    assert line.startswith(f"{name} is not a setting and has no effect; ")
+    assert line.endswith(f"did you mean {meant}?" if meant else "docs/settings.md lists the settings")
 
 
-def test_other_names_are_not_told() -> None:
-    others = {"SSE_PG_PORT": "tcp://10.0.0.1:8080", "SSE_PG_SERVICE_HOST": "10.0.0.1", "SSE_PG_TEST_POSTGRES": "here"}
-    assert misspelt({**others, **dict.fromkeys(SPECS, "1"), "SSEPG_POOL_SIZE": "1"}) == []
+def test_other_names_are_not_reported() -> None:
+    services = {
+        "SSE_PG_PORT": "tcp://10.0.0.1:8080",
+        "SSE_PG_SERVICE_HOST": "10.0.0.1",
+        "SSE_PG_SERVICE_PORT": "8080",
+        "SSE_PG_SERVICE_PORT_HTTP": "8080",
+        "SSE_PG_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "SSE_PG_PORT_8080_TCP_PROTO": "tcp",
+        "SSE_PG_PORT_8080_TCP_ADDR": "10.0.0.1",
+        "SSE_PG_PORT_8080_TCP_PORT": "8080",
+        "SSE_PG_TOKENS_SERVICE_HOST": "10.0.0.2",
+    }
+    assert unknown({**services, **dict.fromkeys(SPECS, "1"), "SSEPG_POOL_SIZE": "1"}) == {}
+
+
+SECRET = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SSE_PG_SECRET",
+        "SSE_PG_JWT_SECRET",
+        "SSE_PG_TOKEN_SECRETS",
+        "SSE_PG_JWKS_URL",
+        "SSE_PG_PUBLIC_KEY",
+        "SSE_PG_KEY",
+    ],
+)
+def test_a_secret_under_a_wrong_name(name: str) -> None:
+    env = {name: SECRET}
+    with pytest.raises(SettingError, match=f"^{name} is not a setting.*SSE_PG_TOKEN_") as caught:
+        require_no_lost_secret(Settings(), env)
+    assert SECRET not in str(caught.value)
+    require_no_lost_secret(Settings(token_secret=SECRET), env)
+    require_no_lost_secret(Settings(open=True), env)
+
+
+@pytest.mark.parametrize("name", ["SSE_PG_KEEP_KEY_HOURS", "SSE_PG_COLOUR", "SSE_PG_TOKEN", "SSE_PG_MONKEYS"])
+def test_a_name_that_is_not_like_a_secret(name: str) -> None:
+    require_no_lost_secret(Settings(), {name: SECRET})
 
 
 def test_defaults_are_what_the_class_says() -> None:

@@ -25,7 +25,7 @@ from sse_pg.cli import purge as purge_command
 from sse_pg.cli import signals, systemd
 from sse_pg.cli import tail as tail_command
 from sse_pg.cli import token as token_command
-from sse_pg.config import Settings, has_database, misspelt
+from sse_pg.config import Settings, advice, has_database, require_no_lost_secret
 from sse_pg.db.connection import describe, refuse_pooler
 from sse_pg.db.erasing import Wanted
 from sse_pg.db.migrate import migrate as apply_migrations
@@ -92,12 +92,19 @@ def serve(
     with contextlib.suppress(signals.Ended):
         if os.environ.get("SSE_PG_LOG_FORMAT") == "json":
             logs.configure("info", "json")  # for an error in the settings
-        settings = _settings(
-            host=host, port=port, workers=workers, open=is_open, database_url=database_url, data_dir=data_dir
+        settings = Settings.from_env(
+            os.environ,
+            host=host,
+            port=port,
+            workers=workers,
+            open=is_open,
+            database_url=database_url,
+            data_dir=data_dir,
         )
         logs.configure(settings.log_level, settings.log_format)
-        for advice in misspelt(os.environ):
-            log.warning("%s", advice)
+        for line in advice(os.environ):
+            log.warning("%s", line)
+        require_no_lost_secret(settings, os.environ)
         warning = exposure.check(settings)
         with databases.started(settings) as ready:
             for name in apply_migrations(ready.database_url):
@@ -332,7 +339,7 @@ def doctor(
 
     The exit code is 1 if there are errors; warnings alone give 0.
     """
-    settings = _settings(database_url=database_url, data_dir=data_dir)
+    settings = Settings.from_env(os.environ, database_url=database_url, data_dir=data_dir)
     database = True
     try:
         settings = databases.running(settings)
@@ -355,6 +362,12 @@ def doctor(
 
 
 def _settings(**flags: Any) -> Settings:
+    """Return the settings of a command that prints on standard error which variables have no effect.
+
+    ``serve`` logs them, and ``doctor`` has a finding for each.
+    """
+    for line in advice(os.environ):
+        click.echo(f"sse-pg: {line}", err=True)
     return Settings.from_env(os.environ, **flags)
 
 

@@ -37,7 +37,7 @@ async def examine(settings: Settings, *, old: float = OLD_TRANSACTION_S) -> Asyn
     """
     for finding in (
         *settings_checks.settings_checks(settings, os.environ),
-        settings_checks.access(settings),
+        settings_checks.access(settings, os.environ),
         settings_checks.files(settings),
     ):
         yield finding

@@ -7,7 +7,7 @@ import resource
 from collections.abc import Mapping
 
 from sse_pg.auth import exposure
-from sse_pg.config import Settings, misspelt
+from sse_pg.config import Settings, advice, require_no_lost_secret
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, ok, warning
 from sse_pg.errors import SettingError
@@ -21,8 +21,8 @@ OTHER_OPEN_FILES = 64
 def settings_checks(settings: Settings, env: Mapping[str, str]) -> list[Finding]:
     """Return what is wrong with the settings, or one finding that they are consistent."""
     found = [
-        warning("settings", advice, "correct the name, or remove the variable from the environment")
-        for advice in misspelt(env)
+        warning("settings", line, "correct the name, or remove the variable from the environment")
+        for line in advice(env)
     ]
     if settings.heartbeat >= PROXY_IDLE_S:
         found.append(
@@ -62,9 +62,10 @@ def settings_checks(settings: Settings, env: Mapping[str, str]) -> list[Finding]
     return found or [ok("settings", "they are consistent")]
 
 
-def access(settings: Settings) -> Finding:
+def access(settings: Settings, env: Mapping[str, str]) -> Finding:
     """Say who may read and publish."""
     try:
+        require_no_lost_secret(settings, env)
         exposure.check(settings)
     except SettingError as problem:
         return error("access", str(problem), "the server does not start with these settings")

@@ -136,6 +136,31 @@ def test_json_logs_have_no_plain_lines(empty_database_url: str, workers: str) ->
         assert any(line.startswith("open: no tokens") for line in said), said
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_variable_that_is_no_setting_is_logged_once(database_url: str, workers: str) -> None:
+    colour = {"SSE_PG_COLOUR": "red", "SSE_PG_SECRET": "x" * 40, "SSE_PG_OPEN": "true"}
+    with process("serve", "--port", "0", "--workers", workers, DATABASE_URL=database_url, **colour) as server:
+        server.url()
+        assert server.end() == 0
+        for name in ("SSE_PG_COLOUR", "SSE_PG_SECRET"):
+            assert sum(f"{name} is not a setting" in line for line in server.err) == 1, server.err
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_secret_under_a_wrong_name_starts_no_server(workers: str) -> None:
+    done = run("serve", "--workers", workers, SSE_PG_SECRET="x" * 40, SSE_PG_LOG_LEVEL="error")
+    assert "did you mean SSE_PG_TOKEN_SECRET?" in one_line(done)
+    assert "x" * 40 not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("migrate",), ("publish", "a", "1"), ("history", "a"), ("purge",)])
+def test_other_commands_report_a_variable_that_is_no_setting(database_url: str, words: tuple[str, ...]) -> None:
+    done = run(*words, DATABASE_URL=database_url, SSE_PG_COLOUR="red", SSE_PG_SECRET="x" * 40)
+    assert done.returncode == 0, done.stderr
+    for name in ("SSE_PG_COLOUR", "SSE_PG_SECRET"):
+        assert f"sse-pg: {name} is not a setting and has no effect; " in done.stderr
+
+
 @pytest.mark.parametrize("wrong", [{"PORT": "http"}, {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x"}])
 def test_json_logs_have_the_error_that_ends_the_start(wrong: dict[str, str]) -> None:
     done = run("serve", SSE_PG_LOG_FORMAT="json", **wrong)

@@ -291,6 +291,12 @@ async def test_a_setting_that_is_misspelt(database_url: str, monkeypatch: pytest
     assert (finding.state, "SSE_PG_KEEP_EVENTS?" in finding.found) == ("warning", True)
 
 
+async def test_a_secret_under_a_wrong_name(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSE_PG_SECRET", "x" * 40)
+    finding = await one("access", database_url)
+    assert (finding.state, "SSE_PG_TOKEN_SECRET?" in finding.found) == ("error", True)
+
+
 async def test_a_table_that_accepts_less_than_the_server(database_url: str, db: psycopg.Connection) -> None:
     finding = await one("payload", database_url, max_payload=2_000_000)
     assert (finding.state, "1048576" in finding.found) == ("warning", True)

@@ -8,6 +8,13 @@ from dataclasses import fields
 from sse_pg.config import Settings
 from sse_pg.setting import bounds, shown
 
+UNKNOWN = """\
+A variable whose name begins with `SSE_PG_` and that is not in this table has no effect. Every command says so at the
+start: `serve` in its log, `doctor` as a finding, the others on standard error. If its name is like that of a secret,
+such as `SSE_PG_SECRET`, and nothing else makes the server require tokens, `serve` does not start: the server would be
+open although tokens seem to be meant. `SSE_PG_OPEN=true` starts it. Variables that Kubernetes sets for a service with
+the name sse-pg are not reported."""
+
 
 def print_env() -> str:
     """Return the text of ``.env.example``."""
@@ -25,6 +32,8 @@ def print_markdown() -> str:
         "# Settings",
         "",
         "All settings are environment variables. The flags that `sse-pg serve --help` lists take precedence over them.",
+        "",
+        UNKNOWN,
         "",
         "| variable | default | unit | allowed | meaning |",
         "|---|---|---|---|---|",
