@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import shutil
@@ -15,12 +16,13 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from support import openapi
-from support.cluster import directory
+from support.cluster import directory, throwaway
 from support.pages import Page, Reader, all_pages, syntax_errors
 from support.process import CHECKOUT, SSE_PG, process
 from support.waiting import wait_for
 
-from sse_pg.embedded import find_binaries
+from sse_pg.db.migrate import migrate
+from sse_pg.embedded import EmbeddedPostgres, find_binaries
 
 PAGES = [Page(path) for path in all_pages()]
 START, OPERATING, TABLES = Page("docs/start.md"), Page("docs/operating.md"), Page("docs/tables.md")
@@ -128,31 +130,58 @@ def test_every_snippet_can_be_read_by_its_language(path: str, kind: str, block: 
 
 @pytest.mark.oldest
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl on this machine")
-def test_operating(home: Path, database_url: str, db: psycopg.Connection) -> None:
-    """With the programs of the PostgreSQL that the tests run on, and a server that has noted which log this is."""
+def test_operating(home: Path, postgres: EmbeddedPostgres) -> None:
+    """With the programs of the PostgreSQL that the tests run on, and a server that has noted which log this is.
+
+    Everything is done by the owner of the database, who is no superuser, but for what the page asks of administrators.
+    """
+    admin = make_conninfo(postgres.url, dbname="postgres")
+    with psycopg.connect(admin, autocommit=True) as conn, throwaway() as another:
+        conn.execute("CREATE ROLE shop_owner LOGIN CREATEDB")
+        for role in ("sse_pg_publisher", "sse_pg_subscriber", "sse_pg_server"):
+            with contextlib.suppress(psycopg.errors.DuplicateObject):  # another test has made it
+                conn.execute(f"CREATE ROLE {role}")
+        try:
+            conn.execute("CREATE DATABASE shop OWNER shop_owner")
+            follow_operating(home, postgres, another)
+        finally:
+            for name in ("restored", "shop"):
+                conn.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            conn.execute("DROP ROLE shop_owner")
+
+
+def follow_operating(home: Path, postgres: EmbeddedPostgres, another: EmbeddedPostgres) -> None:
+    """Do what the page says, with a database ``shop`` and a second cluster."""
+    owner = {"user": "shop_owner"}
+    database_url = make_conninfo(postgres.url, dbname="shop", **owner)
     programs = os.environ.get("SSE_PG_TEST_POSTGRES")
     command = home / "sse-pg"
     command.write_text(f'#!/bin/sh\nexec "{SSE_PG[0]}" -m sse_pg "$@"\n')
     command.chmod(0o755)
-    db.execute("SELECT sse_pg.publish('orders', 'PLACED', '{}')")
-    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+    migrate(database_url)
+    with (
+        psycopg.connect(database_url, autocommit=True) as db,
+        process("serve", "--port", "0", DATABASE_URL=database_url) as server,
+    ):
+        db.execute((CHECKOUT / "sql" / "roles.sql").read_text())  # type: ignore[arg-type]
+        db.execute("SELECT sse_pg.publish('orders', 'PLACED', '{}')")
         reader = Reader(
             home,
             database_url,
             str(urlsplit(server.url()).port),
             DATABASE_URL=database_url,
             RESTORED_URL=make_conninfo(database_url, dbname="restored"),
+            NEW_ADMIN_URL=make_conninfo(another.url, dbname="postgres"),
+            NEW_POSTGRES_URL=make_conninfo(another.url, dbname="postgres", **owner),
+            NEW_URL=make_conninfo(another.url, dbname="shop", **owner),
             PATH=f"{home}:{find_binaries(Path(programs) if programs else None).bin}:{os.environ['PATH']}",
         )
-        try:
-            reader.follow(OPERATING)
-            assert server.end() == 0
-        finally:
-            db.execute("DROP DATABASE IF EXISTS restored")
-    (limit,) = db.execute(
-        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'events_payload'"
-    ).fetchone()
-    assert "4194304" in limit
+        reader.follow(OPERATING)
+        assert server.end() == 0
+        (limit,) = db.execute(  # type: ignore[misc]
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'events_payload'"
+        ).fetchone()
+        assert "4194304" in limit
 
 
 @pytest.mark.oldest
@@ -199,6 +228,11 @@ def test_the_unit_is_one(home: Path) -> None:
     (unit,) = [text for _, text in OPERATING.blocks if text.startswith("# sse-pg.service")]
     path = home / "sse-pg.service"
     path.write_text(unit.replace("/opt/sse-pg/bin/sse-pg", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    (drop_in,) = [text for _, text in OPERATING.blocks if text.startswith("# secrets.conf")]
+    (home / "sse-pg.service.d").mkdir()
+    (home / "sse-pg.service.d" / "secrets.conf").write_text(drop_in.replace("sse-pg-secrets", "root"))
     done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
