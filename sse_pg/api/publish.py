@@ -78,6 +78,7 @@ class PublishApi:
             body,
             event_headers.of_request(request.headers, identity),
             ndjson=request.content_type == NDJSON,
+            key=publish_body.key_of(request.headers),
             max_body=settings.max_body,
             max_payload=settings.max_payload,
             max_batch=settings.max_batch,

@@ -12,7 +12,7 @@ from sse_pg.http.problem import Problem
 
 #: Time for which a browser may cache the response to a preflight.
 PREFLIGHT_MAX_AGE_S = 600
-REQUEST_HEADERS = "Authorization, Content-Type, Last-Event-ID, Cache-Control, traceparent, tracestate"
+REQUEST_HEADERS = "Authorization, Content-Type, Last-Event-ID, Cache-Control, Idempotency-Key, traceparent, tracestate"
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 EXPOSED_HEADERS = "Link, Retry-After, WWW-Authenticate"
 

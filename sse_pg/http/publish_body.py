@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import Any
 
 import msgspec
+from multidict import MultiMapping
 
 from sse_pg.core import names
 from sse_pg.db.draft import Draft
@@ -29,6 +30,10 @@ MIN_PIECE_BYTES = 512
 MAX_EXPLAINED_BYTES = 1 << 20
 #: Maximum characters of that error's field and text: the name of a field can be as long as the body.
 MAX_FIELD_LENGTH, MAX_MESSAGE_LENGTH = 100, 300
+
+
+#: The header that means the same as the field ``idempotencyKey`` of a single event.
+KEY_HEADER = "Idempotency-Key"
 
 
 class EventBody(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, gc=False):
@@ -65,6 +70,22 @@ _MALFORMED = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 Piece = tuple[memoryview | bytes, list[EventBody]]
 
 
+def key_of(headers: MultiMapping[str]) -> str | None:
+    """Return the idempotency key in the headers of a request, as it was sent, or None. Raises a 422 if it is wrong.
+
+    The draft of a standard for this header has the key in quotes. They are not removed: most clients send none, and
+    a client that sends them always does.
+    """
+    given = headers.getall(KEY_HEADER, [])
+    if not given:
+        return None
+    if len(given) > 1:
+        raise invalid([FieldError(KEY_HEADER, "was sent more than once")])
+    if fault := names.key_fault(given[0]):
+        raise invalid([FieldError(KEY_HEADER, fault)])
+    return given[0]
+
+
 class Drafts:
     """The drafts of a body, as lists: one for each piece.
 
@@ -77,11 +98,12 @@ class Drafts:
         headers: EventHeaders = NOTHING,
         *,
         ndjson: bool,
+        key: str | None = None,
         max_body: int,
         max_payload: int,
         max_batch: int,
     ) -> None:
-        """``headers``: what the request adds to those of its events."""
+        """``headers``: what the request adds to those of its events. ``key``: its own idempotency key."""
         self._headers = headers
         self._max_body = max_body
         self._max_payload = max_payload
@@ -93,7 +115,10 @@ class Drafts:
         if ndjson:
             self._pieces = _lines(bodies.without_mark(body))
         else:
-            self._pieces = self._open(bodies.without_mark(body))
+            self._pieces = self._open(bodies.without_mark(body), key)
+        if key is not None and self.batch:
+            detail = "is the key of one event; in a request with many, each event has an idempotencyKey of its own"
+            raise invalid([FieldError(KEY_HEADER, detail)])
 
     def __iter__(self) -> Iterator[list[Draft]]:
         count = 0
@@ -109,7 +134,7 @@ class Drafts:
         if not count:
             raise invalid([FieldError("events", "must contain at least one event")])
 
-    def _open(self, body: bytes) -> Iterator[Piece]:
+    def _open(self, body: bytes, key: str | None) -> Iterator[Piece]:
         text = memoryview(body)
         if not body.startswith(b"{") and _char(text, _end_of_space(text, 0)) == b"[":
             return _elements(text)
@@ -122,6 +147,12 @@ class Drafts:
         except _MALFORMED as error:
             raise bodies.malformed(error) from None
         self.batch = False
+        if key is not None:
+            if event.idempotency_key not in (None, key):
+                raise invalid(
+                    [FieldError(KEY_HEADER, "differs from the idempotencyKey of the event; send one of them")]
+                )
+            event = msgspec.structs.replace(event, idempotency_key=key)
         return iter([(text, [event])])
 
     def _drafts(self, events: list[EventBody], first: int) -> list[Draft]:
