@@ -71,6 +71,7 @@ BEGIN
         sse_pg.visible_position(),
         sse_pg.publishers(),
         sse_pg.last_id(),
+        sse_pg.id_at(timestamptz),
         sse_pg.subscribe(text, text),
         sse_pg.unsubscribe(text, text),
         sse_pg.read(text, text[], integer),
