@@ -9,6 +9,15 @@ SELECT count(*), coalesce(max(s.lag), 0), coalesce(max(s.ids_behind), 0),
        coalesce(extract(epoch FROM clock_timestamp() - min(s.oldest_at)), 0)::float8
   FROM sse_pg.consumer_states() s
 
+-- name: log_size
+-- What the log takes on disk, its indexes included, and when its oldest event was published: as Unix time, and how many
+-- seconds ago by the clock of the database. Both are NULL if there is none.
+SELECT (SELECT coalesce(sum(pg_total_relation_size(t.relid)), 0)::bigint FROM pg_partition_tree('sse_pg.events') t
+         WHERE t.isleaf),
+       extract(epoch FROM o.created_at)::float8, extract(epoch FROM clock_timestamp() - o.created_at)::float8
+  FROM (SELECT) one
+  LEFT JOIN LATERAL (SELECT e.created_at FROM sse_pg.events e ORDER BY e.id LIMIT 1) o ON true
+
 -- name: kept_late
 -- Whether channels have their own retention, and for how many seconds an event of one should have been deleted, at most.
 SELECT count(*) > 0, coalesce(extract(epoch FROM max(r.late)), 0)::float8 FROM sse_pg.retention r

@@ -45,8 +45,9 @@ class StatsApi:
             overview = await self._overview.show()
         version, newest, oldest, purged_to, settled_to, partitions, publishers = log
         bus, settings, now = self._bus, self._bus.settings, time.time()
+        size = bus.maintenance.log_size
         body = {
-            "time": timestamp(round((now - POSTGRES_EPOCH_S) * 1_000_000)),
+            "time": _moment(now),
             "database": {"version": version},
             "log": {
                 "newestId": newest,
@@ -57,6 +58,8 @@ class StatsApi:
                 "partitionSize": settings.partition_size,
                 "keepEvents": settings.keep_events,
                 "keepHours": settings.keep_hours,
+                "bytes": size.bytes,
+                "oldestAt": None if size.oldest_at is None else _moment(size.oldest_at),
             },
             "publishersInFlight": publishers,
             "openGaps": len(bus.tail.open),
@@ -123,6 +126,10 @@ class StatsApi:
                 }
             )
         return found
+
+
+def _moment(unix: float) -> str:
+    return timestamp(round((unix - POSTGRES_EPOCH_S) * 1_000_000))
 
 
 def _second(second: Second) -> dict[str, object]:

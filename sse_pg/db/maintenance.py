@@ -98,6 +98,22 @@ def retention_used(settings: Settings, ids: int, age_s: float) -> float:
     return max(by_count, by_age)
 
 
+@dataclass(frozen=True)
+class LogSize:
+    """What the log takes on disk, and how old its oldest event is; as of the last round."""
+
+    bytes: int = 0
+    oldest_at: float | None = None
+    """Unix time; None if there is no event, or there was no round yet."""
+    oldest_age_s: float | None = None
+    read_at: float = 0.0
+    """By time.monotonic()."""
+
+    def age_s(self, now: float) -> float:
+        """Return the age of the oldest event now; 0 if there is none."""
+        return 0.0 if self.oldest_age_s is None else self.oldest_age_s + now - self.read_at
+
+
 class Maintenance:
     """The maintenance of the log, as the settings ask for it."""
 
@@ -122,6 +138,7 @@ class Maintenance:
         """Consumers that lost events in a round, counted in each round."""
         self.consumers = Consumers()
         """What the last round found."""
+        self.log_size = LogSize()
         self.late_s = 0.0
         """For how long the event that is most overdue in a channel with its own retention should have been deleted."""
 
@@ -151,6 +168,8 @@ class Maintenance:
         self._report(purged)
         keeps_channels, self.late_s = await self._row("kept_late")
         self.consumers = Consumers.of(self._settings, *await self._row("consumers"))
+        octets, oldest_at, age_s = await self._row("log_size")
+        self.log_size = LogSize(octets, oldest_at, age_s, time.monotonic())
         pause = await self._pause()
         self.succeeded_at = time.time()
         self._is_complete = purged.state == "done" and not keeps_channels

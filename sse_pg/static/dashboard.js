@@ -66,7 +66,7 @@ function show ({ log, server, servers, publishersInFlight, openGaps, channels, d
   put('v-gaps', openGaps ? `${openGaps} open ${openGaps === 1 ? 'gap' : 'gaps'}` : 'no open gaps', openGaps > 0)
   put('v-ids', log.oldestId === null ? 'nothing' : `${log.oldestId.toLocaleString('en')} – ${log.newestId.toLocaleString('en')}`)
   const limits = [log.keepEvents ? `keeps ${short(log.keepEvents)} events` : '', log.keepHours ? `${log.keepHours} h` : ''].filter(Boolean)
-  put('v-retention', [limits.join(', ') || 'keeps everything', `${log.partitions} partitions`, log.purgedTo ? `purged up to ${log.purgedTo.toLocaleString('en')}` : ''].filter(Boolean).join(' · '))
+  put('v-retention', [limits.join(', ') || 'keeps everything', `${log.partitions} partitions`, log.bytes ? `${(log.bytes / 2 ** 20).toFixed(1)} MiB` : '', log.purgedTo ? `purged up to ${log.purgedTo.toLocaleString('en')}` : ''].filter(Boolean).join(' · '))
   put('database', `PostgreSQL ${database.version}`)
   rows($('t-servers').tBodies[0], servers, ({ id }) => id, (row, each) => {
     cells(row, [`${each.name} · ${each.pid}${each.id === server.id ? ' (this)' : ''}`, each.activeConnections.toLocaleString('en'), each.position.toLocaleString('en'), each.lag.toLocaleString('en'), each.bell], [, 'n', 'n', 'n'])

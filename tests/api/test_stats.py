@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+import time
+
 import psycopg
 import pytest
 from support.client import Client
@@ -43,6 +46,24 @@ async def test_what_was_published_is_counted(client: Client) -> None:
     assert body["servers"][0]["activeConnections"] == 1
     assert (await client.get("/api/events/stats?seconds=0"))[1]["recent"] == []
     assert (await client.get("/api/events/stats?seconds=301"))[0] == 422
+
+
+async def test_the_size_of_the_log_and_its_oldest_event(launch: Launcher, db: psycopg.Connection) -> None:
+    server = await launch(maintenance=0.05)
+    async with Client(server.url) as client:
+        await eventually(lambda: server.bus.maintenance.log_size.bytes)
+        empty = (await client.get("/api/events/stats"))[1]["log"]
+        assert empty["oldestAt"] is None
+        assert server.bus.maintenance.log_size.age_s(time.monotonic()) == 0
+        first = await client.post("/api/events/publish", {"channel": "a", "payload": 0})
+        for _ in range(20):
+            await client.publish("a", "".join(secrets.token_hex(1000) for _ in range(20)))
+        await eventually(lambda: server.bus.maintenance.log_size.bytes > empty["bytes"] + 400_000)
+        log = (await client.get("/api/events/stats"))[1]["log"]
+        assert log["oldestAt"] == first[1]["createdAt"]
+        db.execute("DELETE FROM sse_pg.events WHERE id = 1")
+        db.execute("UPDATE sse_pg.events SET created_at = now() - interval '1 hour' WHERE id = 2")
+        await eventually(lambda: server.bus.maintenance.log_size.age_s(time.monotonic()) > 3599)
 
 
 async def test_publishers_in_flight_and_open_gaps(launch: Launcher, database_url: str, db: psycopg.Connection) -> None:
