@@ -210,6 +210,8 @@ def publish(
 def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None:
     """Print the events of channels as they arrive, one JSON line per event. Reconnects by itself.
 
+    Several channels are separated by spaces or commas; each line then has the field channel.
+
     If SSE_PG_TOKEN is set, this token is sent to the server.
     """
     settings = _settings()
@@ -222,18 +224,19 @@ def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None
 @click.argument("channel")
 @click.option("--after", metavar="C", help="Start after this cursor or id.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="Maximum number of events [all].")
+@click.option("--newest", is_flag=True, help="Newest first.")
 @_database_url
 @_data_dir
 @_debug
 def history(
-    channel: str, after: str | None, limit: int | None, database_url: str | None, data_dir: Path | None
+    channel: str, after: str | None, limit: int | None, newest: bool, database_url: str | None, data_dir: Path | None
 ) -> None:
     """Print the stored events of a channel, one JSON line per event.
 
-    The cursor to continue from is printed to standard error.
+    The cursor to continue from is printed to standard error, unless the newest events come first.
     """
     settings = databases.running(_settings(database_url=database_url, data_dir=data_dir))
-    _run(history_command.history(settings, channel, after, limit))
+    _run(history_command.history(settings, channel, after, limit, newest=newest))
 
 
 @cli.command(short_help="Create a token.")

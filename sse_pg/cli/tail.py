@@ -22,11 +22,20 @@ class _Line(msgspec.Struct):
     id: str
     event: str
     data: msgspec.Raw
+    channel: str | msgspec.UnsetType = msgspec.UNSET
+    """If several channels are followed."""
+
+
+class _Envelope(msgspec.Struct, rename="camel"):
+    channel: str
+    event_type: str
+    payload: msgspec.Raw
 
 
 async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str | None) -> None:
     """Print a JSON line for each event, until SIGINT or SIGTERM. Gaps and reconnects are reported on standard error.
 
+    Each of ``channels`` may hold several names, separated by commas.
     Raises ClientError if the server refuses, CursorError or UsageError if an argument is invalid.
     """
     if not url.startswith(("http://", "https://")):
@@ -39,6 +48,10 @@ async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str
         raise SettingError("SSE_PG_TOKEN contains a character that no token contains")
     if any(not name.isprintable() for name in channels):
         raise click.UsageError(f"{' '.join(channels)!r}: a channel has no control characters and is UTF-8")
+    channels = list(dict.fromkeys(name for given in channels for name in given.split(",")))
+    if "" in channels:
+        raise click.UsageError("the name of a channel is empty")
+    several = len(channels) > 1
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -46,8 +59,9 @@ async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str
         loop.add_signal_handler(number, task.cancel)
     subscription = client.subscribe(
         url,
-        list(channels),
+        channels,
         cursor=cursor,
+        envelope=several,
         headers={"Authorization": f"Bearer {token}"} if token else None,
         on_gap=_gap,
         on_reconnect=_reconnect,
@@ -56,7 +70,7 @@ async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str
         try:
             async with subscription as events:
                 async for event in events:
-                    line = _Line(event.id, event.type, msgspec.Raw(event.data.encode()))
+                    line = _line(event, several)
                     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
                     sys.stdout.flush()
         except ClientError as error:
@@ -65,6 +79,13 @@ async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str
                     f"{error} (tail sends the token in SSE_PG_TOKEN; `sse-pg token` creates one)"
                 ) from None
             raise
+
+
+def _line(event: client.Event, several: bool) -> _Line:
+    if not several:
+        return _Line(event.id, event.type, msgspec.Raw(event.data.encode()))
+    whole = event.json(_Envelope)
+    return _Line(event.id, whole.event_type, whole.payload, whole.channel)
 
 
 def _gap(gap: client.Gap) -> None:

@@ -68,7 +68,11 @@ def reason_of(error: BaseException) -> str:
     """Return in one line why a request or a stream failed."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
-            return one_line(error)
+            cause = getattr(error.certificate_error, "verify_message", "") or one_line(error.certificate_error)
+            return (
+                f"the certificate of {error.host}:{error.port} is not accepted ({cause.rstrip('.')}): use a name that "
+                "it is for, or let this machine trust its issuer, for example with SSL_CERT_FILE"
+            )
         case aiohttp.ClientConnectorError():
             return f"no server responds at {error.host}:{error.port} ({system_text(error.os_error)})"
         case aiohttp.TooManyRedirects():

@@ -90,7 +90,8 @@ class Subscription:
         :param max_block: maximum size of one event in bytes.
 
         The iteration raises ClientError if the server refuses (a redirect, or a 4xx other than 408 and 429) or does not
-        speak the protocol, and ends if it responds with 204. In all other cases it reconnects.
+        speak the protocol, or if its certificate is not accepted before it has responded once. The iteration ends if
+        the server responds with 204. In all other cases it reconnects.
         Raises ValueError for invalid arguments.
         """
         names = [channels] if isinstance(channels, str) else list(channels)
@@ -128,6 +129,7 @@ class Subscription:
         self._parser = Parser()
         self._blocks: deque[Block] = deque()
         self._not_before = 0.0  # loop time of the next attempt
+        self._was_answered = False
         self._busy = False
         self._closed = False
         self._waiting: asyncio.Timeout | None = None  # the wait that close() cuts short
@@ -193,6 +195,11 @@ class Subscription:
                 continue
             except URL_ERRORS as error:
                 raise ClientError(f"{self._url} cannot be used: {reason_of(error)}") from error
+            except aiohttp.ClientConnectorCertificateError as error:
+                # Later, a certificate has perhaps only expired, and will be renewed.
+                if not (self._was_answered or self._outdated):
+                    raise ClientError(reason_of(error)) from error
+                reason = reason_of(error)
             except _RetryLater as later:
                 reason, wait = str(later), later.wait
             except (*CONNECTION_ERRORS, BusUnavailable) as error:
@@ -269,6 +276,7 @@ class Subscription:
             self._url, params=self._params, headers=headers, timeout=aiohttp.ClientTimeout(total=None)
         )
         response = await self._bounded(request, self._max_silence)
+        self._was_answered = True
         try:
             await self._bounded(self._check(response), self._max_silence)
         except BaseException:

@@ -40,6 +40,20 @@ def test_history_goes_on_from_its_cursor(database_url: str, db: psycopg.Connecti
     assert run("history", "a", "--after", cursor, DATABASE_URL=database_url).stdout.count("\n") == 1
 
 
+def test_history_with_the_newest_first(database_url: str, db: psycopg.Connection) -> None:
+    fill(db, 1234)
+
+    def newest(*words: str) -> list[int]:
+        done = run("history", "a", "--newest", *words, DATABASE_URL=database_url)
+        assert (done.returncode, done.stderr) == (0, "")
+        return [json.loads(line)["payload"] for line in done.stdout.splitlines()]
+
+    assert newest() == list(range(1234, 0, -1))
+    assert newest("--limit", "3") == [1234, 1233, 1232]
+    assert newest("--limit", "700", "--after", "600") == list(range(1234, 600, -1))
+    assert newest("--limit", "501") == list(range(1234, 733, -1))
+
+
 def test_history_refuses_in_one_line(database_url: str, tmp_path: Path) -> None:
     assert "--after" in one_line(run("history", "a", "--after", "soon", DATABASE_URL=database_url))
     assert "channel" in one_line(run("history", "a b", DATABASE_URL=database_url))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
+import ssl
 import subprocess
+import threading
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from support.process import SSE_PG, environment, one_line, process, run
+from support.proxies import certificate
 from support.waiting import wait_for
 
 
@@ -30,14 +35,18 @@ def test_tail_prints_a_json_line_for_each_event(database_url: str, db: psycopg.C
         url = server.url()
         with process("tail", "a", "b", "--from", "0", "--url", url) as tail:
             assert [json.loads(line) for line in tail.lines(2)] == [
-                {"id": "1", "event": "T", "data": 1},
-                {"id": "2", "event": "T", "data": {"n": "ä\n"}},
+                {"id": "1", "event": "T", "data": 1, "channel": "a"},
+                {"id": "2", "event": "T", "data": {"n": "ä\n"}, "channel": "a"},
             ]
             publish(db, "live", channel="b")
-            assert payloads(tail.lines(3))[2] == "live"
+            live = {"id": "4", "event": "T", "data": "live", "channel": "b"}
+            assert json.loads(tail.lines(3)[2]) == live
             assert (tail.end(signal.SIGINT), tail.err) == (0, [])
+        with process("tail", "a,b,a", "b", "--from", "2", "--url", url) as tail:
+            assert json.loads(tail.lines(1)[0]) == live
+            assert tail.end() == 0
         with process("tail", "a", "--from", "1", PORT=str(urlsplit(url).port)) as tail:
-            assert payloads(tail.lines(1)) == [{"n": "ä\n"}]
+            assert [json.loads(line) for line in tail.lines(1)] == [{"id": "2", "event": "T", "data": {"n": "ä\n"}}]
             assert (tail.end(signal.SIGTERM), tail.err) == (0, [])
 
 
@@ -78,7 +87,7 @@ def test_tail_says_what_the_server_refuses(database_url: str) -> None:
         assert "http://" in one_line(run("tail", "a", "--url", "localhost:8080"), 2)
         assert "--from" in one_line(run("tail", "a", "--from", "x", "--url", url))
         one_line(run("tail", "a", "--url", "http://"))
-        one_line(run("tail", "a,b", "--url", url))
+        assert "empty" in one_line(run("tail", "a,,b", "--url", url), 2)
         one_line(run("tail", "\udcff", "--url", url), 2)
         assert "SSE_PG_TOKEN" in one_line(run("tail", "a", "--url", url, SSE_PG_TOKEN="a\nb"))
         assert "not a valid URL" in one_line(run("tail", "a", "--url", "http://127.0.0.1:99999"))
@@ -88,6 +97,35 @@ def test_tail_says_that_no_server_responds() -> None:
     with process("tail", "a", "--url", "http://127.0.0.1:1") as tail:
         assert "no server responds at 127.0.0.1:1 (Connection refused)" in tail.line("next attempt", err=True).string
         assert tail.end() == 0
+
+
+def test_tail_says_what_to_do_about_a_certificate(tmp_path: Path) -> None:
+    certificate(tmp_path)
+    trusted = {"SSL_CERT_FILE": str(tmp_path / "bus.crt")}
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "bus.pem")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):  # the end of the test
+                while True:
+                    taken, _ = listening.accept()
+                    with contextlib.suppress(OSError), context.wrap_socket(taken, server_side=True) as stream:
+                        stream.recv(4096)
+                        stream.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+        server = threading.Thread(target=answer)
+        server.start()
+        try:
+            line = one_line(run("tail", "a", "--url", f"https://localhost:{port}"))
+            assert f"the certificate of localhost:{port} is not accepted (self-signed certificate): " in line
+            assert "SSL_CERT_FILE" in line
+            assert "127.0.0.1" in one_line(run("tail", "a", "--url", f"https://127.0.0.1:{port}", **trusted))
+            assert "404" in one_line(run("tail", "a", "--url", f"https://localhost:{port}", **trusted))
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            server.join()
 
 
 def test_tail_sends_a_token_and_asks_for_one_if_it_is_missing(database_url: str, db: psycopg.Connection) -> None:
