@@ -9,6 +9,8 @@ import './theme.js'
 
 const AUTOMATIC = 8
 const COUNTED = 10000 // from this lag on, the server may have stopped counting
+const STREAMS = 20 // how many are listed
+const STREAMS_EVERY = 5 // looks
 const $ = (id) => document.getElementById(id)
 const feed = new Feed()
 const charts = new Charts()
@@ -16,6 +18,7 @@ const history = new History()
 let answering
 let offset = 0 // of the server's clock, in seconds
 let chosen = false
+let looks = 0
 let observes = true // whether the token allows us to read the statistics
 
 // ---------------------------------------------------------------- numbers
@@ -35,6 +38,7 @@ async function look () {
     observes &&= !(error instanceof Refused && error.status === 403)
     document.body.classList.add('stale')
   }
+  if (observes && looks++ % STREAMS_EVERY === 0) await lookAtStreams()
   $('charts').hidden = !observes
   if (observes) draw()
   else put('database', 'To see the statistics you need a token made with --observe.')
@@ -110,6 +114,44 @@ function showConsumers (consumers) {
     row.cells[0].title = `${each.name}, cursor written ${each.updatedAt}`
     row.cells[1].title = names
   })
+}
+
+async function lookAtStreams () {
+  const found = await request(`api/events/streams?limit=${STREAMS}`).catch(() => undefined)
+  if (found) showStreams(found)
+}
+
+function showStreams ({ server, otherServers, count, streams }) {
+  $('streams').hidden = !count
+  const shown = count > streams.length ? `the ${streams.length} worst readers of ${count.toLocaleString('en')}` : 'the worst readers first'
+  put('streams-note', `${shown}, on ${server?.name ?? 'this server'}${otherServers.length ? ` · ${server?.pid}, one of ${otherServers.length + 1} servers` : ''}`)
+  rows($('t-streams').tBodies[0], streams, ({ number }) => number, (row, each) => {
+    if (!row.cells.length) {
+      for (let cell = 0; cell < 6; cell++) row.insertCell()
+      if (each.userId !== null) {
+        const button = element('button', 'plain', 'Disconnect')
+        button.type = 'button'
+        button.ariaLabel = `Disconnect user ${each.userId}`
+        button.addEventListener('click', () => disconnect(each.userId))
+        row.cells[5].append(button)
+      }
+    }
+    const rest = each.channelCount - each.channels.length
+    const names = each.channels.join(', ') + (rest ? ` and ${rest.toLocaleString('en')} more` : '')
+    cells(row, [each.userId ?? '–', each.address, names, ago(now() - Date.parse(each.since) / 1000), each.unreadBytes.toLocaleString('en')], ['cut', 'cut', 'cut', 'n', each.unreadBytes ? 'n warn' : 'n'])
+    row.cells[2].title = names
+    row.cells[3].title = `${each.since}, ${each.sentBytes.toLocaleString('en')} bytes sent`
+  })
+}
+
+async function disconnect (user) {
+  if (!window.confirm(`End all streams of user ${user}, on all servers? The client reconnects if it may.`)) return
+  try {
+    await request(`api/events/streams?userId=${encodeURIComponent(user)}`, { method: 'DELETE' })
+    await lookAtStreams()
+  } catch (error) {
+    put('streams-note', error.message, true)
+  }
 }
 
 function showTables (tables) {

@@ -52,6 +52,18 @@ async def test_an_event_is_shown_as_it_comes(page: Page, client: Client, db: psy
     await expect(page.locator("#feed li")).to_have_count(3)
 
 
+async def test_the_streams_are_listed_and_a_user_is_disconnected(page: Page, client: Client) -> None:
+    async with client.stream(userId="42") as stream, client.stream("orders"):
+        await page.goto(f"{client.url}/")
+        users = page.locator("#t-streams tbody td:first-child")
+        await expect(users).to_have_text(["42", "–"])
+        await expect(page.locator("#streams-note")).to_contain_text("the worst readers first")
+        page.on("dialog", lambda dialog: dialog.accept())
+        await page.get_by_role("button", name="Disconnect user 42").click()
+        await stream.ended()
+        await expect(users).to_have_text(["–"])
+
+
 async def test_hostile_events_stay_text(page: Page, client: Client) -> None:
     bad = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
     await live(page, client.url, bad.replace(" ", ""))
