@@ -83,6 +83,35 @@ BEGIN
         DETAIL = pg_catalog.format('The event type is %L.', pg_catalog.left(name, 300));
 END $$;
 
+-- Of subscriptions and idempotency keys.
+CREATE FUNCTION sse_pg.check_user(name text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    IF (pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+        AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
+        AND name OPERATOR(pg_catalog.!~) E'[\\u0001-\\u001f\\u007f]') IS NOT FALSE THEN
+        RETURN true;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'check_violation', COLUMN = 'user_id',
+        MESSAGE = CASE WHEN pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+                            AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
+                       THEN 'a user id has no control characters'
+                       ELSE 'a user id has 1 to 255 characters' END,
+        DETAIL = pg_catalog.format('The user id is %L.', pg_catalog.left(name, 300));
+END $$;
+
+CREATE FUNCTION sse_pg.check_key(name text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    IF (pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
+        AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255) IS NOT FALSE THEN
+        RETURN true;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'check_violation', COLUMN = 'key',
+        MESSAGE = 'an idempotency key has 1 to 255 characters',
+        DETAIL = pg_catalog.format('The key is %L.', pg_catalog.left(name, 300));
+END $$;
+
 -- Both rules for an event. A call costs more than the rules themselves, so they are here a second time, as one expression;
 -- a test compares them.
 CREATE FUNCTION sse_pg.check_names(channel text, event_type text) RETURNS boolean
@@ -740,7 +769,7 @@ END $$;
 
 -- The event that was published with each key. The digest distinguishes a repeated publish from a reused key.
 CREATE TABLE sse_pg.idempotency_keys (
-    key        text COLLATE "C" PRIMARY KEY CHECK (char_length(key) BETWEEN 1 AND 255),
+    key        text COLLATE "C" PRIMARY KEY CONSTRAINT idempotency_keys_key CHECK (sse_pg.check_key(key)),
     digest     bytea NOT NULL,
     event_id   bigint,
     created_at timestamptz NOT NULL DEFAULT now()
@@ -1762,7 +1791,7 @@ SELECT s.name, s.channels, s.cursor, s.lag, s.updated_at FROM sse_pg.consumer_st
 
 CREATE TABLE sse_pg.subscriptions (
     user_id    text COLLATE "C" NOT NULL
-        CHECK (char_length(user_id) BETWEEN 1 AND 255 AND user_id !~ E'[\\u0001-\\u001f\\u007f]'),
+        CONSTRAINT subscriptions_user CHECK (sse_pg.check_user(user_id)),
     channel    text COLLATE "C" NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (user_id, channel),
@@ -3307,8 +3336,12 @@ COMMENT ON FUNCTION sse_pg.check_channel IS
     'The rule for the name of a channel: true, or an error that says the rule.';
 COMMENT ON FUNCTION sse_pg.check_event_type IS
     'The rule for the type of an event: true, or an error that says the rule.';
+COMMENT ON FUNCTION sse_pg.check_key IS
+    'The rule for an idempotency key: true, or an error that says the rule.';
 COMMENT ON FUNCTION sse_pg.check_names IS
     'The rules for channel and type of an event: true, or an error that says the rule.';
+COMMENT ON FUNCTION sse_pg.check_user IS
+    'The rule for a user id: true, or an error that says the rule.';
 COMMENT ON FUNCTION sse_pg.close_later_window IS
     'close_window() for a transaction that has published before.';
 COMMENT ON FUNCTION sse_pg.close_window IS

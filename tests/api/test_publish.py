@@ -517,7 +517,7 @@ async def test_names_come_through_as_they_are(client: Client) -> None:
         ("events_names", "channel", names.channel_fault),
         ("subscriptions_channel", "channel", names.channel_fault),
         ("events_names", "event_type", names.event_type_fault),
-        ("subscriptions_user_id_check", "user_id", names.user_fault),
+        ("subscriptions_user", "user_id", names.user_fault),
     ],
 )
 def test_the_table_has_the_same_rule(db: psycopg.Connection, constraint: str, column: str, fault: Any) -> None:
@@ -542,6 +542,23 @@ def test_the_table_has_the_same_rule(db: psycopg.Connection, constraint: str, co
     ).fetchall()
     differ = [text for text, (allowed,) in zip(texts, taken, strict=True) if allowed is not (fault(text) is None)]
     assert differ == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "text", "fault"),
+    [
+        ("SELECT sse_pg.subscribe(%s, 'a')", "", names.user_fault),
+        ("SELECT sse_pg.subscribe(%s, 'a')", "x" * 256, names.user_fault),
+        ("SELECT sse_pg.subscribe(%s, 'a')", "x\n", names.user_fault),
+        ("SELECT sse_pg.publish('a', 'T', '1', %s)", "", names.key_fault),
+        ("SELECT sse_pg.publish('a', 'T', '1', %s)", "x" * 256, names.key_fault),
+    ],
+)
+def test_an_error_in_sql_says_the_rule(db: psycopg.Connection, statement: str, text: str, fault: Any) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as caught:
+        db.execute(statement, (text,))
+    assert caught.value.diag.message_primary == fault(text)
+    assert text[:300] in (caught.value.diag.message_detail or "").replace("\\n", "\n")
 
 
 @pytest.mark.parametrize(

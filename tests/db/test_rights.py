@@ -98,6 +98,8 @@ FOR_EVERYBODY = {
     "sse_pg.check_channel(text)",
     "sse_pg.check_event_type(text)",
     "sse_pg.check_names(text,text)",
+    "sse_pg.check_key(text)",
+    "sse_pg.check_user(text)",
     "sse_pg.lock_class(text)",
     "sse_pg.partition_name(bigint)",
     "sse_pg.payload_fits(jsonb,jsonb,integer)",
@@ -126,8 +128,8 @@ def test_every_function_has_its_search_path_pinned(db: psycopg.Connection) -> No
     """
     loose = db.execute(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'sse_pg'::regnamespace"
-        "   AND (prosecdef OR proname NOT IN ('check_channel', 'check_event_type', 'check_names', 'payload_fits',"
-        "                                     'lock_class', 'schema_version'))"
+        "   AND (prosecdef OR proname NOT IN ('check_channel', 'check_event_type', 'check_names', 'check_key',"
+        "                                     'check_user', 'payload_fits', 'lock_class', 'schema_version'))"
         "   AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false)"
     ).fetchall()
     assert loose == []
