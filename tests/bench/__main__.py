@@ -41,6 +41,7 @@ BENCHMARKS = {
     "idle": "idle_streams",
     "notify": "notify",
     "polling": "polling",
+    "standbys": "standbys",
 }
 
 

@@ -71,7 +71,7 @@ def _delays(stack: Stack, servers: dict[str, Server], result: Result, rounds: in
     pipes = {}
     for way, server in servers.items():
         pipes[way], theirs = multiprocessing.Pipe(duplex=False)
-        context.Process(target=_stream, args=(server.port, server.stream, theirs), daemon=True).start()
+        context.Process(target=follow, args=(server.port, server.stream, theirs), daemon=True).start()
         pipes[way].recv()
     with psycopg.connect(stack.url, autocommit=True) as conn:
 
@@ -83,15 +83,15 @@ def _delays(stack: Stack, servers: dict[str, Server], result: Result, rounds: in
             for _ in range(count * rounds):
                 time.sleep(random.uniform(pause, 2 * pause))
                 publish(1)
-            _collect(pipes, count * rounds, name, result)
+            collect(pipes, count * rounds, name, result)
         until, sent = time.monotonic() + LOAD_S, 0
         while time.monotonic() < until:
             publish(10)
             sent += 10
-        _collect(pipes, sent, f"one publisher at full speed, {sent / LOAD_S:.0f} events/s", result)
+        collect(pipes, sent, f"one publisher at full speed, {sent / LOAD_S:.0f} events/s", result)
 
 
-def _collect(pipes: dict[str, Connection], count: int, name: str, result: Result) -> None:
+def collect(pipes: dict[str, Connection], count: int, name: str, result: Result) -> None:
     for way, pipe in pipes.items():
         found: list[float] = []
         while len(found) < count:
@@ -107,7 +107,7 @@ def _collect(pipes: dict[str, Connection], count: int, name: str, result: Result
         result.data[f"{way}, {name}"] = found
 
 
-def _stream(port: int, path: str, found: Connection) -> None:
+def follow(port: int, path: str, found: Connection) -> None:
     """Send how long each event took."""
     rest = ""
     with socket.create_connection(("127.0.0.1", port)) as sock:

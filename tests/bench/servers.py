@@ -99,9 +99,9 @@ def _one(result: Result, stack: Stack, conn: psycopg.Connection, servers: list[S
     pids = [server.process.pid for server in servers]
     backends = [pid for (pid,) in conn.execute(ours)]
     begun = _counts(conn)
-    started, before = time.monotonic(), (_cpu(pids), _cpu(backends), _database_cpu(stack))
+    started, before = time.monotonic(), (cpu(pids), cpu(backends), _database_cpu(stack))
     time.sleep(SECONDS)
-    elapsed, after = time.monotonic() - started, (_cpu(pids), _cpu(backends), _database_cpu(stack))
+    elapsed, after = time.monotonic() - started, (cpu(pids), cpu(backends), _database_cpu(stack))
     commits, events, seconds = (now - then for now, then in zip(_counts(conn), begun, strict=True))
     end.set()
     writer.join(20)
@@ -128,7 +128,7 @@ def _stream(server: Server) -> socket.socket:
     return stream
 
 
-def _cpu(pids: list[int]) -> float:
+def cpu(pids: list[int]) -> float:
     """Return the processor time of processes. A connection may have been closed since."""
     total = 0
     for pid in pids:
@@ -141,7 +141,7 @@ def _cpu(pids: list[int]) -> float:
 def _database_cpu(stack: Stack) -> float:
     postmaster = stack.postgres_pid
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-    return ended_children_seconds(postmaster) + _cpu([postmaster, *map(int, children)])
+    return ended_children_seconds(postmaster) + cpu([postmaster, *map(int, children)])
 
 
 def _counts(conn: psycopg.Connection) -> tuple[int, int, float]:

@@ -130,6 +130,11 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self._stops.close()
 
+    @property
+    def postgres(self) -> EmbeddedPostgres:
+        """The cluster."""
+        return self._postgres
+
     def stop_postgres(self) -> None:
         """Take PostgreSQL away."""
         self._postgres.stop()
