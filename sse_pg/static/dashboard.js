@@ -129,9 +129,9 @@ function showStreams ({ server, otherServers, count, streams }) {
     if (!row.cells.length) {
       for (let cell = 0; cell < 6; cell++) row.insertCell()
       if (each.userId !== null) {
-        const button = element('button', 'plain', 'Disconnect')
+        const button = element('button', 'plain', '✕')
         button.type = 'button'
-        button.ariaLabel = `Disconnect user ${each.userId}`
+        button.title = button.ariaLabel = `Disconnect user ${each.userId}`
         button.addEventListener('click', () => disconnect(each.userId))
         row.cells[5].append(button)
       }
