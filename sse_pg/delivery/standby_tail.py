@@ -171,20 +171,21 @@ class StandbyTail(Tail):
         if self._frontier is not None and known - here:
             # It may be one that was left behind when another was promoted, and have events that are lost.
             raise BusUnavailable("the standby has not replayed the beginning of the log that this server has read")
-        goes_on = self._frontier is not None and bool(here - known)
+        begun = here - known if self._frontier is not None else set()
         concerned = await super()._begin(conn, publishers, epochs)
-        if goes_on:
-            await self._confirm_epochs()
+        if begun:
+            await self._confirm_epochs(min(begun))
         return concerned
 
-    async def _confirm_epochs(self) -> None:
-        """Let the primary note that what this server has read is in the new log: a standby cannot be written to.
+    async def _confirm_epochs(self, begun: int) -> None:
+        """Let the primary note what this server has read of the log before: a standby cannot be written to.
 
-        Otherwise clients that come back would be sent a gap event although they lack nothing.
+        Otherwise clients that come back would be sent a gap event although they lack nothing. The ids above ``begun``
+        are of the new log, which may have been read before anybody noted that it had begun.
         """
         frontier = self._frontier
         assert frontier is not None
-        read = trimmed(frontier.seen, frontier.open)
+        read = trimmed(frontier.seen, frontier.open).clip(begun)
         try:
             async with asyncio.timeout(CONFIRM_TIMEOUT_S):
                 await self._confirm(read.high, read.gaps)

@@ -15,6 +15,8 @@ from support.server import Launcher, Server
 from support.streams import StreamReader
 from support.waiting import eventually
 
+from sse_pg.core.cursor import Cursor
+
 pytestmark = [pytest.mark.oldest, pytest.mark.timeout(120)]
 
 
@@ -55,6 +57,23 @@ async def linked(server: Server) -> Server:
 async def fail_over(nodes: Nodes) -> None:
     nodes.primary.kill()  # without an await: no server of this process reads anything more
     await asyncio.to_thread(nodes.heir.promote)
+
+
+async def test_events_are_read_before_the_epoch_is_noted(nodes: Nodes, servers: Launcher) -> None:
+    """Somebody publishes to the new primary before any server has looked."""
+    server = await linked(await servers())
+    async with Client(server.url) as client, client.stream("a") as stream:
+        ids = [await client.publish("a", n) for n in range(20)]
+        assert await payloads(stream, 20) == [*range(20)]
+        caught_up(nodes.primary, nodes.heir)
+        nodes.primary.kill()
+        nodes.heir.promote()
+        publish(nodes.heir, 3)
+        assert await payloads(stream, 3) == [1, 1, 1]
+        await eventually(lambda: server.bus.hub.epochs and server.bus.hub.epochs[0].certain.covers(Cursor(ids[-1])))
+        async with client.stream("a", last_event_id=str(ids[-1])) as resumed:
+            assert await payloads(resumed, 3) == [1, 1, 1]
+    assert server.bus.hub.gap_notices.total() == 0
 
 
 async def payloads(stream: StreamReader, count: int) -> list[object]:
