@@ -12,7 +12,7 @@ from sse_pg.core.event import POSTGRES_EPOCH_S, timestamp
 from sse_pg.db.disconnecting import disconnect
 from sse_pg.delivery.stream import Stream
 from sse_pg.http.problem import FieldError, invalid, json_response
-from sse_pg.http.query import query_integer, query_user
+from sse_pg.http.query import query_integer, query_user, require_known
 
 #: Maximum number of channels that are named for a stream.
 MAX_CHANNELS_NAMED = 20
@@ -35,6 +35,7 @@ class OpenStreamsApi:
     async def streams(self, request: web.Request) -> web.Response:
         """List the streams of this server, those with the most unread bytes first, then the oldest."""
         self._bus.access.require_observer(await self._bus.access.identify(request))
+        require_known(request.query, "userId", "limit")
         user = query_user(request.query)
         limit = query_integer(request.query, "limit", 100, 1, 1000)
         found = [each for each in self._bus.hub.streams if user is None or user in (each.user, each.follows)]
@@ -56,6 +57,7 @@ class OpenStreamsApi:
     async def disconnect(self, request: web.Request) -> web.Response:
         """Ask all servers to end the streams of a user. It needs a token that may act for that user."""
         identity = await self._bus.access.identify(request)
+        require_known(request.query, "userId")
         user = query_user(request.query)
         if user is None:
             raise invalid([FieldError("userId", "required")])
