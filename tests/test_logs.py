@@ -109,7 +109,7 @@ def test_fields_take_nothing_from_the_line() -> None:
 async def test_lines_of_workers_tell_which(database_url: str, style: str) -> None:
     settings = {"SSE_PG_WORKERS": "2", "SSE_PG_LOG_FORMAT": style, "SSE_PG_DRAIN_SECONDS": "0"}
     with process("serve", PORT="0", DATABASE_URL=database_url, **settings) as server:
-        url = await asyncio.to_thread(server.url)
+        url = await asyncio.to_thread(server.url, json_logs=style == "json")
         async with Client(url) as client, client.stream("a"):
             pass
         if style == "text":

@@ -105,9 +105,9 @@ class Process:
         wait_for(lambda: len(self.out) >= count or self.popen.poll() is not None, f"{count} lines")
         return list(self.out)
 
-    def url(self) -> str:
+    def url(self, *, json_logs: bool = False) -> str:
         """Wait until a server can serve; return where."""
-        url = self.line(r"listens on (http://\S+)")[1]
+        url = self.line(r'listens on (http://[^\s"]+)', err=json_logs)[1]
         wait_for(lambda: ready(url), "the server")
         return url
 
