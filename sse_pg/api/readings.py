@@ -34,7 +34,7 @@ def read(bus: Bus) -> Numbers:
         **_resuming(bus),
         **_tail(bus, now),
         **_standby(bus),
-        **_upkeep(bus),
+        **_upkeep(bus, now),
         "sse_pg_task_failures_total": {task.name: task.failures for task in bus.tasks},
         "sse_pg_refused_requests_total": {
             kind: bus.refused_requests[kind] for kind in BY_NAME["sse_pg_refused_requests_total"].known
@@ -136,7 +136,7 @@ def _standby(bus: Bus) -> Numbers:
     }
 
 
-def _upkeep(bus: Bus) -> Numbers:
+def _upkeep(bus: Bus, now: float) -> Numbers:
     done = bus.maintenance
     return {
         "sse_pg_maintenance_rounds_total": dict(done.rounds),
@@ -144,6 +144,8 @@ def _upkeep(bus: Bus) -> Numbers:
         "sse_pg_partitions_made_total": {"": done.made},
         "sse_pg_purged_partitions_total": {"": done.purged.partitions},
         "sse_pg_purged_bytes_total": {"": done.purged.bytes},
+        "sse_pg_log_bytes": {"": done.log_size.bytes},
+        "sse_pg_log_oldest_event_age_seconds": {"": done.log_size.age_s(now)},
         "sse_pg_purged_keys_total": {"": done.purged.keys},
         "sse_pg_purged_to_id": {"": done.purged.purged_to},
         "sse_pg_consumers": {"": done.consumers.count},

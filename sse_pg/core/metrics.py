@@ -256,6 +256,18 @@ METRICS = (
     Metric("sse_pg_partitions_made_total", "counter", "Partitions made in advance."),
     Metric("sse_pg_purged_partitions_total", "counter", "Partitions that these processes purged."),
     Metric("sse_pg_purged_bytes_total", "counter", "Disk space of the partitions that these processes purged."),
+    Metric(
+        "sse_pg_log_bytes",
+        "gauge",
+        "What the log takes on disk, its indexes included; measured after each round of maintenance.",
+        combine="max",
+    ),
+    Metric(
+        "sse_pg_log_oldest_event_age_seconds",
+        "gauge",
+        "Age of the oldest event that is stored, as of the last round of maintenance; 0 if there is none.",
+        combine="max",
+    ),
     Metric("sse_pg_purged_keys_total", "counter", "Idempotency keys that these processes deleted."),
     Metric(
         "sse_pg_expired_events_total",

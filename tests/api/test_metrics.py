@@ -325,6 +325,21 @@ async def test_purging(launch: Launcher, db: psycopg.Connection) -> None:
     assert found["sse_pg_maintenance_rounds_total{result=done}"] >= 1
 
 
+async def test_the_size_of_the_log_and_the_age_of_its_oldest_event(launch: Launcher, db: psycopg.Connection) -> None:
+    server = await launch(maintenance=0.05)
+    async with Client(server.url) as client:
+        await eventually(lambda: server.bus.maintenance.log_size.bytes)
+        empty = await scrape(client)
+        assert empty["sse_pg_log_oldest_event_age_seconds"] == 0
+        with db.transaction():
+            db.execute("INSERT INTO sse_pg.events (channel, payload) SELECT 'a', '1' FROM generate_series(1, 5000)")
+            db.execute("UPDATE sse_pg.events SET created_at = now() - interval '1 hour' WHERE id = 1")
+        await eventually(lambda: server.bus.maintenance.log_size.oldest_at)
+        found = await scrape(client)
+        assert 3600 <= found["sse_pg_log_oldest_event_age_seconds"] < 7200
+        assert found["sse_pg_log_bytes"] > empty["sse_pg_log_bytes"] > 0
+
+
 # ---- who may read them
 
 
