@@ -41,6 +41,8 @@ POOLER_OPTIONS = {
 }
 #: Of the cluster, and at least as much on its standbys.
 LIMITS = {"max_connections": "200", "max_prepared_transactions": "20"}
+#: A standby that does not replay for long must find the WAL that it lacks.
+KEPT_WAL = {"wal_keep_size": "4GB"}
 
 
 @dataclass
@@ -82,7 +84,7 @@ async def torture(plan: Plan) -> Report:
     directory = Path(tempfile.mkdtemp(prefix="sse-pg-torture-", dir="/tmp"))
     directory.chmod(0o755)
     binaries = find_binaries(Path(plan.postgres_bin) if plan.postgres_bin else None)
-    options = {**LIMITS, "fsync": "off"}
+    options = {**LIMITS, **KEPT_WAL, "fsync": "off"}
     postgres = EmbeddedPostgres(directory / "data", binaries=binaries, options=options)
     await asyncio.to_thread(postgres.start)
     try:
