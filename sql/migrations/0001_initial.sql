@@ -1444,8 +1444,9 @@ BEGIN
         SELECT p.window_first || (p.last + 1), p.window_last || 9223372036854775807
           INTO firsts, lasts FROM sse_pg.publishers() p;
     END IF;
+    -- The window of a statement that inserted no row holds no id.
     RETURN (SELECT range_agg(int8range(w.first, nullif(w.last, 9223372036854775807), '[]'))
-              FROM unnest(firsts, lasts) w(first, last));
+              FROM unnest(firsts, lasts) w(first, last) WHERE w.first <= w.last);
 END $$;
 
 -- The events of these channels that a cursor lacks, ascending, each with the cursor after it: at most `most`, and at most

@@ -612,3 +612,12 @@ def test_a_page_reads_little_of_a_long_log(db: Connection) -> None:
         ).fetchone()
         assert row is not None
         assert row[0] < 200, (after, channel, row)
+
+
+def test_a_statement_in_flight_that_inserted_no_row_is_in_nobody_s_way(db: Connection, database_url: str) -> None:
+    publish(db)
+    with psycopg.connect(database_url) as other:
+        assert publish(other, count=0) == []
+        publish(db)
+        assert ids(read(db, "0")) == [1, 2]
+        assert ids(consume(db)) == [1, 2]
