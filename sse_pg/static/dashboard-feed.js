@@ -66,7 +66,8 @@ export class Feed {
       token: currentToken,
       onOpen: ({ id }) => { if (mine === this.#stream) this.#opened(id) },
       onLost: (lost) => { if (mine === this.#stream) this.#lost(lost) },
-      onGap: (gap) => { if (mine === this.#stream) this.#gap(gap) }
+      onGap: (gap) => { if (mine === this.#stream) this.#gap(gap) },
+      onEnd: () => {} // said below
     }, (event) => { if (mine === this.#stream) this.#event(event) })
     mine.done.catch(async (error) => {
       if (mine !== this.#stream) return

@@ -201,6 +201,7 @@ function put (id, text, warn = false) {
 }
 
 function milliseconds (value) {
+  if (value === null) return '–'
   return value >= 1000 ? `${(value / 1000).toFixed(1)} s` : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`
 }
 

@@ -99,7 +99,7 @@ def test_event_types_are_freer(db: psycopg.Connection, good: str) -> None:
 @pytest.mark.parametrize("bad", ["", "a\nb", "\x7f", "x" * 256])
 def test_bad_users(db: psycopg.Connection, bad: str) -> None:
     assert names.user_fault(bad)
-    with pytest.raises(CHECK, match="subscriptions_user_id"):
+    with pytest.raises(CHECK, match=r"a user id has (1 to 255 characters|no control characters)"):
         db.execute("SELECT sse_pg.subscribe(%s, 'a')", [bad])
 
 

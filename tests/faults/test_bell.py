@@ -69,7 +69,7 @@ class SteppedTail:
                     await super().execute("SELECT 1")
                 return result
 
-        async def connect(url: str | None) -> Any:
+        async def connect(url: str | None, _hosts: Any) -> Any:
             return await Connection.connect(url or "", autocommit=True, context=ADAPTERS)
 
         pause = Bell.pause

@@ -64,6 +64,8 @@ async def test_a_copy_by_template_begins_an_epoch_with_its_first_event(
     async with Client(server.url) as client, client.stream("a") as stream:
         await client.publish("a", 1)
         await stream.event()
+        # Until a server notes that the event is certain, the copy sends it again.
+        await eventually(lambda: db.execute("SELECT settled_to FROM sse_pg.log").fetchone() == (1,))
     await server.stop()
     original = db.info.dbname
     name = f"copy_{original}"
