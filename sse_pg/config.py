@@ -526,12 +526,15 @@ class Settings:
 def unknown(env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables with the prefix that are no settings, each with the setting that is meant, or "".
 
-    Those that Kubernetes sets for a service with the name sse-pg, or one that begins with it, are not among them.
+    Those that Kubernetes sets for a service with the name sse-pg, or one that begins with it, are not among them, nor
+    are those of this project's own tests.
     """
     known = {spec.metadata["env"].removeprefix(PREFIX): spec.metadata["env"] for spec in fields(Settings)}
     found = {}
     for name in sorted(env):
         if not name.startswith(PREFIX) or name in known.values() or _OF_A_SERVICE.fullmatch(name, len(PREFIX)):
+            continue
+        if name.startswith(f"{PREFIX}TEST_"):
             continue
         if not env[name].startswith(("tcp://", "udp://", "sctp://")):
             near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1, MIN_SIMILARITY)
