@@ -29,6 +29,8 @@ NO_LISTEN = ("listen_database_url", "none")
 KEY_VARIABLES = (
     "SSE_PG_TOKEN_SECRET", "SSE_PG_TOKEN_SECRET_FILE", "SSE_PG_TOKEN_PUBLIC_KEYS", "SSE_PG_TOKEN_JWKS_URL",
 )  # fmt: skip
+#: Names the PostgreSQL that the project's tests run on. Programs that a test starts may inherit it.
+OF_THE_TESTS = "SSE_PG_TEST_POSTGRES"
 SETTINGS_PAGE = "docs/settings.md lists the settings"
 #: What Kubernetes calls its variables, after the name of the service.
 _OF_A_SERVICE = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -527,14 +529,14 @@ def unknown(env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables with the prefix that are no settings, each with the setting that is meant, or "".
 
     Those that Kubernetes sets for a service with the name sse-pg, or one that begins with it, are not among them, nor
-    are those of this project's own tests.
+    is the one of this project's own tests.
     """
     known = {spec.metadata["env"].removeprefix(PREFIX): spec.metadata["env"] for spec in fields(Settings)}
     found = {}
     for name in sorted(env):
         if not name.startswith(PREFIX) or name in known.values() or _OF_A_SERVICE.fullmatch(name, len(PREFIX)):
             continue
-        if name.startswith(f"{PREFIX}TEST_"):
+        if name == OF_THE_TESTS:
             continue
         if not env[name].startswith(("tcp://", "udp://", "sctp://")):
             near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1, MIN_SIMILARITY)

@@ -207,3 +207,7 @@ def test_both_files_name_each_setting(env: str) -> None:
     row = next(line for line in print_markdown().splitlines() if line.startswith(f"| `{env}` |"))
     assert meta["help"] in row
     assert row.count("|") == 6
+
+
+def test_only_one_variable_of_the_tests_is_not_reported() -> None:
+    assert list(unknown({"SSE_PG_TEST_POSTGRES": "/bin", "SSE_PG_TEST_SECRET": "x"})) == ["SSE_PG_TEST_SECRET"]
