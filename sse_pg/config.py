@@ -353,7 +353,8 @@ class Settings:
     max_streams_user: int = setting(
         "SSE_PG_MAX_STREAMS_PER_USER",
         0,
-        "Maximum number of streams per user in one process; further ones get 429. 0 means no limit.",
+        "Maximum number of streams per user in one process; further ones get 429. Each process counts its own streams, "
+        "so N processes allow N times as many. 0 means no limit.",
         low=0,
         high=1_000_000,
     )
