@@ -13,6 +13,7 @@ from sse_pg.api.metrics import MetricsApi
 from sse_pg.api.open_streams import OpenStreamsApi
 from sse_pg.api.pages import PagesApi
 from sse_pg.api.publish import PublishApi
+from sse_pg.api.rights import RightsApi
 from sse_pg.api.session import SessionApi
 from sse_pg.api.stats import StatsApi
 from sse_pg.api.stream import StreamApi
@@ -39,7 +40,7 @@ def create_app(settings: Settings) -> web.Application:
     app[REFUSED_REQUESTS] = bus.refused_requests
     for api in (
         *(PublishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi),
-        *(HealthApi, OpenStreamsApi, StatsApi, MetricsApi, PagesApi),
+        *(HealthApi, OpenStreamsApi, RightsApi, StatsApi, MetricsApi, PagesApi),
     ):
         app.add_routes(api(bus).routes())
     app.on_shutdown.append(_end_streams)

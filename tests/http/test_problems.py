@@ -43,7 +43,11 @@ async def test_405_names_what_is_allowed(client: Client, path: str, method: str)
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 async def test_head(client: Client, path: str, method: str) -> None:
     """HEAD is answered as GET is, without the body; on the stream, which would not end, it is refused."""
-    queries = {"/api/events/history": "?channel=a", "/api/events/channels": "?userId=u"}
+    queries = {
+        "/api/events/history": "?channel=a",
+        "/api/events/channels": "?userId=u",
+        "/api/events/rights": "?userId=u&channels=a",
+    }
     asked = path.replace("{name}", "dashboard.js") + queries.get(path, "")
     async with client.session.head(client.url + asked) as response:
         status = response.status
