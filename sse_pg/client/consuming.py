@@ -210,6 +210,10 @@ class Consumer:
                 if not is_temporary(error):
                     raise
                 reason = summary(error)
+                # psycopg's connect() refers to the error that it raises, and the error's traceback to this frame. With
+                # such a cycle, a consumer that is left by an error of the body would be collected late, and its batch
+                # stay locked until then.
+                error.__traceback__ = None
             else:
                 for gap in gaps:
                     await _call(self._on_gap, gap, session.conn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support.database_proxy import Proxy
 from support.pgbouncer import needs_pgbouncer, poolers
 from support.server import Launcher
 from support.waiting import TIMEOUT_S, eventually
@@ -32,6 +34,10 @@ LOCKS = (
 
 STATE = (
     "SELECT state FROM pg_stat_activity WHERE application_name = 'sse-pg consumer' AND backend_xmin IS NULL"
+    "   AND datname = current_database()"
+)
+OPEN = (
+    "SELECT FROM pg_stat_activity WHERE application_name = 'sse-pg consumer' AND xact_start IS NOT NULL"
     "   AND datname = current_database()"
 )
 
@@ -121,6 +127,37 @@ async def test_an_error_of_the_body_rolls_back(database_url: str, done: Connecti
             other.execute("SET lock_timeout = '10s'")
             assert other.execute("SELECT id FROM sse_pg.consume('mail', '{a}')").fetchall() == [(1,), (2,), (3,)]
             other.rollback()
+    assert ids(done) == []
+
+
+async def test_an_error_of_the_body_unlocks_the_batch_after_a_failed_attempt_to_connect(
+    database_url: str, done: Connection
+) -> None:
+    """Such an attempt leaves a cycle that refers to whatever called it."""
+    publish(done, 3)
+    there = conninfo_to_dict(database_url)
+    proxy = Proxy(f"{there['host']}/.s.PGSQL.{there.get('port', 5432)}")
+    url = make_conninfo(database_url, host="127.0.0.1", port=await proxy.start())
+    proxy.refusing = True
+
+    def accept(_: Reconnect) -> None:
+        proxy.refusing = False
+
+    async def fail() -> None:
+        batches = consumer(url, on_reconnect=accept)
+        async for batch, conn in batches:
+            await write(batch, conn)
+            raise ZeroDivisionError
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        await eventually(lambda: not done.execute(OPEN).fetchall())
+    finally:
+        gc.enable()
+        await proxy.close()
     assert ids(done) == []
 
 
