@@ -5,6 +5,9 @@ when it connects, so that a program that follows streams does not load a databas
 
 While it waits, the loop shows publishers "asleep" with the lock that a server's tail takes, so that they ring. If bells
 come as often as polling would read, it polls, as a tail does, and shows "awake".
+
+Behind a transaction pooler a loop can neither LISTEN nor hold a lock. With ``listen=False`` it only polls, and needs
+nothing that outlives a transaction: the cursor is a row, and its lock ends with the batch.
 """
 
 from __future__ import annotations
@@ -43,6 +46,10 @@ IN_FLIGHT_POLL_S = 0.025
 SAFETY_READ_S = 1.0
 #: Seconds until it is tried again to show "asleep", if another session holds the lock.
 SLEEP_RETRY_S = 10.0
+#: A loop that does not listen waits for this share of the time since its last batch, ...
+IDLE_SHARE = 0.05
+#: ... but at most for so many seconds.
+MAX_IDLE_POLL_S = 0.1
 
 
 class _Bell:
@@ -115,6 +122,7 @@ class Consumer:
         channels: Iterable[str],
         *,
         most: int = 100,
+        listen: bool = True,
         on_gap: Callable[[Gap, Connection], object] | None = None,
         on_reconnect: Callable[[Reconnect], object] | None = None,
         backoff: Backoff | None = None,
@@ -125,6 +133,8 @@ class Consumer:
         :param name: of the consumer. Loops with the same name share its events; a new name begins at the oldest event.
         :param channels: names. The channels of a consumer cannot change.
         :param most: maximum number of events in a batch.
+        :param listen: False if the connection goes through a transaction pooler, which loses LISTEN: the loop then
+            polls, and an event waits for up to 0.1 s.
         :param on_gap: called with a Gap and the connection if events were purged before they were consumed, or if the
             log was restored or failed over; awaited if it is async. It runs in the transaction of the batch. By default
             a warning is logged.
@@ -138,6 +148,7 @@ class Consumer:
         self._name = name
         self._channels = [channels] if isinstance(channels, str) else sorted(set(channels))
         self._most = most
+        self._listens = listen
         self._on_gap = on_gap or _log_gap
         self._on_reconnect = on_reconnect or _log_reconnect
         self._backoff = backoff or Backoff(0.2, 10.0)
@@ -150,6 +161,7 @@ class Consumer:
         self._fell_asleep_at: int | None = None
         self._awake_until = 0.0
         self._idle = 0
+        self._found_at = 0.0
         self._bell = _Bell()
         self._busy_bells: list[float] = []
 
@@ -207,7 +219,7 @@ class Consumer:
             try:
                 session, batch, gaps = await self._try()
             except Exception as error:
-                if not is_temporary(error):
+                if not is_temporary(error) and not (self._session is not None and self._session.is_lost):
                     raise
                 reason = summary(error)
                 # psycopg's connect() refers to the error that it raises, and the error's traceback to this frame. With
@@ -243,7 +255,9 @@ class Consumer:
         self._backoff.reset()
         if session.last_id != last_id:
             self._idle = 0  # as a tail, it stays awake while the log is busy, whatever the channels are
-        if not rows:
+        if rows:
+            self._found_at = asyncio.get_running_loop().time()
+        else:
             await self._rest(session)
         batch = [StoredEvent(*row) for row in rows if row[2] != "sse-pg.gap"]
         return session, batch, [msgspec.convert(row[3], Gap) for row in rows if row[2] == "sse-pg.gap"]
@@ -253,8 +267,12 @@ class Consumer:
 
         self._is_out = self._is_awake = False
         self._busy_bells.clear()
-        session = self._session = await ConsumerSession.connect(self._dsn, self._bell.heard)
-        await self._fall_asleep(session)
+        heard = self._bell.heard if self._listens else None
+        session = self._session = await ConsumerSession.connect(self._dsn, heard)
+        if self._listens:
+            await self._fall_asleep(session)
+        else:
+            self._found_at = asyncio.get_running_loop().time()
         return session
 
     async def _drop(self) -> None:
@@ -266,6 +284,10 @@ class Consumer:
 
     async def _rest(self, session: ConsumerSession) -> None:
         """Wait until it may be worth reading again."""
+        if not self._listens:
+            idle_s = asyncio.get_running_loop().time() - self._found_at
+            await asyncio.sleep(min(MAX_IDLE_POLL_S, max(POLL_S, IDLE_SHARE * idle_s)))
+            return
         if self._is_awake:
             self._idle += 1
             await asyncio.sleep(POLL_S)

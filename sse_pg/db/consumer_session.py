@@ -1,7 +1,8 @@
 """The session of a named consumer: every statement that the loop of ``sse_pg.client`` runs. The loop decides when.
 
 It is a session of the user's program. So values are converted as psycopg does by default, and settings are changed only
-where the loop depends on them.
+where the loop depends on them. Without LISTEN nothing is set for the session, and no statement is prepared: a
+transaction pooler gives each transaction to another backend.
 """
 
 from __future__ import annotations
@@ -38,31 +39,37 @@ def is_temporary(error: BaseException) -> bool:
 
 
 class ConsumerSession:
-    """A connection that LISTENs and takes batches, one transaction each."""
+    """A connection that takes batches, one transaction each."""
 
-    def __init__(self, conn: Connection, lock_timeout: str) -> None:
+    def __init__(self, conn: Connection) -> None:
         self.conn = conn
-        self._lock_timeout = lock_timeout
         self.last_id = 0
         """The last id drawn, in any channel, when events were last asked for."""
 
     @classmethod
-    async def connect(cls, dsn: str, heard: Callable[[psycopg.Notify], None]) -> ConsumerSession:
-        """Open a session. ``heard`` is called for each notification. Raises ClientError behind a transaction pooler."""
+    async def connect(cls, dsn: str, heard: Callable[[psycopg.Notify], None] | None) -> ConsumerSession:
+        """Open a session that LISTENs, and calls ``heard`` for each notification. With None, it does not listen.
+
+        Raises ClientError if it listens and a transaction pooler is in between.
+        """
         parameters = {name: value for name, value in PARAMETERS.items() if name != "context"}
+        if heard is None:
+            parameters["prepare_threshold"] = None  # then prepare=True does nothing
         conn = await psycopg.AsyncConnection[tuple[Any, ...]].connect(
             dsn, **({"application_name": f"{APPLICATION} consumer"} | parameters | hosts.parameters(dsn))
         )
+        if heard is None:
+            return cls(conn)
         try:
             with deadline(conn, RESPONSE_DEADLINE_S):
                 await _refuse_pooler(dsn, conn)
-                ((lock_timeout, *_),) = await (await conn.execute(query("consumer_session"))).fetchall()
+                await conn.execute(query("consumer_session"))
                 conn.add_notify_handler(heard)
                 await conn.execute(query("consumer_listen"))
         except BaseException:
             await conn.close()
             raise
-        return cls(conn, lock_timeout)
+        return cls(conn)
 
     async def take(self, consumer: str, channels: list[str], most: int) -> list[tuple[Any, ...]]:
         """Begin a transaction and take events in it. Without events, there is none. Another taker is waited for."""
@@ -78,7 +85,7 @@ class ConsumerSession:
                     await conn.execute(query("consume_begin"))
                     await conn.execute(query("consume_lock_timeout"), [TAKE_LOCK_TIMEOUT])
                     cursor = await conn.execute(query("consume"), params, prepare=True)
-                    await conn.execute(query("consume_lock_timeout"), [self._lock_timeout])
+                    await conn.execute(query("consume_own_lock_timeout"))
                 rows = await cursor.fetchall()
             except psycopg.errors.LockNotAvailable:
                 await conn.rollback()
@@ -86,6 +93,14 @@ class ConsumerSession:
             if not rows:
                 await conn.commit()
         return rows
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended, whatever the last error says.
+
+        If a backend ends, a pooler reports that and its own farewell, of which psycopg makes an InternalError.
+        """
+        return self.conn.broken
 
     async def commit(self) -> None:
         """Commit the batch. Raises ClientError, and rolls back, if a statement of the transaction has failed."""
@@ -122,5 +137,5 @@ async def _refuse_pooler(dsn: str, conn: Connection) -> None:
     if await pooler.shares_backends(dsn, conn):
         raise ClientError(
             "the connection goes through a transaction pooler, which loses LISTEN: connect to PostgreSQL itself, or to "
-            "a pooler with pool_mode = session"
+            "a pooler with pool_mode = session, or pass listen=False, and the loop polls (docs/poolers.md)"
         )

@@ -8,7 +8,7 @@ import gc
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import psycopg
@@ -446,10 +446,83 @@ async def test_what_the_database_refuses_is_raised(database_url: str, done: Conn
         await anext(consumer(database_url, channels=()))
 
 
+@pytest.fixture
+def pooled_url(database_url: str) -> Iterator[str]:
+    """The way to the database through a PgBouncer that takes its backends in turn."""
+    with poolers(database_url) as start:
+        yield start("transaction", min_pool_size="3", default_pool_size="5", server_round_robin="1")
+
+
 @needs_pgbouncer
-async def test_a_transaction_pooler_is_refused(database_url: str) -> None:
-    with poolers(database_url) as start, pytest.raises(ClientError, match="transaction pooler"):
-        await anext(consumer(start("transaction", min_pool_size="3", server_round_robin="1")))
+async def test_a_transaction_pooler_is_refused_by_a_loop_that_listens(pooled_url: str) -> None:
+    with pytest.raises(ClientError, match=r"transaction pooler.*listen=False"):
+        await anext(consumer(pooled_url))
+
+
+@needs_pgbouncer
+async def test_behind_a_transaction_pooler(pooled_url: str, done: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """Several takers, more statements than psycopg would prepare one for, and errors: each event once, in order."""
+    publish(done, 10)
+
+    async def fail() -> None:
+        async for batch, conn in consumer(pooled_url, listen=False):
+            await write(batch, conn)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(running(pooled_url, listen=False, most=3))
+        for _ in range(10):
+            publish(done, 7)
+            publish(done, channel="b")
+            await asyncio.sleep(0.01)
+        await caught_up(done, 80)
+    found = done.execute("SELECT d.id FROM done d JOIN sse_pg.events e USING (id) WHERE e.channel = 'a' ORDER BY place")
+    assert [number for (number,) in found] == sorted(ids(done))
+    assert "connection was lost" not in caplog.text
+
+
+LEFT_BEHIND = (
+    "SELECT current_setting('lock_timeout'), current_setting('idle_session_timeout'),"
+    "       (SELECT count(*) FROM pg_listening_channels()), (SELECT count(*) FROM pg_prepared_statements),"
+    "       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
+)
+
+
+@needs_pgbouncer
+async def test_nothing_is_left_behind_in_a_pooler(database_url: str, done: Connection) -> None:
+    """The backends belong to others as soon as a transaction has ended."""
+    with poolers(database_url) as start:
+        url = start("transaction", default_pool_size="1", server_check_query="select 1")
+        async with consumer(url, listen=False, most=1) as batches:
+            publish(done, 20)
+            for number in range(1, 21):
+                batch, conn = await anext(batches)
+                await write(batch, conn)
+                rows = await (await conn.execute("SELECT current_setting('lock_timeout')")).fetchall()
+                assert ([event.id for event in batch], rows) == ([number], [("0",)])
+            await conn.commit()
+            with psycopg.connect(url, autocommit=True, prepare_threshold=None) as other:
+                assert other.execute(LEFT_BEHIND).fetchone() == ("0", "0", 0, 0, 0)
+    assert ids(done) == list(range(1, 21))
+
+
+@needs_pgbouncer
+async def test_the_backend_of_a_pooler_ends_during_the_body(pooled_url: str, done: Connection) -> None:
+    """The batch was not committed, so it comes again."""
+    publish(done)
+    tries = 0
+    async for batch, conn in consumer(pooled_url, listen=False, on_reconnect=lambda _: None):
+        tries += 1
+        await write(batch, conn)
+        if tries == 2:
+            await conn.commit()
+            break
+        rows = await (await conn.execute("SELECT pg_backend_pid()")).fetchall()
+        done.execute("SELECT pg_terminate_backend(%s)", rows[0])
+    assert ids(done) == [1]
 
 
 async def test_one_task_at_a_time(database_url: str, done: Connection) -> None:

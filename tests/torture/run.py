@@ -169,7 +169,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
     workers = [
         Worker(n, plan.seed, sql_url, by_hand=True, pooled=pooled)
         if n % 2
-        else Worker(n, plan.seed, postgres.url, by_hand=False)
+        else Worker(n, plan.seed, sql_url, by_hand=False, pooled=pooled)
         for n in range(plan.workers)
     ]
     late: list[Reader] = []

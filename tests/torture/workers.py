@@ -29,11 +29,11 @@ class Died(Exception):
 class Worker:
     """One of several takers of a name. ``by_hand``: it calls consume() itself, at any isolation level.
 
-    ``pooled``: its connections go through a transaction pooler, so nothing is prepared.
+    ``pooled``: its connections go through a transaction pooler, so nothing is prepared, and nothing listens.
     """
 
     def __init__(self, number: int, seed: int, conninfo: str, *, by_hand: bool, pooled: bool = False) -> None:
-        self._options: dict[str, Any] = {"prepare_threshold": None} if pooled else {}
+        self._pooled = pooled
         self._random = Random(f"{seed} worker {number}")
         self._conninfo = conninfo
         self._by_hand = by_hand
@@ -55,12 +55,14 @@ class Worker:
 
     async def _client(self) -> None:
         options: dict[str, Any] = {"backoff": Backoff(0.02, 0.3), "on_reconnect": lambda _: None, "on_gap": self._gap}
+        options["listen"] = not self._pooled
         most = self._random.choice((1, 10, 300))
         async for batch, conn in consume(self._conninfo, self.name, CONSUMERS[self.name], most=most, **options):
             await self._work(conn, [event.id for event in batch])
 
     async def _sql(self) -> None:
-        async with await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=5, **self._options) as conn:
+        options: dict[str, Any] = {"prepare_threshold": None} if self._pooled else {}
+        async with await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=5, **options) as conn:
             await conn.set_isolation_level(self._random.choice(LEVELS))
             while True:
                 most = self._random.choice((1, 10, 300))
