@@ -4,7 +4,7 @@
 -- it in each database. Creating a role needs CREATEROLE; if the three exist, being the owner is enough. Grant them to the
 -- roles that log in: GRANT sse_pg_publisher TO shop;
 --
---   sse_pg_publisher   may call publish(), publish_many() and position(), and publish the changes of its own tables
+--   sse_pg_publisher   may call publish(), publish_many(), finish() and position(), and publish the changes of its own tables
 --   sse_pg_subscriber  may read every event, be a consumer, change subscriptions and call position()
 --   sse_pg_server      has the rights that `sse-pg serve` and `sse-pg purge` need; it owns nothing
 
@@ -52,6 +52,7 @@ BEGIN
         sse_pg.publish(sse_pg.channel_of_json, json),
         sse_pg.publish(sse_pg.channel_of_json, text, json, text, jsonb),
         sse_pg.publish_many(text[], text[], text[], text[], text[]),
+        sse_pg.finish(text),
         sse_pg.position()
     TO sse_pg_publisher;
     -- The events of a table's changes are rows that its owner inserts. So the owner of a published table needs that INSERT, too.
@@ -98,6 +99,7 @@ BEGIN
         sse_pg.publish(sse_pg.channel_of_json, json),
         sse_pg.publish(sse_pg.channel_of_json, text, json, text, jsonb),
         sse_pg.publish_many(text[], text[], text[], text[], text[]),
+        sse_pg.finish(text),
         sse_pg.position(),
         sse_pg.visible_position(),
         sse_pg.publishers(),
@@ -109,6 +111,7 @@ BEGIN
         sse_pg.write_mark(),
         sse_pg.copy_identity(),
         sse_pg.read_page(text[], bigint[], bigint[], bigint, bigint, text, bigint, bigint),
+        sse_pg.last_events(text[]),
         sse_pg.read_page_desc(text[], bigint[], bigint[], bigint, bigint, text, bigint, bigint),
         sse_pg.notifications_since(pg_snapshot, integer),
         sse_pg.check_epoch(),

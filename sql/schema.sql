@@ -63,6 +63,31 @@ BEGIN
         DETAIL = pg_catalog.format('The channel is %L.', pg_catalog.left(name, 300));
 END $$;
 
+-- Whether a row of the type sse-pg.end may be written. finish() may write it, and whoever copies a log may: pg_restore,
+-- logical replication, and the owner who moves rows. A copy fires no announce(), so its transaction holds none of the locks
+-- by which a publisher is known. finish() leaves a sign that only the owner's rights can make, and that is worth nothing in
+-- another transaction. (Rejected: a row trigger with a condition, which would cost every event; a plain setting, which
+-- anybody could set before publish(), because that runs with the owner's rights too.)
+--
+-- It is IMMUTABLE only in name, so that every role that inserts may call it. The argument is always the same: without one,
+-- the planner would keep the result.
+CREATE FUNCTION sse_pg.may_write_end(name text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF current_setting('session_replication_role') = 'replica' THEN       -- an apply worker of logical replication
+        RETURN true;
+    ELSIF NOT pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = 'sse_pg.events'::regclass), 'USAGE') THEN
+        RETURN false;
+    END IF;
+    RETURN coalesce(current_setting('sse_pg.finishing', true), '') = sse_pg.sign_of_finish()
+        OR NOT EXISTS (
+            SELECT FROM pg_locks l
+             WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.pid = pg_backend_pid() AND l.granted
+               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+               AND l.classid IN (sse_pg.lock_class('first_low'), sse_pg.lock_class('window_low'),
+                                 sse_pg.lock_class('window_open')));
+END $$;
+
 -- With a line break in it, an event type could add fields to the stream.
 CREATE FUNCTION sse_pg.check_event_type(name text) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
@@ -73,9 +98,13 @@ BEGIN
         AND pg_catalog.strpos(name, E'\r') OPERATOR(pg_catalog.=) 0
         AND NOT pg_catalog.starts_with(name, 'sse-pg.')) IS NOT FALSE THEN
         RETURN true;
+    ELSIF name OPERATOR(pg_catalog.=) 'sse-pg.end' AND sse_pg.may_write_end(name) THEN
+        RETURN true;
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'check_violation', COLUMN = 'event_type',
-        MESSAGE = CASE WHEN pg_catalog.starts_with(name, 'sse-pg.')
+        MESSAGE = CASE WHEN name OPERATOR(pg_catalog.=) 'sse-pg.end'
+                       THEN 'only sse_pg.finish(channel) can publish an event of the type sse-pg.end'
+                       WHEN pg_catalog.starts_with(name, 'sse-pg.')
                        THEN 'event types that start with sse-pg. are the bus''s own'
                        WHEN pg_catalog.char_length(name) OPERATOR(pg_catalog.>=) 1
                             AND pg_catalog.char_length(name) OPERATOR(pg_catalog.<=) 255
@@ -1875,6 +1904,46 @@ BEGIN
     RETURN FOUND;
 END $$;
 
+-- ------------------------------------------------------------------ the end of a channel
+
+-- What finish() shows to may_write_end(). No channel and no user has a line break, so no notification has this digest.
+CREATE FUNCTION sse_pg.sign_of_finish() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$ SELECT sse_pg.digest(E'\nfinish ' || pg_backend_pid() || ' ' || extract(epoch FROM transaction_timestamp())) $$;
+
+-- Says that a channel has ended: publishes an event of the type sse-pg.end in the caller's transaction, and returns its id.
+-- The channel is finished as long as this is its event with the highest id, so a later publish opens it again. Streams with
+-- until=end then end. Returns NULL if a trigger of yours discards the event.
+CREATE FUNCTION sse_pg.finish(channel text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    published bigint;
+    done      boolean;
+BEGIN
+    done := set_config('sse_pg.finishing', sse_pg.sign_of_finish(), true) IS NULL;
+    INSERT INTO sse_pg.events (channel, event_type, payload)
+    VALUES (finish.channel, 'sse-pg.end', jsonb_build_object('channel', finish.channel))
+    RETURNING id INTO published;
+    done := set_config('sse_pg.finishing', '', true) IS NULL;
+    RETURN published;
+END $$;
+
+-- Of each of these channels that has events: the id and the type of the one with the highest id.
+CREATE FUNCTION sse_pg.last_events(channels text[]) RETURNS TABLE (channel text, id bigint, event_type text)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan SET enable_sort = off SET enable_incremental_sort = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+BEGIN
+    -- The pairs are compared and ordered as in read_page(), and the plan is kept for the same reasons.
+    RETURN QUERY
+    SELECT c.channel, e.id, e.event_type
+      FROM unnest(channels) AS c(channel)
+     CROSS JOIN LATERAL (
+         SELECT e.id, e.event_type FROM sse_pg.events e
+          WHERE (e.channel, e.id) >= (c.channel, 0) AND (e.channel, e.id) <= (c.channel, 9223372036854775807)
+          ORDER BY e.channel DESC, e.id DESC LIMIT 1) e;
+END $$;
+
 -- ------------------------------------------------------------------ access rules
 
 -- Whether a user may do something with a channel, in addition to the rights in the user's token. The actions are 'publish'
@@ -3237,6 +3306,8 @@ COMMENT ON FUNCTION sse_pg.publish(sse_pg.channel_of_json,json) IS
     'The same for an event of the type message.';
 COMMENT ON FUNCTION sse_pg.publish_many IS
     'Publishes many events with one statement; returns a row (id, created_at) for each, in order. The arrays have the same length, and the last two may be left out.';
+COMMENT ON FUNCTION sse_pg.finish IS
+    'Says that a channel has ended: publishes an event of the type sse-pg.end and returns its id. A later publish opens the channel again. See docs/ends.md.';
 COMMENT ON FUNCTION sse_pg.publish_changes IS
     'Publishes the changes of a table as events of type INSERT, UPDATE, DELETE and TRUNCATE. See docs/tables.md.';
 COMMENT ON FUNCTION sse_pg.stop_publishing IS
@@ -3384,12 +3455,16 @@ COMMENT ON FUNCTION sse_pg.jump IS
     'Passes all ids that the log before may have handed out: the next id is at least 1,000,000,000 higher than every id that is known to have been drawn.';
 COMMENT ON FUNCTION sse_pg.lacked IS
     'The events of these channels that a cursor lacks, ascending, each with the cursor after it: at most most, and at most 8 MiB or one larger event.';
+COMMENT ON FUNCTION sse_pg.last_events IS
+    'Of each of these channels that has events: the id and the type of the one with the highest id.';
 COMMENT ON FUNCTION sse_pg.log_identity IS
     'Identifies the log: the cluster, its timeline (a promotion begins a new one), the database, the table.';
 COMMENT ON FUNCTION sse_pg.make_log_row IS
     'Makes the row of sse_pg.log again if it is missing.';
 COMMENT ON FUNCTION sse_pg.make_table IS
     'Makes a table like sse_pg.events that is not a partition yet.';
+COMMENT ON FUNCTION sse_pg.may_write_end IS
+    'Whether a row of the type sse-pg.end may be written: by finish(), and by whoever copies a log.';
 COMMENT ON FUNCTION sse_pg.messages_from IS
     'The messages, each with its transaction, of the transactions from this one on that the caller''s snapshot shows.';
 COMMENT ON FUNCTION sse_pg.must_jump IS
@@ -3442,6 +3517,8 @@ COMMENT ON FUNCTION sse_pg.set_wire IS
     'Sets the trip-wire, and first passes the ids that may have been handed out.';
 COMMENT ON FUNCTION sse_pg.settled_ids IS
     'The ids up to one, except for the open ranges.';
+COMMENT ON FUNCTION sse_pg.sign_of_finish IS
+    'What finish() shows to may_write_end().';
 COMMENT ON FUNCTION sse_pg.subscriptions_changed IS
     'The trigger of sse_pg.subscriptions, which notifies the servers.';
 COMMENT ON FUNCTION sse_pg.transition_rows IS

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 
 MAX_NAME_CHARS = 255
+#: The type of the event that says that its channel has ended. Only sse_pg.finish() writes it.
+END = "sse-pg.end"
 #: White space and control characters, the same as in sql/schema.sql, comma and star. PostgreSQL allows no NUL in text.
 _NOT_IN_CHANNEL = re.compile("[\0-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000,*]")
 _NOT_IN_TYPE = re.compile("[\r\n\0]")
@@ -30,6 +32,8 @@ def event_type_fault(name: str) -> str | None:
         return f"an event type has 1 to {MAX_NAME_CHARS} characters"
     if _NOT_IN_TYPE.search(name) or _SURROGATE.search(name):
         return "an event type has no CR, LF or NUL"
+    if name == END:
+        return "only sse_pg.finish(channel) can publish an event of the type sse-pg.end"
     if name.startswith("sse-pg."):
         return "event types that start with sse-pg. are the bus's own"
     return None

@@ -14,6 +14,7 @@ import msgspec
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
 from sse_pg.core.event import Event
+from sse_pg.core.names import END
 
 HELLO = "sse-pg.hello"
 GAP = "sse-pg.gap"
@@ -29,7 +30,8 @@ _encode = msgspec.json.Encoder().encode
 def frame(event: Event, cursor: Cursor, *, envelope: Envelope | None = None) -> bytes:
     """Return the block of an event. ``cursor`` is the position from which a reader that got the event resumes.
 
-    With an envelope the data is the whole event, and the event name is left out so that ``onmessage`` receives it.
+    With an envelope the data is the whole event, and the event name is left out so that ``onmessage`` receives it. The
+    end of a channel keeps its name and its form, as all events of the bus do.
     The cursor nearly always begins with the event's own id. If it does not, because a lower id was delivered later, a
     field ``number`` has it; the standard says that clients ignore fields that they do not know.
     Raises ValueError if a field contains a CR, LF or NUL.
@@ -37,7 +39,7 @@ def frame(event: Event, cursor: Cursor, *, envelope: Envelope | None = None) -> 
     number, at = str(event.id), cursor.text
     # The printed cursor can be below ``high``, if its gaps do not fit.
     head = f"id: {at}\n" if at == number or at.partition("~")[0] == number else f"number: {number}\nid: {at}\n"
-    if envelope is not None:
+    if envelope is not None and event.event_type != END:
         data = envelope.data(event)  # it contains the texts of payload and headers unchanged
         _refuse_breaks(data)
         return f"{head}data: {data}\n\n".encode()

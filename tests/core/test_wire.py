@@ -18,7 +18,9 @@ from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
 
 WHEN = (datetime(2024, 5, 6, 7, 8, 9, 123456) - datetime(2000, 1, 1)) // timedelta(microseconds=1)
-NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1, max_size=40)
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), min_size=1, max_size=40).filter(
+    lambda name: name != "sse-pg.end"
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -46,6 +48,12 @@ def test_plain(number: int, channel: str, name: str, payload: str) -> None:
     ((seen,), retry) = browser(wire.frame(event(number, channel, name, payload), cursor))
     assert seen == Dispatched(name, payload, str(number))
     assert retry is None
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES)
+def test_the_end_of_a_channel_has_its_name_in_every_form(envelope: Envelope | None) -> None:
+    ((seen,), _) = browser(wire.frame(event(7, "a", "sse-pg.end", '{"channel": "a"}'), Cursor(7), envelope=envelope))
+    assert seen == Dispatched("sse-pg.end", '{"channel": "a"}', "7")
 
 
 @given(IDS, NAMES, NAMES, PAYLOADS, HEADERS)

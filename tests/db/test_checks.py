@@ -76,7 +76,7 @@ def test_bad_channels(db: psycopg.Connection, bad: str) -> None:
         assert caught.value.diag.message_primary == names.channel_fault(bad)
 
 
-@pytest.mark.parametrize("bad", ["", "a\nb", "a\rb", "\n", "\r", "sse-pg.hello", "sse-pg.", "x" * 256])
+@pytest.mark.parametrize("bad", ["", "a\nb", "a\rb", "\n", "\r", "sse-pg.hello", "sse-pg.", "sse-pg.end", "x" * 256])
 def test_bad_event_types(db: psycopg.Connection, bad: str) -> None:
     with pytest.raises(CHECK) as caught:
         insert(db, event_type=bad)

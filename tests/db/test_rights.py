@@ -97,6 +97,7 @@ FOR_EVERYBODY = {
     "sse_pg.id_limit(text,bigint)",
     "sse_pg.check_channel(text)",
     "sse_pg.check_event_type(text)",
+    "sse_pg.may_write_end(text)",
     "sse_pg.check_names(text,text)",
     "sse_pg.check_key(text)",
     "sse_pg.check_user(text)",

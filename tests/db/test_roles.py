@@ -92,7 +92,7 @@ FORGERY = (
 def test_it_prints_what_it_grants_and_runs_again(database_url: str, postgres: EmbeddedPostgres) -> None:
     printed = apply_roles(database_url)
     assert ("sse_pg_publisher", "EXECUTE", "sse_pg.publish(text,text,jsonb,text,jsonb)") in printed
-    assert len([row for row in printed if row[0] == "sse_pg_publisher"]) == 9
+    assert len([row for row in printed if row[0] == "sse_pg_publisher"]) == 10
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("GRANT DELETE ON sse_pg.events TO sse_pg_publisher")
     assert apply_roles(database_url) == printed, "what an older version granted stays"
@@ -113,6 +113,7 @@ def test_a_publisher_publishes_and_nothing_else(database_url: str, login: Login,
         assert conn.execute("SELECT sse_pg.position()").fetchone() == ("2",)
         many = "SELECT id FROM sse_pg.publish_many('{a,a}', '{t,t}', '{1,2}')"
         assert conn.execute(many).fetchall() == [(3,), (4,)]
+        assert conn.execute("SELECT sse_pg.finish('a')").fetchone() == (5,)
     denied(
         url,
         *FORGERY,
@@ -126,7 +127,7 @@ def test_a_publisher_publishes_and_nothing_else(database_url: str, login: Login,
     assert db.execute(
         "SELECT count(*), bool_and(created_at > now() - interval '1 day') FROM sse_pg.events"
     ).fetchone() == (
-        4,
+        5,
         True,
     )
 

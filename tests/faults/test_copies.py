@@ -123,8 +123,9 @@ def owned(db: psycopg.Connection, database_url: str, postgres: EmbeddedPostgres)
     db.execute((CHECKOUT / "sql" / "roles.sql").read_bytes())
     db.execute("CREATE ROLE boss_of_copies LOGIN; CREATE ROLE bus_of_copies LOGIN IN ROLE sse_pg_server")
     db.execute("SELECT sse_pg.publish('a', 'T', '1')")
+    db.execute("SELECT sse_pg.finish('b')")
     db.execute("SELECT sse_pg.check_epoch()")
-    db.execute("UPDATE sse_pg.log SET settled_to = 1")
+    db.execute("UPDATE sse_pg.log SET settled_to = 2")
     db.execute("ALTER SCHEMA sse_pg OWNER TO boss_of_copies")
     for query in (
         "SELECT 'ALTER TABLE ' || oid::regclass || ' OWNER TO boss_of_copies' FROM pg_class"

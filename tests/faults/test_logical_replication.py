@@ -76,11 +76,13 @@ async def test_a_log_that_moved_begins_one_epoch(
 ) -> None:
     db.execute("TRUNCATE sse_pg.migrations, sse_pg.log")  # as in a copy of the schema alone
     source.execute("SELECT sse_pg.make_partitions(1, 10)")
-    source.execute("SELECT sse_pg.publish('a', 'T', '1') FROM generate_series(1, 8)")
+    source.execute("SELECT sse_pg.publish('a', 'T', '1') FROM generate_series(1, 7)")
+    source.execute("SELECT sse_pg.finish('b')")
     _subscribe(source, db, "TABLES IN SCHEMA sse_pg WITH (publish_via_partition_root)")
     # The partition of these is made later, and only at the source.
     source.execute("SELECT sse_pg.make_partitions(1, 10)")
-    source.execute("SELECT sse_pg.publish('a', 'T', '1') FROM generate_series(1, 8)")
+    source.execute("SELECT sse_pg.publish('a', 'T', '1') FROM generate_series(1, 7)")
+    source.execute("SELECT sse_pg.finish('b')")
     wait_for(lambda: db.execute("SELECT max(id) FROM sse_pg.events").fetchone() == (16,), "the last event")
     _unsubscribe(source, db)
     server = await launch()
