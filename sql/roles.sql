@@ -87,8 +87,10 @@ BEGIN
     GRANT SELECT ON
         sse_pg.migrations, sse_pg.events, sse_pg.log, sse_pg.epochs, sse_pg.subscriptions, sse_pg.servers,
         sse_pg.published_tables,
-        sse_pg.expired_channels, sse_pg.deletions, sse_pg.retention
+        sse_pg.expired_channels, sse_pg.deletions, sse_pg.retention,
+        sse_pg.stream_questions, sse_pg.stream_answers
     TO sse_pg_server;
+    GRANT INSERT ON sse_pg.stream_answers TO sse_pg_server;
     GRANT UPDATE (settled_to, open_first, open_last) ON sse_pg.log TO sse_pg_server;
     GRANT INSERT (name, pid, version, migration, alive_until),
           UPDATE (active_connections, position, read_to, updated_at, alive_until), DELETE
@@ -121,6 +123,8 @@ BEGIN
         sse_pg.unsubscribe(text, text),
         sse_pg.authorize(text, text, text),
         sse_pg.disconnect(text),
+        sse_pg.ask_for_streams(text, integer),
+        sse_pg.open_streams(bigint, interval),
         sse_pg.live_servers(),
         sse_pg.consumer_states(integer, integer),
         sse_pg.partitions(),

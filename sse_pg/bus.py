@@ -37,6 +37,7 @@ from sse_pg.delivery.pooled_tail import PooledTail
 from sse_pg.delivery.primary_link import PrimaryLink
 from sse_pg.delivery.replay import Replay
 from sse_pg.delivery.standby_tail import StandbyTail
+from sse_pg.delivery.stream_answers import StreamAnswers
 from sse_pg.delivery.tail import Tail
 from sse_pg.http.access import Access
 from sse_pg.http.limits import Limits
@@ -103,7 +104,8 @@ class Bus:
             log_store = tail_store
         self.erasures = Erasures(self.hub, log_store, digests.of)
         disconnects = Disconnects(self.hub, digests)
-        control = Control(log_store, digests, self.followers, self.authorizer, disconnects, self.erasures)
+        answers = StreamAnswers(self.hub, self.tail_pool, lambda: self.registry.server_id)
+        control = Control(log_store, digests, self.followers, self.authorizer, disconnects, self.erasures, answers)
         if settings.read_database_url is not None:
             self.tail = StandbyTail(
                 settings.read_database_url,
@@ -148,6 +150,7 @@ class Bus:
             WatchedTask("maintenance", self.maintenance.run),
             WatchedTask("sweeper", self.hub.sweeper.run),
             WatchedTask("erasures", partial(self.erasures.run, self.replay, self.tail)),
+            WatchedTask("stream answers", answers.run),
         ]
         if self.link is not None:
             self.tasks.append(WatchedTask("primary", self.link.run))

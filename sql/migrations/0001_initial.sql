@@ -2011,6 +2011,91 @@ LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 
      ORDER BY s.id
 $$;
 
+-- ------------------------------------------------------------------ open streams
+
+-- Only a server knows its streams and what their clients have not read. So it writes nothing about single streams until
+-- somebody asks. The notification says nothing, because every login can send one; the question is a row.
+CREATE TABLE sse_pg.stream_questions (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    user_id     text,                                 -- whose streams; NULL means everybody's
+    most        integer NOT NULL CHECK (most BETWEEN 1 AND 10000),
+    transaction xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    asked_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+CREATE TABLE sse_pg.stream_answers (
+    question bigint REFERENCES sse_pg.stream_questions ON DELETE CASCADE,
+    server   integer,
+    streams  integer NOT NULL,                        -- how many there are, listed or not
+    listed   jsonb NOT NULL,
+    PRIMARY KEY (question, server)
+);
+
+-- Asks all servers for their open streams, or for those of a user. They answer when the transaction commits; open_streams()
+-- shows the answers. Each server lists at most `most` streams, those with the most unread bytes first, then the oldest.
+-- Returns the number of the question, which holds for a minute.
+CREATE FUNCTION sse_pg.ask_for_streams(user_id text DEFAULT NULL, most integer DEFAULT 1000) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    number bigint;
+BEGIN
+    DELETE FROM sse_pg.stream_questions q WHERE q.asked_at < now() - interval '10 minutes';
+    INSERT INTO sse_pg.stream_questions (user_id, most) VALUES (ask_for_streams.user_id, ask_for_streams.most)
+        RETURNING id INTO number;
+    PERFORM sse_pg.notify_servers('{streams}');
+    RETURN number;
+END $$;
+
+-- The answers to a question, by default to the newest one. Waits until all servers have answered, but not longer than
+-- `patience`. Each server has at least one row, with or without a stream; `problem` says if it has not answered, or does not
+-- list all of its streams. It fails if an empty result would say nothing: if nobody has asked, or no server is up.
+CREATE FUNCTION sse_pg.open_streams(question bigint DEFAULT NULL, patience interval DEFAULT '3 seconds')
+RETURNS TABLE (server integer, name text, pid integer, problem text, streams integer, user_id text, address text,
+               channels text[], channel_count integer, since timestamptz, unread_bytes bigint, sent_bytes bigint,
+               catching_up boolean)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    began timestamptz := clock_timestamp();
+    asked sse_pg.stream_questions;
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'open_streams() cannot wait for answers in a % transaction', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state', HINT = 'Call it in READ COMMITTED.';
+    END IF;
+    SELECT * INTO asked FROM sse_pg.stream_questions q
+     WHERE q.id = coalesce(open_streams.question, q.id) ORDER BY q.id DESC LIMIT 1;
+    IF asked.id IS NULL OR asked.asked_at < began - interval '1 minute' THEN
+        RAISE EXCEPTION 'nobody has asked the servers within the last minute'
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'SELECT sse_pg.ask_for_streams();';
+    ELSIF asked.transaction = pg_current_xact_id_if_assigned() THEN
+        RAISE EXCEPTION 'the servers get the question when the transaction that asked commits'
+            USING ERRCODE = 'invalid_transaction_state', HINT = 'Commit, then call open_streams().';
+    ELSIF NOT EXISTS (SELECT FROM sse_pg.live_servers()) THEN
+        RAISE EXCEPTION 'no server is up' USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    WHILE clock_timestamp() < began + open_streams.patience AND EXISTS (
+        SELECT FROM sse_pg.live_servers() s
+         WHERE NOT EXISTS (SELECT FROM sse_pg.stream_answers a WHERE a.question = asked.id AND a.server = s.id))
+    LOOP
+        PERFORM pg_sleep(0.03);
+    END LOOP;
+    RETURN QUERY
+        SELECT coalesce(s.id, a.server), s.name, s.pid,
+               CASE WHEN a.server IS NULL THEN 'it has not answered'
+                    WHEN s.id IS NULL THEN 'it is no longer up'
+                    WHEN a.streams > jsonb_array_length(a.listed)
+                    THEN format('only %s of its streams are listed', jsonb_array_length(a.listed)) END,
+               a.streams, l."userId", l.address, l.channels, l."channelCount", l.since, l."unreadBytes", l."sentBytes",
+               l."catchingUp"
+          FROM sse_pg.live_servers() s
+          FULL JOIN (SELECT n.* FROM sse_pg.stream_answers n WHERE n.question = asked.id) a ON a.server = s.id
+          LEFT JOIN LATERAL jsonb_to_recordset(a.listed) AS l(
+               "userId" text, address text, channels text[], "channelCount" integer, since timestamptz,
+               "unreadBytes" bigint, "sentBytes" bigint, "catchingUp" boolean) ON true
+         ORDER BY a.server IS NOT NULL, l."unreadBytes" DESC NULLS FIRST, l.since, 1;
+END $$;
+
 -- ------------------------------------------------------------------ erase, and retention by channel
 
 -- What was deleted from the log row by row. Servers read it when they hear of a deletion, and take the events out of their
@@ -2163,6 +2248,7 @@ BEGIN
     END IF;
     DELETE FROM sse_pg.deletions d WHERE d.deleted_at < now() - interval '1 day';
     DELETE FROM sse_pg.notifications n WHERE n.sent_at < now() - interval '1 hour';
+    DELETE FROM sse_pg.stream_questions q WHERE q.asked_at < now() - interval '10 minutes';
     DELETE FROM sse_pg.expired_channels x USING sse_pg.log l WHERE x.up_to <= l.purged_to;
     IF NOT EXISTS (SELECT FROM sse_pg.kept_channels) THEN
         RETURN;
@@ -3341,6 +3427,10 @@ COMMENT ON FUNCTION sse_pg.revoke IS
     'Lets the servers ask authorize() again for a user and a channel when the transaction commits; NULL means any. Streams that are no longer allowed end.';
 COMMENT ON FUNCTION sse_pg.disconnect IS
     'Ends the open streams of a user on every server when the transaction commits. Clients that may still read reconnect.';
+COMMENT ON FUNCTION sse_pg.ask_for_streams IS
+    'Asks all servers for their open streams, or for those of a user, when the transaction commits; returns the number of the question.';
+COMMENT ON FUNCTION sse_pg.open_streams IS
+    'The open streams of all servers, as they answered a question of the last minute, by default the newest. Waits for the answers. Each server has at least one row; problem says if it has not answered.';
 COMMENT ON FUNCTION sse_pg.erase IS
     'Deletes events of a channel from the log and from the memory of every server; returns how many. See docs/erasure.md.';
 COMMENT ON FUNCTION sse_pg.keep IS
@@ -3381,8 +3471,11 @@ COMMENT ON TABLE sse_pg.kept_channels IS 'The periods that keep() has set.';
 COMMENT ON TABLE sse_pg.expired_channels IS 'Up to which id events of a channel were deleted because of keep().';
 COMMENT ON TABLE sse_pg.deletions IS 'What was deleted from the log row by row, for the servers, for a day.';
 COMMENT ON TABLE sse_pg.notifications IS 'What was sent on sse_pg_control in the last hour, for servers that do not LISTEN.';
+COMMENT ON TABLE sse_pg.stream_questions IS 'What ask_for_streams() has asked in the last minutes.';
+COMMENT ON TABLE sse_pg.stream_answers IS 'What the servers have answered. open_streams() shows it.';
 COMMENT ON SEQUENCE sse_pg.events_id_seq IS 'The ids of the events.';
 COMMENT ON SEQUENCE sse_pg.servers_id_seq IS 'The ids of the servers.';
+COMMENT ON SEQUENCE sse_pg.stream_questions_id_seq IS 'The numbers of the questions.';
 COMMENT ON SEQUENCE sse_pg.last_jump IS 'The highest id that the jump to an epoch has passed.';
 COMMENT ON SEQUENCE sse_pg.recovery_wire IS 'A trip-wire: PostgreSQL resets it when it recovers or is promoted, so that whoever publishes next looks whether ids may be drawn twice.';
 COMMENT ON DOMAIN sse_pg.channel_of_json IS 'The name of a channel, in the functions that take json.';

@@ -8,6 +8,7 @@ from sse_pg.auth.disconnects import Disconnects
 from sse_pg.auth.followers import Followers
 from sse_pg.db.store import Store
 from sse_pg.delivery.erasures import Erasures
+from sse_pg.delivery.stream_answers import StreamAnswers
 
 #: Maximum length of a notification that is looked at. Those of the database's own functions are shorter.
 MAX_NOTIFICATION_CHARS = 100
@@ -28,6 +29,7 @@ class Control:
         authorizer: Authorizer,
         disconnects: Disconnects,
         erasures: Erasures,
+        answers: StreamAnswers,
     ) -> None:
         self._store = store
         self._digests = digests
@@ -35,6 +37,7 @@ class Control:
         self._authorizer = authorizer
         self._disconnects = disconnects
         self._erasures = erasures
+        self._answers = answers
         self._heard: set[tuple[str, ...]] = set()
         self._missed = True
         self.epoch_began = False
@@ -46,6 +49,8 @@ class Control:
             self.epoch_began = True
         elif text == "deleted":
             self._erasures.heard()
+        elif text == "streams":
+            self._answers.heard()
         elif len(text) <= MAX_NOTIFICATION_CHARS:
             self._heard.add(tuple(text.split(" ")))
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 from support.client import Client
 from support.server import Launcher
 from support.tokens import SECRET, bearer, token
 from support.waiting import eventually
 
+from sse_pg.db.queries import query
 from sse_pg.delivery.end_reason import EndReason
 
 STREAMS = "/api/events/streams"
@@ -100,6 +102,123 @@ async def test_a_message_that_is_sent_again_or_made_up_ends_nothing(launch: Laun
             await asyncio.sleep(0)
             number_of_event = await client.publish("a", 1)
             assert (await stream.event()).id == str(number_of_event)
+
+
+def asked(db: psycopg.Connection, *question: object, patience: str = "60 s") -> list[dict[str, Any]]:
+    """Ask all servers, and return what open_streams() shows."""
+    marks = ", ".join(["%s"] * len(question))
+    ((number,),) = db.execute(f"SELECT sse_pg.ask_for_streams({marks})", question).fetchall()  # type: ignore[arg-type]
+    with db.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute("SELECT * FROM sse_pg.open_streams(%s, %s)", [number, patience]).fetchall()
+
+
+@pytest.mark.parametrize("polls", [False, True])
+async def test_all_servers_say_which_streams_they_have(launch: Launcher, db: psycopg.Connection, polls: bool) -> None:
+    options: dict[str, Any] = {"listen_database_url": "none"} if polls else {}
+    one, two = [await launch(server_name=name, **options) for name in ("one", "two")]
+    await launch(server_name="three", **options)
+    async with Client(one.url) as client, Client(two.url) as other:
+        await other.post("/api/events/channels/subscribe", {"userId": "42", "channel": "c"})
+        async with client.stream("a,b"), other.stream(userId="42"):
+            await eventually(lambda: one.bus.hub.streams and two.bus.hub.streams)
+            rows = await asyncio.to_thread(asked, db)
+            of = {row["name"]: row for row in rows}
+            assert (len(rows), set(of), {row["problem"] for row in rows}) == (3, {"one", "two", "three"}, {None})
+            assert [of[name]["streams"] for name in ("one", "two", "three")] == [1, 1, 0]
+            assert (of["one"]["user_id"], of["one"]["channels"], of["one"]["channel_count"]) == (None, ["a", "b"], 2)
+            assert (of["two"]["user_id"], of["two"]["channels"], of["two"]["address"]) == ("42", ["c"], "127.0.0.1")
+            assert (of["two"]["unread_bytes"], of["two"]["sent_bytes"] > 0) == (0, True)
+            assert of["three"]["since"] is of["three"]["channels"] is None
+            ((at,),) = db.execute("SELECT clock_timestamp()").fetchall()
+            assert 0 <= (at - of["one"]["since"]).total_seconds() < 600
+
+            rows = await asyncio.to_thread(asked, db, "42")
+            assert {row["name"]: row["streams"] for row in rows} == {"one": 0, "two": 1, "three": 0}
+
+            status, body = await client.get(f"{STREAMS}?servers=all")
+            assert (status, body["count"], body["server"]["name"], body["server"]["answered"]) == (200, 2, "one", True)
+            assert {each["name"]: each["answered"] for each in body["otherServers"]} == {"two": True, "three": True}
+            names = {each["id"]: each["name"] for each in [body["server"], *body["otherServers"]]}
+            found = {names[each["serverId"]]: each["channels"] for each in body["streams"]}
+            assert found == {"one": ["a", "b"], "two": ["c"]}
+            status, body = await client.get(f"{STREAMS}?servers=all&userId=42&limit=1")
+            assert (body["count"], [each["userId"] for each in body["streams"]]) == (1, ["42"])
+            assert (await client.get(f"{STREAMS}?servers=both"))[0] == 422
+
+
+async def test_a_list_that_is_cut_off_says_so(launch: Launcher, db: psycopg.Connection) -> None:
+    server = await launch()
+    async with Client(server.url) as client, client.stream("a"), client.stream("b"):
+        await eventually(lambda: len(server.bus.hub.streams) == 2)
+        (row,) = await asyncio.to_thread(asked, db, None, 1)
+        assert (row["streams"], row["problem"]) == (2, "only 1 of its streams are listed")
+
+
+async def test_a_server_that_does_not_answer_is_listed(
+    launch: Launcher, db: psycopg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as hung:
+        ((number,),) = hung.execute(query("server_insert"), ["hung", 42, "1.0", 1]).fetchall()
+        hung.execute(query("server_lock"), [number])
+        (row,) = asked(db, patience="0")
+        assert (row["name"], row["problem"], row["streams"]) == ("hung", "it has not answered", None)
+        server = await launch(server_name="up")
+        async with Client(server.url) as client, client.stream("a"):
+            await eventually(lambda: server.bus.hub.streams)
+            ((number,),) = db.execute("SELECT sse_pg.ask_for_streams()").fetchall()
+            answered = "SELECT count(*) FROM sse_pg.stream_answers WHERE question = %s"
+            await eventually(lambda: db.execute(answered, [number]).fetchone() == (1,))
+            shown = "SELECT name, problem, channels FROM sse_pg.open_streams(patience => '0')"
+            assert db.execute(shown).fetchall() == [("hung", "it has not answered", None), ("up", None, ["a"])]
+            status, body = await client.get(f"{STREAMS}?servers=all")
+            assert (status, [(each["name"], each["answered"]) for each in body["otherServers"]]) == (
+                200,
+                [("hung", False)],
+            )
+
+
+async def test_a_server_that_ended_after_its_answer_is_listed_as_such(launch: Launcher, db: psycopg.Connection) -> None:
+    first, _ = await launch(server_name="first"), await launch(server_name="second")
+    rows = await asyncio.to_thread(asked, db)
+    assert len(rows) == 2
+    await first.stop()
+    rows = db.execute("SELECT name, problem FROM sse_pg.open_streams() ORDER BY name").fetchall()
+    assert rows == [("second", None), (None, "it is no longer up")]
+
+
+def test_it_fails_if_an_empty_list_would_say_nothing(db: psycopg.Connection) -> None:
+    shown = "SELECT * FROM sse_pg.open_streams()"
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="nobody has asked"):
+        db.execute(shown)
+    with db.transaction(force_rollback=True):
+        db.execute("SELECT sse_pg.ask_for_streams()")
+        with pytest.raises(psycopg.errors.InvalidTransactionState, match="commits"):
+            db.execute(shown)
+    db.execute("SELECT sse_pg.ask_for_streams()")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="no server is up"):
+        db.execute(shown)
+    with db.transaction(force_rollback=True):
+        db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        with pytest.raises(psycopg.errors.InvalidTransactionState, match="repeatable read"):
+            db.execute(shown)
+    for most in (0, 10_001):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            db.execute("SELECT sse_pg.ask_for_streams(NULL, %s)", [most])
+    db.execute("UPDATE sse_pg.stream_questions SET asked_at = now() - interval '61 s'")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="nobody has asked"):
+        db.execute(shown)
+
+
+async def test_answers_are_deleted(launch: Launcher, db: psycopg.Connection) -> None:
+    await launch()
+    rows = await asyncio.to_thread(asked, db)
+    assert [row["problem"] for row in rows] == [None]
+    for way in ("sse_pg.ask_for_streams()", "sse_pg.purge_channels(1)"):
+        db.execute("UPDATE sse_pg.stream_questions SET asked_at = now() - interval '11 min'")
+        db.execute(f"SELECT {way}")  # type: ignore[arg-type]
+        old = db.execute("SELECT count(*) FROM sse_pg.stream_questions WHERE asked_at < now() - interval '10 min'")
+        assert old.fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM sse_pg.stream_answers WHERE question = 1").fetchone() == (0,)
 
 
 async def test_who_may(launch: Launcher) -> None:

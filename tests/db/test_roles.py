@@ -197,6 +197,8 @@ async def test_a_server_serves_under_its_role(launch: Launcher, login: Login, db
             status, answer = await client.get("/api/events/active-connections")
             assert status == 200
             assert len(answer["servers"]) == 1
+            status, answer = await client.get("/api/events/streams?servers=all")
+            assert (status, answer["server"]["answered"], answer["count"]) == (200, True, 1)
             keyed = {"channel": "a", "payload": 2, "idempotencyKey": "k"}
             assert (await client.post("/api/events/publish", keyed))[0] == 201
             assert (await client.post("/api/events/publish", keyed))[0] == 201
@@ -231,6 +233,22 @@ def test_the_processes_need_no_more(login: Login) -> None:
         assert not any('"level":"error"' in line or "permission denied" in line for line in server.err), server.err
     assert run("purge", DATABASE_URL=url).returncode == 0
     assert run("migrate", DATABASE_URL=url).stdout == "the schema is up to date\n"
+
+
+async def test_two_functions_are_enough_to_list_the_open_streams(
+    launch: Launcher, login: Login, db: psycopg.Connection
+) -> None:
+    url = login("pg_monitor")
+    await launch()
+    asks, shows = "SELECT sse_pg.ask_for_streams()", "SELECT problem, streams FROM sse_pg.open_streams(NULL, '60 s')"
+    name = psycopg.conninfo.conninfo_to_dict(url)["user"]
+    db.execute(f"GRANT USAGE ON SCHEMA sse_pg TO {name}".encode())
+    denied(url, asks, shows, "SELECT * FROM sse_pg.stream_questions", "SELECT * FROM sse_pg.stream_answers")
+    db.execute(f"GRANT EXECUTE ON FUNCTION sse_pg.ask_for_streams, sse_pg.open_streams TO {name}".encode())
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
+        await conn.execute(asks.encode())
+        assert await (await conn.execute(shows.encode())).fetchall() == [(None, 0)]
+    db.execute(f"DROP OWNED BY {name}".encode())
 
 
 def test_a_server_says_which_migration_is_missing(login: Login, monkeypatch: pytest.MonkeyPatch) -> None:

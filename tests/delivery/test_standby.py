@@ -97,6 +97,14 @@ async def test_events_come_from_the_standby(
         assert {event.json() for event in await stream.events(3)} == {"late", "first", "over HTTP"}
 
 
+async def test_the_server_says_which_streams_are_open(launch: Launcher) -> None:
+    server = await linked(await launch())
+    async with Client(server.url) as client, client.stream("a"):
+        await eventually(lambda: server.bus.hub.streams)
+        status, answer = await client.get("/api/events/streams?servers=all")
+        assert (status, answer["server"]["answered"], answer["count"]) == (200, True, 1)
+
+
 async def test_a_cursor_from_the_primary_waits_for_the_standby(
     launch: Launcher, db: psycopg.Connection, standby: Standby
 ) -> None:
