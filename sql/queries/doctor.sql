@@ -15,6 +15,12 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
                      ELSE '' END AS fix_read_only
   FROM pg_settings s WHERE s.name = 'default_transaction_read_only'
 
+-- name: doctor_writable
+-- Whether this server accepts writes. When it started tells it from another one, also if they are copies of each other.
+SELECT pg_postmaster_start_time()::text AS started,
+       NOT pg_is_in_recovery() AND s.setting = 'off' AS accepts_writes
+  FROM pg_settings s WHERE s.name = 'default_transaction_read_only'
+
 -- name: doctor_connections
 -- How many connections the server allows for ordinary roles, and the limits of this role and this database.
 SELECT current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer

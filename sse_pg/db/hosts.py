@@ -49,6 +49,14 @@ class Hosts:
         return max(1, len(self._each))
 
     @property
+    def one_by_one(self) -> list[dict[str, Any]]:
+        """For each host, what to pass to a connection besides the connection string, so that it leads only there.
+
+        Empty if the connection string names one host.
+        """
+        return [{**one, "target_session_attrs": "any"} for one in self._each]
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """What to pass to a connection besides the connection string; nothing if that names one host."""
         if not self._each:

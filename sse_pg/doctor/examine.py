@@ -11,7 +11,7 @@ import psycopg
 from sse_pg.config import Settings
 from sse_pg.db.connect_failure import cause_of
 from sse_pg.db.connection import is_unavailable, summary
-from sse_pg.doctor import additions, listen, log, rule, schema, server, standby
+from sse_pg.doctor import additions, listen, log, primaries, rule, schema, server, standby
 from sse_pg.doctor import settings as settings_checks
 from sse_pg.doctor.examination import Examination
 from sse_pg.doctor.finding import Finding, error, unchecked
@@ -74,6 +74,7 @@ _LOG = frozenset({"schema", "log"})
 #: In the order of the report: a check comes after those that it needs.
 _CHECKS = (
     _Check("server", server.server),
+    _Check("primaries", primaries.primaries),
     _Check("connections", server.connections),
     _Check("clock", server.clock),
     _Check("listen", listen.listening, frozenset({"primary"})),

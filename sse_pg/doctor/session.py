@@ -43,14 +43,14 @@ class ReadOnlySession:
 
 
 @asynccontextmanager
-async def read_only_session(url: str | None) -> AsyncIterator[ReadOnlySession]:
-    """Open a session. Raises psycopg's errors if it cannot connect."""
+async def read_only_session(url: str | None, where: dict[str, Any] | None = None) -> AsyncIterator[ReadOnlySession]:
+    """Open a session, with the primary or ``where`` these parameters lead. Raises psycopg's errors if it cannot."""
     conn = await psycopg.AsyncConnection[tuple[Any, ...]].connect(
         url or "",
         application_name="sse-pg doctor",
         connect_timeout=5,
         prepare_threshold=None,
-        **parameters(url),
+        **(parameters(url) if where is None else where),
     )
     try:
         await conn.set_read_only(True)

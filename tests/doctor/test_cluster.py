@@ -129,3 +129,35 @@ async def test_a_replica(cluster: EmbeddedPostgres, replica: str) -> None:
     assert (await one("primary", both)).state == "warning"  # sse-pg finds the primary; libpq's programs do not
     assert "target_session_attrs=read-write" in finding.fix
     assert (await one("primary", make_conninfo(both, target_session_attrs="read-write"))).state == "ok"
+
+
+async def test_two_hosts_accept_writes(cluster: EmbeddedPostgres, replica: str) -> None:
+    """As when an old primary comes back after its standby was promoted."""
+    (old, port), new = [
+        (conninfo_to_dict(url)["host"], conninfo_to_dict(url).get("port")) for url in (cluster.url, replica)
+    ]
+
+    def several(*hosts: object) -> str:
+        ports = ",".join(str(port) if host == old else "5432" for host in hosts)
+        return make_conninfo(cluster.url, host=",".join(map(str, hosts)), port=ports)
+
+    assert not [f for f in await report(cluster.url) if f.name == "primaries"]
+    assert (await one("primaries", several(old, new[0]))).state == "ok"
+    assert (await one("primaries", several(old, f"{old}/../{Path(str(old)).name}"))).state == "ok"  # one, by two names
+    nobody = await one("primaries", several(old, "/nowhere"))
+    assert (nobody.state, "/nowhere" in nobody.found) == ("warning", True)
+    with psycopg.connect(replica, autocommit=True) as promoted:
+        promoted.execute("SELECT pg_promote()")
+    for settings in ({"url": several(new[0], old)}, {"url": cluster.url, "listen_database_url": several(old, new[0])}):
+        both = await one("primaries", **settings)
+        assert (both.state, str(old) in both.found, str(new[0]) in both.found) == ("error", True, True)
+    with psycopg.connect(cluster.url, autocommit=True) as fenced:
+        fenced.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        fenced.execute("SELECT pg_reload_conf()")
+        try:
+            wait_for(lambda: fenced.execute("SHOW default_transaction_read_only").fetchone() == ("on",), "the setting")
+            assert (await one("primaries", several(new[0], old))).state == "ok"
+        finally:
+            fenced.execute("SET default_transaction_read_only = off")
+            fenced.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            fenced.execute("SELECT pg_reload_conf()")
