@@ -2471,6 +2471,19 @@ CREATE FUNCTION sse_pg.note_purged(up_to bigint) RETURNS void
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp
 AS $$ UPDATE sse_pg.log SET purged_to = up_to WHERE purged_to < up_to $$;
 
+-- Whoever empties the table purges the log: readers that lack something of it get a gap. After the statement, because with
+-- RESTART IDENTITY the sequence has begun again by then, and ids of the new log must not count as purged.
+CREATE FUNCTION sse_pg.events_emptied() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM sse_pg.note_purged(sse_pg.last_id());
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER emptied AFTER TRUNCATE ON sse_pg.events
+    FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.events_emptied();
+ALTER TABLE sse_pg.events ENABLE ALWAYS TRIGGER emptied;
+
 -- Run by alone().
 CREATE FUNCTION sse_pg.drop_partitions(parts regclass[], up_to bigint) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -3535,6 +3548,8 @@ COMMENT ON FUNCTION sse_pg.ended_logs IS
     'The logs that ended where an epoch began: which of their ids are certain, and above which id the next log begins.';
 COMMENT ON FUNCTION sse_pg.expect_log IS
     'Returns the identity of the log that the caller''s connection leads to.';
+COMMENT ON FUNCTION sse_pg.events_emptied IS
+    'The trigger after TRUNCATE of sse_pg.events: notes that all ids up to the last one may be gone.';
 COMMENT ON FUNCTION sse_pg.fill_channel IS
     'The name of a channel from a template: literals[1], column_values[1], literals[2] and so on.';
 COMMENT ON FUNCTION sse_pg.id_limit IS

@@ -163,6 +163,7 @@ SELECT has_function_privilege(p.proowner, 'pg_catalog.pg_control_system()', 'EXE
 WITH needed(on_table, name, definition) AS (VALUES
     ('events', 'announce', 'BEFORE INSERT ON sse_pg.events FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.announce()'),
     ('events', 'close_window', 'AFTER INSERT ON sse_pg.events FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.close_window()'),
+    ('events', 'emptied', 'AFTER TRUNCATE ON sse_pg.events FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.events_emptied()'),
     ('subscriptions', 'added', 'AFTER INSERT ON sse_pg.subscriptions REFERENCING NEW TABLE AS changed '
         'FOR EACH STATEMENT EXECUTE FUNCTION sse_pg.subscriptions_changed()'),
     ('subscriptions', 'removed', 'AFTER DELETE ON sse_pg.subscriptions REFERENCING OLD TABLE AS changed '
@@ -307,7 +308,7 @@ SELECT t.tgname AS name, t.tgfoid::regprocedure::text AS function,
   FROM pg_trigger t
   JOIN pg_class c ON c.oid = t.tgrelid AND c.relname = 'events'
   JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'sse_pg'
- WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname NOT IN ('announce', 'close_window')
+ WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname NOT IN ('announce', 'close_window', 'emptied')
  ORDER BY 1
 
 -- name: doctor_user_rules

@@ -202,6 +202,8 @@ async def triggers(exam: Examination) -> list[Finding]:
 def _consequence(which: str) -> str:
     if "subscriptions" in which:
         return "open streams do not follow changes of subscriptions"
+    if "emptied" in which:
+        return "if somebody empties the table, streams and consumers get no gap for what they lack"
     return "servers do not see the publishers, so streams can skip their events"
 
 

@@ -84,7 +84,7 @@ BROKEN = [
     *(
         ("triggers", f"DROP TRIGGER {name} ON sse_pg.{table}", f"{name} on sse_pg.{table} is missing")
         for table, names in {
-            "events": ("announce", "close_window"),
+            "events": ("announce", "close_window", "emptied"),
             "subscriptions": ("added", "removed", "moved_to", "moved_from", "emptied"),
         }.items()
         for name in names

@@ -219,6 +219,35 @@ async def test_the_log_goes_back_while_streams_are_open(launch: Launcher, db: ps
         assert [gap["reason"] for gap in follower.gaps] == ["unknown"]
 
 
+async def test_the_table_is_emptied(launch: Launcher, db: psycopg.Connection) -> None:
+    """The ids go on, as TRUNCATE does it by default. Whoever has everything lacks nothing; the others get a gap."""
+    db.execute(BULK, (1, 5))
+    db.execute("SELECT FROM sse_pg.consume('reader', '{a}', 3)")
+    server = await launch(ring_events=0, safety_read=60.0)
+    async with Client(server.url) as client, client.stream("a") as stream, client.stream("b") as other:
+        db.execute(BULK, (6, 6))
+        assert (await stream.event()).json() == 6
+        await _caught_up(server, 6)
+        # This one comes and goes without a bell, while the server sleeps.
+        db.execute(
+            "SET sse_pg.bell = 'off'; INSERT INTO sse_pg.events (channel, payload) VALUES ('a', '7'); COMMIT;"
+            "TRUNCATE sse_pg.events"
+        )
+        await client.publish("a", "new")
+        await client.publish("b", "new")
+        for each in (stream, other):
+            assert await _gap(each) == {"reason": "expired", "after": "6", "before": "7"}
+            assert (await each.event()).json() == "new"
+        for cursor in ("2", "0"):
+            async with client.stream("a", last_event_id=cursor) as late:
+                assert await _gap(late) == {"reason": "expired", "after": cursor, "before": "7"}
+                assert (await late.event()).json() == "new"
+        async with client.stream("a", last_event_id="7") as complete:
+            assert (await complete.event()).json() == "new"
+    rows = db.execute("SELECT event_type, payload ->> 'reason' FROM sse_pg.consume('reader', '{a}')").fetchall()
+    assert rows == [("sse-pg.gap", "expired"), ("message", None)]
+
+
 async def test_the_log_goes_back_and_takes_the_connections_along(launch: Launcher, db: psycopg.Connection) -> None:
     """As a restore that drops the database does."""
     server = await launch(safety_read=60.0)
