@@ -52,6 +52,16 @@ SELECT channel, up_to FROM sse_pg.expired_channels WHERE up_to > %s
 -- The last id drawn and the publishers in flight. The tail asks before each read that decides which missing ids are dead.
 SELECT last, least_bound, window_first, window_last FROM sse_pg.publishers()
 
+-- name: missing_ids
+-- The ids in these ranges that are not visible, as ranges: the ids between those that are.
+SELECT g.first, g.last
+  FROM (SELECT lag(e.id, 1, s.first - 1) OVER (PARTITION BY s.first ORDER BY e.id) + 1 AS first, e.id - 1 AS last
+          FROM unnest(%(first)s::bigint[], %(last)s::bigint[]) AS s(first, last)
+         CROSS JOIN LATERAL (
+             SELECT i.id FROM sse_pg.events i WHERE i.id BETWEEN s.first AND s.last
+              UNION ALL SELECT s.last + 1) e) g
+ WHERE g.first <= g.last
+
 -- name: tail_read_above
 SELECT id, channel, event_type, payload, created_at, headers
   FROM sse_pg.read_above(%(seen)s, %(limit)s, %(octets)s, %(followed)s)

@@ -96,6 +96,23 @@ class Ranges:
             return Ranges._of((*self.spans, (first, last)))
         return Ranges((*self.spans, (first, last)))
 
+    def parts(self, ids: int) -> Iterator[Ranges]:
+        """Return the set in parts of at most so many ids, ascending."""
+        part: list[tuple[int, int]] = []
+        room = ids
+        for first, last in self.spans:
+            start = first
+            while start <= last:
+                end = min(last, start + room - 1)
+                part.append((start, end))
+                room -= end - start + 1
+                start = end + 1
+                if room == 0:
+                    yield Ranges._of(tuple(part))
+                    part, room = [], ids
+        if part:
+            yield Ranges._of(tuple(part))
+
     def __and__(self, other: Ranges) -> Ranges:
         found: list[tuple[int, int]] = []
         mine, theirs = self.spans, other.spans

@@ -47,11 +47,6 @@ class Publishers(NamedTuple):
     least_bound: int | None
     """The least of their lower bounds: a publisher can hold only ids above its own. None if nobody is in flight."""
 
-    @property
-    def start(self) -> Cursor:
-        """The position below everything that may still come."""
-        return Cursor(min(self.last, self.alive.spans[0][0] - 1) if self.alive else self.last)
-
     def all_began_after(self, last: int) -> bool:
         """Return whether every publisher took its lock after ``last`` was the last id drawn."""
         return self.least_bound is None or self.least_bound > last
@@ -180,6 +175,12 @@ async def publishers(conn: Connection) -> Publishers:
 
 def _publishers(last: int, least_bound: int | None, first_ids: list[int], last_ids: list[int]) -> Publishers:
     return Publishers(last, Ranges(zip(first_ids, last_ids, strict=True)), least_bound)
+
+
+async def missing(conn: Connection, ids: Ranges) -> Ranges:
+    """Read which of these ids are not visible."""
+    rows = await (await conn.execute(query("missing_ids"), spans(ids), binary=True)).fetchall()
+    return Ranges(rows)
 
 
 def require_utf8(conn: Connection) -> None:

@@ -86,9 +86,9 @@ class PooledTail(Tail):
         await self._on_connect(conn)
         await tail_session.check_epoch(conn)
 
-    def _begin_anew(self, publishers: Publishers) -> Frontier:
+    async def _begin_anew(self, conn: Connection, publishers: Publishers) -> Frontier:
         self._expired.clear()  # they were ids of the other log
-        return super()._begin_anew(publishers)
+        return await super()._begin_anew(conn, publishers)
 
     @property
     def _state(self) -> State:

@@ -239,11 +239,10 @@ class StandbyTail(Tail):
             if isinstance(marked, Marked) and marked.epochs > len(self._hub.epochs):
                 frontier = await self._enter_epoch(conn)
                 marked = await self._marked(conn, frontier, followed)
-            if isinstance(marked, Read):
-                return marked, frontier
-            if self._went_back_at is not None and marked.replayed >= self._went_back_at:
-                self._went_back_at = None
-                frontier = self._begin_anew(self._mark)
+        if isinstance(marked, Marked) and self._went_back_at is not None and marked.replayed >= self._went_back_at:
+            frontier = await self._begin_anew(conn, self._mark)
+            self._went_back_at = None
+            with self._deadline(conn):
                 marked = await self._marked(conn, frontier, followed)
         if isinstance(marked, Read):
             return marked, frontier

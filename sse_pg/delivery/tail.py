@@ -18,7 +18,7 @@ from random import random
 
 import psycopg
 
-from sse_pg.core.cursor import Cursor
+from sse_pg.core.cursor import Cursor, trimmed
 from sse_pg.core.epoch import Epoch
 from sse_pg.core.frontier import Frontier, GapCounts
 from sse_pg.core.ranges import Ranges
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 #: Events of one read: enough to make the round trip cheap, few enough to hand them on in about a millisecond.
 READ_LIMIT_ROWS = 500
+#: Ids of one look at which of those that may still come are there: a fraction of a second, and a few hundred kilobytes.
+LOOK_IDS = 1_000_000
 #: The tail reads on when what a sweep has still to bring to streams is no longer than this ...
 MAX_BACKLOG_CHARS = 8_388_608
 #: ... and looks after this time.
@@ -224,8 +226,9 @@ class Tail(ABC):
         concerned: list[Stream] = []
         if self._frontier is None:
             # Ids that are missing now hold nothing back: a stream that starts now gets no event from before.
-            self._frontier = Frontier(publishers.start, 0.0, self.gaps)
-            self._hub.begin(publishers.start)
+            start = await self._end_of_log(conn, publishers)
+            self._frontier = Frontier(start, 0.0, self.gaps)
+            self._hub.begin(start)
         elif begun := [
             epoch for epoch in epochs if epoch.starts_at not in {known.starts_at for known in self._hub.epochs}
         ]:
@@ -234,7 +237,7 @@ class Tail(ABC):
                 epochs = await self._epochs(conn)
             self._noted = None
         elif self._went_back(publishers):
-            self._begin_anew(publishers)
+            await self._begin_anew(conn, publishers)
         else:
             with self._deadline(conn):
                 await tail_session.deletions_ended(conn)
@@ -258,15 +261,29 @@ class Tail(ABC):
         self._control.epoch_began = False
         return await tail_session.epochs(conn)
 
-    def _begin_anew(self, publishers: Publishers) -> Frontier:
+    async def _end_of_log(self, conn: Connection, publishers: Publishers) -> Cursor:
+        """Return the position of a reader that has read everything that is visible.
+
+        Only the ids that may still come are looked at, so a start takes as long for a log of ten million events as for
+        an empty one. (Rejected: to begin below the first of these ids and to read on from there. A prepared transaction
+        that was forgotten for a day made every server read that day.)
+        """
+        gaps = Ranges()
+        for part in publishers.alive.up_to(publishers.last).parts(LOOK_IDS):
+            with self._deadline(conn):
+                gaps = gaps | await tail_session.missing(conn, part)
+        return trimmed(publishers.last, gaps)
+
+    async def _begin_anew(self, conn: Connection, publishers: Publishers) -> Frontier:
         """Go on in another log, which has nothing to do with the one that was read."""
         assert self._frontier is not None
         log.error(
             "this is not the log that was read up to id %d: its last id is %d", self._frontier.seen, publishers.last
         )
-        frontier = self._frontier = Frontier(publishers.start, 0.0, self.gaps)
+        start = await self._end_of_log(conn, publishers)
+        frontier = self._frontier = Frontier(start, 0.0, self.gaps)
         self._noted = None
-        self._hub.restart(publishers.start)
+        self._hub.restart(start)
         return frontier
 
     async def _read_epochs_if_begun(self, conn: Connection) -> None:
@@ -377,12 +394,15 @@ class Tail(ABC):
         followed = self._hub.followed.filter(time.monotonic()) if self._filters else None
         with self._deadline(conn):
             read = await self._events(conn, frontier, followed, asks=asks)
-            if read.publishers is not None and read.publishers.last < frontier.seen:
-                # TRUNCATE ... RESTART IDENTITY, a setval. What was read lies above an id of the old log.
-                await tail_session.check_epoch(conn)  # corrects what is noted about the old log
-                frontier = self._begin_anew(await self._publishers(conn))
-                read = await self._events(conn, frontier, followed, asks=True)
-        return read, frontier
+        if read.publishers is None or read.publishers.last >= frontier.seen:
+            return read, frontier
+        # TRUNCATE ... RESTART IDENTITY, a setval. What was read lies above an id of the old log.
+        with self._deadline(conn):
+            await tail_session.check_epoch(conn)  # corrects what is noted about the old log
+            publishers = await self._publishers(conn)
+        frontier = await self._begin_anew(conn, publishers)
+        with self._deadline(conn):
+            return await self._events(conn, frontier, followed, asks=True), frontier
 
     async def _events(self, conn: Connection, frontier: Frontier, followed: bytes | None, *, asks: bool) -> Read:
         """Read the events that the frontier lacks, see tail_session."""

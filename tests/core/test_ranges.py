@@ -50,6 +50,14 @@ def test_cut_at_an_id(ids: frozenset[int], number: int) -> None:
     assert ids_of(of(ids).above(number)) == {n for n in ids if n > number}
 
 
+@given(SETS, st.integers(1, 20))
+def test_in_parts(ids: frozenset[int], size: int) -> None:
+    parts = [ids_of(part) for part in of(ids).parts(size)]
+    assert [number for part in parts for number in sorted(part)] == sorted(ids)
+    assert all(len(part) == size for part in parts[:-1])
+    assert all(0 < len(part) <= size for part in parts)
+
+
 @given(SETS, IDS, IDS)
 def test_with_a_range_added(ids: frozenset[int], first: int, last: int) -> None:
     assert ids_of(of(ids).and_span(first, last)) == ids | set(range(first, last + 1))

@@ -67,10 +67,14 @@ async def get_in_the_way(standby: Standby, db: psycopg.Connection, application: 
     """Let replay meet a statement of this application that has begun and waits for its client, that is, for us."""
     name = db.info.dbname
     with psycopg.connect(standby.url(name), autocommit=True) as there:
-        busy = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'ClientWrite')"
+        waits_for = (
+            "SELECT coalesce(wait_event, '') FROM pg_stat_activity WHERE application_name = %s AND state = 'active'"
+        )
         async with asyncio.timeout(TIMEOUT_S):
-            while there.execute(busy, (application,)).fetchone() != (True,):
-                await asyncio.sleep(0)
+            # While a statement runs, this process reads nothing, so a long one has to wait for it.
+            while ("ClientWrite",) not in (running := there.execute(waits_for, (application,)).fetchall()):
+                if not running:
+                    await asyncio.sleep(0)
         # No await from here on: this process reads nothing.
         for statement in WAYS[way]:
             db.execute(statement.encode())
