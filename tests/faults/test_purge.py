@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 
 import psycopg
 from support.client import Client
 from support.process import process
-from support.waiting import PROCESS_TIMEOUT_S
+from support.waiting import PROCESS_TIMEOUT_S, wait_for
 
 EVENTS = 5000
+#: Whether a server has the lock of the one that notes what is settled.
+ELECTED = """
+    SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = sse_pg.lock_class('tail') AND objid = 3
+       AND mode = 'ExclusiveLock' AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 async def test_a_purge_does_not_overtake_a_server_that_stands_still(db: psycopg.Connection, database_url: str) -> None:
@@ -20,7 +27,11 @@ async def test_a_purge_does_not_overtake_a_server_that_stands_still(db: psycopg.
         "SSE_PG_KEEP_EVENTS": "2000",
         "SSE_PG_MAINTENANCE_SECONDS": "1",
     }
-    with process("serve", "--port", "0", **settings) as slow, process("serve", "--port", "0", **settings) as fast:
+    with contextlib.ExitStack() as stack:
+        fast = stack.enter_context(process("serve", "--port", "0", **settings))
+        # The first server notes what is settled, as long as it is connected. This test waits for such a note.
+        wait_for(lambda: db.execute(ELECTED).fetchall())
+        slow = stack.enter_context(process("serve", "--port", "0", **settings))
         slow_url, fast_url = slow.url(), fast.url()
         async with Client(slow_url) as one, Client(fast_url) as two, one.stream("a") as late, two.stream("a") as early:
             slow.popen.send_signal(signal.SIGSTOP)

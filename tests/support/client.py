@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,13 +13,28 @@ import aiohttp
 from support import openapi
 from support.streams import Block, StreamReader
 
+SMALL_BUFFER = 16384
+"""Bytes. The kernel then takes little of what a client does not read: a few hundred kilobytes at the most."""
+
 
 class Client:
     """Requests to one server."""
 
-    def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, url: str, headers: dict[str, str] | None = None, *, receive_buffer: int | None = None) -> None:
+        """``receive_buffer``: bytes that the kernel takes for this client. By default it may take tens of megabytes.
+
+        A test whose client does not read passes SMALL_BUFFER, or the kernel may read everything instead.
+        """
         self.url = url
-        self.session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers)
+
+        def connection(address: Any) -> socket.socket:
+            sock = socket.socket(address[0], address[1], address[2])
+            if receive_buffer is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            return sock
+
+        connector = aiohttp.TCPConnector(limit=0, socket_factory=connection)
+        self.session = aiohttp.ClientSession(connector=connector, headers=headers)
 
     async def __aenter__(self) -> Client:
         return self

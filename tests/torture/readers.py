@@ -38,6 +38,7 @@ class Reader:
         *,
         ignore_gaps: bool = False,
     ) -> None:
+        """``ignore_gaps``: take cursors as if ids were committed in order, to show that the checker notices."""
         self._ignore_gaps = ignore_gaps
         self._random = Random(f"{seed} reader {number}")
         self.envelope = number % 3 == 1

@@ -66,8 +66,6 @@ class Plan:
     """Mean time between two erasures; also, one channel has a retention of its own then. 0: nothing is erased."""
     workers: int = 7
     """Takers of named consumers; there are three names."""
-    ignore_gaps: bool = False
-    """Let the readers ignore gaps, as if ids were committed in order, to show the same."""
     standbys: int = 0
     """Hot standbys, which lag, stop replaying and restart. All servers but the first read from them."""
     server_env: dict[str, str] = field(default_factory=dict)
@@ -159,7 +157,6 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
             urls,
             tuple(rand.sample(CHANNELS, rand.choice((1, 2, 8)))),
             rand.choice((None, "0")),
-            ignore_gaps=plan.ignore_gaps,
         )
         for n in range(plan.readers)
     ]

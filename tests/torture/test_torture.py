@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+from collections.abc import AsyncIterator
 
+import psycopg
 import pytest
 from support.pgbouncer import needs_pgbouncer
+from support.server import Launcher
+from support.waiting import eventually
 
+from sse_pg.core.cursor import Cursor
+from torture.checker import Report, check, table
+from torture.readers import Reader
 from torture.run import Plan, torture
+from torture.writers import Answers
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("torture"), pytest.mark.oldest]
 
+TICK = """
+    INSERT INTO sse_pg.events (channel, event_type, payload)
+    SELECT 'c0', 'tick', jsonb_build_object('m', m, 't', m, 'n', 1) FROM (VALUES (%s)) v(m)
+"""
 PROGRAMS = os.environ.get("SSE_PG_TEST_POSTGRES")
+
+
+@contextlib.asynccontextmanager
+async def reading(reader: Reader) -> AsyncIterator[None]:
+    task = asyncio.create_task(reader.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def test_nothing_lost_nothing_doubled() -> None:
@@ -113,18 +136,29 @@ def test_the_checker_sees_other_headers() -> None:
     assert report.faults == report.altered
 
 
-def test_the_checker_sees_readers_that_ignore_gaps() -> None:
-    plan = Plan(
-        1,
-        seconds=8,
-        fault_pause=1000,
-        database_faults=False,
-        catch_up=3,
-        ignore_gaps=True,
-        postgres_bin=PROGRAMS,
-        keep=False,
-    )
-    assert asyncio.run(torture(plan)).lost > 0
+@pytest.mark.parametrize("ignore_gaps", [False, True])
+async def test_the_checker_sees_readers_that_ignore_gaps(
+    launch: Launcher, database_url: str, db: psycopg.Connection, ignore_gaps: bool
+) -> None:
+    """A reader is away while an event is committed that is a gap in its cursor."""
+    server = await launch()
+    reader = Reader(0, 1, [server.url], ("c0",), None, ignore_gaps=ignore_gaps)
+    reader.dropping = False
+    with psycopg.connect(database_url) as late:
+        async with reading(reader):
+            await eventually(reader.opened.is_set)
+            late.execute(TICK, [1])
+            db.execute(TICK, [2])
+            await eventually(lambda: list(reader.marks) == [2])
+            assert reader.ids_with_gaps == 1
+        late.commit()
+    await eventually(lambda: server.bus.hub.position == Cursor(2))
+    async with reading(reader):
+        db.execute(TICK, [3])
+        await eventually(lambda: 3 in reader.marks)
+    report = check(Report(1), table(database_url), [reader], Answers())
+    assert report.lost == ignore_gaps
+    assert report.faults == report.lost
 
 
 def test_what_is_purged_while_clients_resume_is_announced() -> None:
