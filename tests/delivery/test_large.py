@@ -7,7 +7,7 @@ import random
 
 import psycopg
 import pytest
-from support.client import Client
+from support.client import SMALL_BUFFER, Client
 from support.server import Launcher
 from support.waiting import eventually
 
@@ -97,7 +97,7 @@ async def test_one_transaction_of_many_bytes(
     launch: Launcher, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that read get all of it, in order; one that does not is cut."""
-    monkeypatch.setattr("sse_pg.delivery.stream.STALL_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("sse_pg.delivery.stream.STALL_TIMEOUT_S", 5.0)
     monkeypatch.setattr(tail_session, "READ_BYTES", 100_000)
     server = await launch(stream_buffer=65_536, ring_bytes=500_000)
     delivered: list[int] = []
@@ -108,7 +108,13 @@ async def test_one_transaction_of_many_bytes(
         deliver(released, position)
 
     monkeypatch.setattr(server.bus.hub, "deliver", noted)
-    async with Client(server.url) as client, client.stream("a") as one, client.stream("a") as two, client.stream("a"):
+    async with (
+        Client(server.url) as client,
+        client.stream("a") as one,
+        client.stream("a") as two,
+        Client(server.url, receive_buffer=SMALL_BUFFER) as deaf,
+        deaf.stream("a"),
+    ):
         with db.transaction():
             db.execute(INSERT, ([30_000] * 400,))
         for blocks in await asyncio.gather(one.events(400), two.events(400)):

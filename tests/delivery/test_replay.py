@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.client import Client
+from support.client import SMALL_BUFFER, Client
 from support.server import Launcher, Server
 from support.streams import StreamReader
 from support.waiting import eventually
@@ -186,5 +186,5 @@ async def test_a_client_that_reads_nothing_of_a_page_is_cut_off(
     monkeypatch.setattr("sse_pg.delivery.stream.STALL_TIMEOUT_S", 0.05)
     server = await launch(ring_events=0)
     db.execute(LARGE, [200])
-    async with Client(server.url) as client, client.stream("a", last_event_id="0"):
+    async with Client(server.url, receive_buffer=SMALL_BUFFER) as client, client.stream("a", last_event_id="0"):
         await eventually(lambda: server.bus.hub.closed[EndReason.SLOW] == 1)

@@ -8,7 +8,7 @@ from typing import cast
 
 import psycopg
 import pytest
-from support.client import Client
+from support.client import SMALL_BUFFER, Client
 from support.server import Launcher
 from support.waiting import eventually
 
@@ -99,8 +99,12 @@ async def test_clients_that_read_nothing_are_cut_off_before_they_have_their_limi
     server = await launch(stream_buffer=100_000_000, unread=4_000_000)
     unread = server.bus.hub.ledger.unread
     most = 0
-    async with Client(server.url) as client, client.stream("a") as reader:
-        idle = [client.stream("a") for _ in range(6)]
+    async with (
+        Client(server.url) as client,
+        client.stream("a") as reader,
+        Client(server.url, receive_buffer=SMALL_BUFFER) as deaf,
+    ):
+        idle = [deaf.stream("a") for _ in range(6)]
         for stream in idle:
             await stream.__aenter__()
         await eventually(lambda: sum(stream.live for stream in server.bus.hub.streams) == 7)

@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support.client import Client
+from support.client import SMALL_BUFFER, Client
 from support.server import Launcher, Server
 from support.streams import StreamReader
 from support.waiting import eventually
@@ -81,7 +81,10 @@ async def test_a_purge_during_a_replay(launch: Launcher, db: psycopg.Connection)
         (count,),
     )
     server = await launch()
-    async with Client(server.url) as client, client.stream("a", last_event_id="0") as stream:
+    async with (
+        Client(server.url, receive_buffer=SMALL_BUFFER) as client,
+        client.stream("a", last_event_id="0") as stream,
+    ):
         (open_stream,) = server.bus.hub.streams
         await eventually(lambda: open_stream.transport.get_write_buffer_size() > 0)
         assert not open_stream.live
@@ -285,7 +288,10 @@ async def test_the_log_goes_back_during_a_replay(launch: Launcher, db: psycopg.C
         " SELECT 'a', jsonb_build_object('n', g, 'filler', repeat('x', 100)) FROM generate_series(1, 150000) g"
     )
     server = await launch(safety_read=0.05)
-    async with Client(server.url) as client, client.stream("a", last_event_id="0") as stream:
+    async with (
+        Client(server.url, receive_buffer=SMALL_BUFFER) as client,
+        client.stream("a", last_event_id="0") as stream,
+    ):
         (open_stream,) = server.bus.hub.streams
         # The replay waits for the client; a page read between the TRUNCATE and its notice would find nothing to send.
         seen: list[tuple[int, int]] = []
