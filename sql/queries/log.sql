@@ -8,6 +8,9 @@ SELECT purged_to, expired_to, id, channel, event_type, payload, created_at, head
   FROM sse_pg.read_page_desc(
       %(channels)s, %(first)s, %(last)s, %(least)s, %(most)s, %(event_type)s, %(limit)s, %(octets)s)
 
+-- name: last_events
+SELECT channel, id, event_type FROM sse_pg.last_events(%s)
+
 -- name: plan_once
 -- Sets for the rest of the transaction how these statements are planned: as read_page() is, for the same reasons.
 SELECT set_config('plan_cache_mode', 'force_generic_plan', true),

@@ -19,6 +19,7 @@ from sse_pg.core.cursor import DOCTOR_TEXT, START, Cursor
 from sse_pg.core.envelope import WHOLE, CloudEvent, Envelope, source_of
 from sse_pg.core.framing import Framing
 from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.ends import is_over
 from sse_pg.delivery.stream import Stream
 from sse_pg.errors import BusUnavailable, ClientGone, CursorError
 from sse_pg.http.accept_encoding import accepts_gzip
@@ -38,7 +39,7 @@ HEADERS_GZIP = {**HEADERS, "Content-Encoding": "gzip"}
 #: Parameters of the query, with those that may hold the cursor, in the order in which they count. The last two are the
 #: spellings of Mercure and of some clients.
 CURSOR_PARAMETERS = ("lastEventId", "lastEventID", "last_event_id")
-PARAMETERS = ("channels", "userId", "envelope", "denied", *CURSOR_PARAMETERS)
+PARAMETERS = ("channels", "userId", "envelope", "denied", "until", *CURSOR_PARAMETERS)
 #: Maximum time that a stream without a cursor waits for the tail to read what is committed.
 FRESH_TIMEOUT_S = 1.0
 #: Maximum number of channels that a log line names.
@@ -94,6 +95,12 @@ class StreamApi:
                 else:
                     asked = stream.channels
                     bus.hub.deny(stream, asked - await bus.access.readable(identity, stream.user, asked))
+            asked_cursor = _requested_cursor(request)
+            if stream.until_end:
+                bus.hub.ends.watch(stream)
+                if asked_cursor is not None and await self._is_over(stream, asked_cursor):
+                    self._release(stream)
+                    return web.Response(status=204, headers={"Cache-Control": "no-store"})
             await response.prepare(request)
             take_over(request, stream)
         except BaseException:
@@ -110,13 +117,14 @@ class StreamApi:
         if bus.draining:  # draining began while it was being opened, so it is not among the streams that are ended
             stream.end(EndReason.DRAIN)
         if stream.reason is None:  # a revocation may have ended it while its head was being sent
-            stream.task = asyncio.create_task(self._bring_up(stream, _requested_cursor(request)))
+            stream.task = asyncio.create_task(self._bring_up(stream, asked_cursor))
         return response
 
     def _release(self, stream: Stream) -> None:
         """Release what a stream holds in the limits and access rules."""
         self._bus.limits.streams.give_back(stream.user, stream.remote)
         self._bus.authorizer.unwatch(stream)
+        self._bus.hub.ends.unwatch(stream)
         if stream.follows is not None:
             self._bus.followers.leave(stream, stream.follows)
 
@@ -153,6 +161,11 @@ class StreamApi:
         skip = query_choice(request.query, "denied", ("refuse", "skip")) == "skip"
         if skip and not channels:
             raise invalid([FieldError("denied", "needs channels: a stream of userId alone has what is allowed")])
+        until_end = "until" in request.query
+        if until_end and request.query["until"] != "end":
+            raise invalid([FieldError("until", "must be end")])
+        if until_end and not channels:
+            raise invalid([FieldError("until", "needs channels: those that have to be finished")])
         missing = [] if user is None or not channels else await self._not_subscribed(user, channels)
         if missing and (not skip or len(missing) == len(channels)):
             raise _not_subscribed_problem(user, missing)
@@ -171,6 +184,7 @@ class StreamApi:
             user=asked_about,
             follows=user if not channels else None,
             remote=bus.limits.proxies.client(request),
+            until_end=until_end,
         )
 
     def _framing(self, request: web.Request) -> Framing:
@@ -214,7 +228,7 @@ class StreamApi:
     def _bring_up_again(self, stream: Stream) -> None:
         """Let a stream catch up that was live. A crowd of them nearly always can at once, which needs no tasks."""
         try:
-            if self._bus.replay.catch_up_at_once(stream):
+            if not stream.until_end and self._bus.replay.catch_up_at_once(stream):
                 return
         except Exception:
             log.exception("stream failed: %s", _whom(stream))
@@ -230,10 +244,14 @@ class StreamApi:
         try:
             while True:
                 try:
+                    if stream.until_end:
+                        await self._learn_ends(stream)
                     if not stream.greeted:
                         cursor, lost = await self._start_of(asked)
-                        self._greet(stream, cursor or self._bus.hub.position, asked if lost else None)
+                        self._greet(stream, cursor, asked if lost else None)
                     await self._bus.replay.catch_up(stream)
+                    if stream.until_end:
+                        self._bus.hub.end_if_finished(stream)
                     return
                 except BusUnavailable as error:
                     log.warning("stream waits for the database: %s", error)
@@ -245,6 +263,27 @@ class StreamApi:
             stream.end(EndReason.ERROR)
         finally:
             stream.task = None
+
+    async def _is_over(self, stream: Stream, asked: str) -> bool:
+        """Return whether a client with this cursor has everything of its channels, and each of them is finished.
+
+        The last events are looked up after the cursor was found to be true, at the primary: a standby may lack the
+        event that has opened a channel again. If that is not possible now, the stream opens, and ends if it has to.
+        """
+        bus = self._bus
+        with contextlib.suppress(CursorError, BusUnavailable, TimeoutError):
+            async with asyncio.timeout(bus.settings.pool_timeout):
+                cursor, lost = await bus.replay.validate(Cursor.parse(asked))
+                channels = stream.channels
+                return not lost and is_over(await bus.store.last_events(sorted(channels)), channels, cursor)
+        return False
+
+    async def _learn_ends(self, stream: Stream) -> None:
+        """Look up the last events of a stream's channels, unless they are known."""
+        ends = self._bus.hub.ends
+        if channels := ends.unknown(stream.channels):
+            log = ends.log
+            ends.learn(log, channels, await self._bus.read_store.last_events(channels))
 
     async def _start_of(self, asked: str | None) -> tuple[Cursor | None, bool]:
         """Return where a stream begins (None: now), and whether the requested cursor is of a lost or unknown log."""
@@ -263,12 +302,14 @@ class StreamApi:
                 await self._bus.tail.fresh()
         return None, asked is not None
 
-    def _greet(self, stream: Stream, cursor: Cursor, lost: str | None) -> None:
+    def _greet(self, stream: Stream, start: Cursor | None, lost: str | None) -> None:
         """Send the first block, with the channels that are denied, and a gap if the client's cursor is unknown here.
 
-        All go out in one write: a client that disconnected before the gap would resume from the hello's position.
+        A stream with ``until=end`` that begins now is also told which of its channels are finished already. All go out
+        in one write: a client that disconnected before the gap would resume from the hello's position.
         """
         retry_ms = int(self._bus.settings.retry * 1000 * (0.5 + random()))  # noqa: S311 - jitter, not a secret
+        cursor = self._bus.hub.position if start is None else start
         stream.cursor, stream.log = cursor, self._bus.hub.log
         stream.greeted = True
         greeting = wire.hello(cursor, retry_ms)
@@ -278,6 +319,9 @@ class StreamApi:
             if lost != DOCTOR_TEXT:  # nobody lost anything, and an alert counts these
                 self._bus.hub.gap_notices["unknown"] += 1
             greeting += wire.gap("unknown", _printable(lost), cursor)
+        if stream.until_end and (start is None or lost is not None):
+            for channel in self._bus.hub.ends.ends_of(stream.channels, cursor):
+                greeting += wire.end(channel, cursor)
         stream.write_position(greeting, cursor, time.monotonic())
 
 

@@ -81,6 +81,11 @@ def position(cursor: Cursor) -> bytes:
     return block(POSITION, "{}", cursor)
 
 
+def end(channel: str, cursor: Cursor) -> bytes:
+    """Return the block that says that a channel was finished before a stream began."""
+    return block(END, _encode({"channel": channel}).decode(), cursor)
+
+
 def denied(channels: Iterable[str], cursor: Cursor) -> bytes:
     """Return the block that names channels that were asked for and that the stream does not carry."""
     return block(DENIED, _encode({"channels": sorted(channels)}).decode(), cursor)

@@ -183,6 +183,10 @@ class Store:
         ((last,),) = await self._rows("last_id")
         return int(last)
 
+    async def last_events(self, channels: Sequence[str]) -> list[tuple[str, int, str]]:
+        """Return (channel, id, type) of the last event of each of these channels that has events."""
+        return [(row[0], row[1], row[2]) for row in await self._rows("last_events", (list(channels),))]
+
     async def deletions(self, since: int | None) -> tuple[list[Deletion], int]:
         """Return what was deleted row by row since an earlier call, and what to pass to the next call.
 

@@ -12,6 +12,7 @@ class EndReason(Enum):
 
     CLIENT = "client", "the client closed the connection"
     SLOW = "slow", "the client read too slowly"
+    FINISHED = "finished", "its channels are finished"
     DRAIN = "drain", "the server is stopping"
     EXPIRED = "expired", "the token has expired"
     REVOKED = "revoked", "access was withdrawn"

@@ -31,6 +31,8 @@ class Heartbeat:
                 await turns.pause()
 
     def _check(self, stream: Stream, now: float) -> None:
+        if stream.until_end and stream.live:
+            self._hub.check_end(stream)
         position = self._hub.position
         mark = stream.mark
         quiet = stream.live and now - mark.at >= self._refresh and mark.position != position

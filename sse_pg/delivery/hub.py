@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from itertools import chain, islice
 from typing import Literal, NamedTuple
 
 from sse_pg.core import wire
@@ -19,6 +20,7 @@ from sse_pg.core.meter import Meter
 from sse_pg.core.ring import Entry, Ring
 from sse_pg.delivery.batch import Delivery
 from sse_pg.delivery.end_reason import EndReason
+from sse_pg.delivery.ends import Ends
 from sse_pg.delivery.fan_out import FanOut
 from sse_pg.delivery.group import Key
 from sse_pg.delivery.ledger import Ledger
@@ -51,6 +53,8 @@ class CatchUp(NamedTuple):
     reached: Cursor | None
     """The stream's cursor after a part; None if this is everything up to the hub's position."""
     events: int
+    told: Cursor
+    """The cursor of its last block."""
 
 
 class Hub:
@@ -80,6 +84,8 @@ class Hub:
         """Gap events sent, by reason."""
         self.epochs: list[Epoch] = []
         """Where logs ended, ascending."""
+        self.ends = Ends()
+        """What streams with ``until=end`` wait for."""
         self._log_changes: list[LogChange] = []
         """What became of the logs that this server read before this one."""
         self._catch_ups: dict[tuple[Key, Cursor], CatchUp] = {}
@@ -101,6 +107,7 @@ class Hub:
         self.position = position
         self.ring = Ring(*self._ring_size, position)
         self._forget_catch_ups()
+        self.ends.forget()
 
     def restart(self, position: Cursor) -> None:
         """Go on in another log at ``position``. Each stream is sent a gap event: live ones after what they lack.
@@ -199,9 +206,43 @@ class Hub:
             if released:
                 number = self.fan_out.next_number()
                 self.fan_out.hand_on(Delivery(number, self.log, before, position, time.monotonic(), released, entries))
+            if self.ends:
+                self._end_finished(self.ends.note(released))
         finally:
             for stream in late:
                 self.bring_up(stream)
+
+    def _end_finished(self, concerned: Set[Stream]) -> None:
+        """End the streams whose channels are finished now: a few at once, and others when check_end() comes to them."""
+        for stream in list(islice(chain(concerned, self.ends.finished - concerned), self.fan_out.max_direct)):
+            self.end_if_finished(stream)
+
+    def end_if_finished(self, stream: Stream) -> None:
+        """End a live stream if each of its channels is finished, and no id can come any more below the last end.
+
+        Its client then has a cursor without such gaps: that of the end event, or it is sent a newer position.
+        """
+        last = self.ends.last_of(stream.channels)
+        if last is None or not _can_end(stream):
+            self.ends.finished.discard(stream)
+            return
+        if self.position.missing_up_to(last.id):
+            self.ends.finished.add(stream)
+            return
+        self.fan_out.write_missing(stream)
+        if not _can_end(stream):
+            return
+        told = stream.told if stream.told.offered(last.id) else last.cursor
+        if told is None or told.missing_up_to(last.id):
+            stream.write_position(wire.position(self.position), self.position, time.monotonic())
+        stream.end(EndReason.FINISHED)
+
+    def check_end(self, stream: Stream) -> None:
+        """Do what is left to do for a live stream with ``until=end``, from time to time."""
+        if self.ends.unknown(stream.channels):
+            self._fall_behind(stream)  # whoever brings it up looks up the last events again
+        else:
+            self.end_if_finished(stream)
 
     def _slices(self) -> Iterator[float]:
         return self.fan_out.slices()
@@ -247,6 +288,7 @@ class Hub:
         now = time.monotonic()
         if catch_up.framed:
             stream.push(catch_up.framed, now)
+            stream.told = catch_up.told
             stream.replayed += catch_up.events
             self.replayed += catch_up.events
         if catch_up.reached is not None:
@@ -310,6 +352,8 @@ class Hub:
             self.fan_out.enter(stream, stream.mark.position, stream.mark.at)
         else:
             stream.channels = channels
+        if stream.until_end:
+            self.ends.watch(stream)
 
     def deny(self, stream: Stream, channels: frozenset[str]) -> None:
         """Let a stream go on without some of its channels, and say so, or end it if it has no others.
@@ -326,6 +370,11 @@ class Hub:
         self.change_channels(stream, stream.channels - denied)
         if stream.greeted:  # otherwise its first blocks say it
             stream.write_position(wire.denied(denied, stream.cursor), stream.cursor, time.monotonic())
+
+
+def _can_end(stream: Stream) -> bool:
+    """Return whether a stream is live, so that its client has everything, or is about to."""
+    return stream.live and stream.reason is None
 
 
 def _nobody(_stream: Stream) -> None:
@@ -351,4 +400,4 @@ def _catch_up(missed: list[Entry], stream: Stream, max_write: int) -> CatchUp:
         blocks.append(block)
     data = b"".join(blocks)
     framed = stream.framing.batch(data) if data else data
-    return CatchUp(framed, None if len(blocks) == len(missed) else cursor, len(blocks))
+    return CatchUp(framed, None if len(blocks) == len(missed) else cursor, len(blocks), cursor)

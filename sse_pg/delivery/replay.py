@@ -37,6 +37,8 @@ class Part(NamedTuple):
     framed: bytes
     cursor: Cursor
     events: int
+    told: Cursor
+    """The cursor of the last block."""
 
 
 class FramedPage(NamedTuple):
@@ -169,6 +171,7 @@ class Replay:
             if part.framed:
                 now = time.monotonic()
                 stream.push(part.framed, now)
+                stream.told = part.told
                 stream.replayed += part.events
                 self.events += part.events
                 if page.expired and number == 0:
@@ -249,8 +252,8 @@ def _parts(blocks: list[tuple[bytes, Cursor, int]], reached: Cursor, max_write: 
     data, cursor, events = b"", reached, 0
     for block, after, count in blocks:
         if data and len(data) + len(block) > max_write:
-            parts.append(Part(framing.batch(data), cursor, events))
+            parts.append(Part(framing.batch(data), cursor, events, cursor))
             data, events = b"", 0
         data, cursor, events = data + block, after, events + count
-    parts.append(Part(framing.batch(data) if data else data, reached, events))
+    parts.append(Part(framing.batch(data) if data else data, reached, events, cursor))
     return parts

@@ -66,7 +66,9 @@ class Stream(asyncio.Protocol):
         "replayed",
         "sent_bytes",
         "task",
+        "told",
         "transport",
+        "until_end",
         "user",
         "written_at",
     )
@@ -86,6 +88,7 @@ class Stream(asyncio.Protocol):
         user: str | None = None,
         follows: str | None = None,
         remote: str = "unknown",
+        until_end: bool = False,
     ) -> None:
         """``on_end`` is called once, after the stream has ended, in its own turn of the event loop."""
         self.user = user
@@ -94,6 +97,8 @@ class Stream(asyncio.Protocol):
         """The user whose subscriptions are its channels, if the request named no channels."""
         self.remote = remote
         """The client's address."""
+        self.until_end = until_end
+        """Whether it ends when each of its channels is finished."""
         self.transport = transport
         self.channels = channels
         self.denied = denied
@@ -124,6 +129,8 @@ class Stream(asyncio.Protocol):
         self.written_at = now
         """When it was last written to. Events that it gets as a member of its group are not noted here."""
         self.mark = Mark(0, cursor, now)
+        self.told = cursor
+        """The last cursor that the client was sent, except by live events."""
         self.paused = False
         """Whether something of what was sent is still in this process, because its client has not read enough."""
         self.sent_bytes = 0
@@ -175,6 +182,7 @@ class Stream(asyncio.Protocol):
         """Send blocks from which the client learns ``position``."""
         self.write(data, now)
         self.note_position(position, now)
+        self.told = position
 
     def open(self, number: int, ledger: Ledger) -> None:
         """Mark the stream as open: it has its own connection now. ``number`` is its number in this process."""
