@@ -14,6 +14,8 @@ from sse_pg.http.problem import FieldError, invalid
 
 #: What stands in a decoded query for bytes that are not UTF-8.
 REPLACEMENT = "\ufffd"
+#: The parameters that may be repeated: all of their values count.
+REPEATABLE = ("channel", "channels")
 #: Maximum number of characters of an unknown parameter's name that a response repeats.
 MAX_NAME_CHARACTERS = 100
 
@@ -26,11 +28,11 @@ def collect(checks: Mapping[str, tuple[Callable[[str], str | None], str]]) -> No
 
 
 def require_known(query: MultiMapping[str], *names: str) -> None:
-    """Raise a 422 unless the query has only parameters of these names.
+    """Raise a 422 unless the query has only parameters of these names, and each once, but for lists of channels.
 
-    Such a parameter is ignored otherwise, and the response is one to another question: ``from=`` in place of
+    What is unknown or repeated is ignored otherwise, and the response is one to another question: ``from=`` in place of
     ``lastEventId=`` opens a stream that begins now. Rejected: exceptions for what proxies and caches add, because a
-    list of them never ends.
+    list of them never ends; the last value of several, because proxies and frameworks differ in which one they take.
     """
     unknown = [name for name in dict.fromkeys(query) if name not in names]
     if unknown:
@@ -38,6 +40,9 @@ def require_known(query: MultiMapping[str], *names: str) -> None:
         raise invalid(
             [FieldError(name[:MAX_NAME_CHARACTERS] or "(no name)", f"unknown parameter; {allowed}") for name in unknown]
         )
+    repeated = [name for name in dict.fromkeys(query) if name not in REPEATABLE and len(query.getall(name)) > 1]
+    if repeated:
+        raise invalid([FieldError(name, "given more than once") for name in repeated])
 
 
 def _utf8(text: str, name: str) -> str:

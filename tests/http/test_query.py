@@ -50,3 +50,31 @@ async def test_each_spelling_of_the_cursor(client: Client, name: str) -> None:
 
 async def test_a_query_that_is_empty(client: Client) -> None:
     assert (await client.get("/api/events/history?&channel=a&"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [
+        (method, path, name)
+        for method, path, known in ENDPOINTS
+        for name in known
+        if name not in ("channel", "channels")
+    ],
+)
+async def test_a_parameter_that_is_repeated(client: Client, method: str, path: str, name: str) -> None:
+    status, answer, _ = await client.request(method, f"{path}?{name}=1&{name}=1")
+    assert (status, answer["errors"]) == (422, [{"field": name, "detail": "given more than once"}])
+
+
+async def test_channels_may_be_repeated(client: Client) -> None:
+    for channel in ("a", "b", "c"):
+        await client.publish(channel, channel)
+    status, page = await client.get("/api/events/history?channel=a&channel=b,c")
+    assert (status, [event["payload"] for event in page["events"]]) == (200, ["a", "b", "c"])
+    response = await client.session.get(f"{client.url}/api/events/stream?channels=a&channels=b,c&lastEventId=0")
+    text = ""
+    while 'data: "c"' not in text:
+        text += (await response.content.readline()).decode()
+    assert 'data: "a"' in text
+    assert 'data: "b"' in text
+    response.close()
