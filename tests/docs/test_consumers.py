@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from support.cluster import directory
 from support.pages import Page, Reader
+from support.roles import Logins
 from support.waiting import wait_for
 
 pytestmark = pytest.mark.oldest
@@ -63,10 +64,11 @@ def home() -> Iterator[Path]:
         yield made
 
 
-def test_the_workers(home: Path, database_url: str, db: psycopg.Connection, mail_server: MailServer) -> None:
+def test_the_workers(home: Path, login: Logins, db: psycopg.Connection, mail_server: MailServer) -> None:
     """Ended after the first order, and started again after the second."""
     address = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(mail_server.server_address[1])}
-    reader = Reader(home, database_url, DATABASE_URL=database_url, **address)
+    url = login("subscriber")
+    reader = Reader(home, url, DATABASE_URL=url, **address)
     for kind, text in PAGE.blocks:
         if kind == "sql":
             reader.execute(text)

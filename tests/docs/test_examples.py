@@ -28,6 +28,7 @@ from support.client import Client
 from support.examples import EXAMPLES, running
 from support.pages import Page, all_pages
 from support.process import environment
+from support.roles import Logins
 from support.server import Launcher
 from support.waiting import TIMEOUT_S
 
@@ -42,10 +43,11 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.fixture
-def orders(db: psycopg.Connection) -> psycopg.Connection:
+def orders(db: psycopg.Connection, publisher_url: str) -> psycopg.Connection:
     """The table of trigger.sql without its trigger: here the programs publish."""
     table, _, _ = (EXAMPLES / "trigger.sql").read_text().partition("\n\n")
-    db.execute(table.encode())
+    with psycopg.connect(publisher_url, autocommit=True) as conn:
+        conn.execute(table.encode())
     return db
 
 
@@ -94,12 +96,12 @@ def as_url(conninfo: str) -> str:
     ids=["django", "fastapi", "sqlalchemy", "sqlalchemy-asyncpg"],
 )
 async def test_a_request_and_its_event_are_one(
-    words: tuple[str, ...], orders: psycopg.Connection, client: Client, database_url: str, tmp_path: Path
+    words: tuple[str, ...], orders: psycopg.Connection, client: Client, publisher_url: str, tmp_path: Path
 ) -> None:
     words, driver = (words[:-1], {"DRIVER": words[-1]}) if "+" in words[-1] else (words, {})
     async with (
         client.stream("orders") as stream,
-        running(tmp_path / "log", *words, DATABASE_URL=as_url(database_url), **driver) as program,
+        running(tmp_path / "log", *words, DATABASE_URL=as_url(publisher_url), **driver) as program,
         aiohttp.ClientSession(program.url) as session,
     ):
         path = "/orders/new" if "django_app:application" in words else "/orders"
@@ -113,8 +115,8 @@ async def test_a_request_and_its_event_are_one(
 
 
 @pytest.fixture
-def engine(orders: psycopg.Connection, database_url: str) -> Iterator[Engine]:
-    parts = conninfo_to_dict(database_url)
+def engine(orders: psycopg.Connection, publisher_url: str) -> Iterator[Engine]:
+    parts = conninfo_to_dict(publisher_url)
     made = create_engine(URL.create("postgresql+psycopg", query={k: str(v) for k, v in parts.items()}))
     yield made
     made.dispose()
@@ -134,8 +136,8 @@ async def test_sqlalchemy_commits_both_or_neither(engine: Engine, client: Client
     assert [item for _, item in example.orders_and_position(engine)[0]] == ["lamp", "book"]
 
 
-async def test_the_program_of_the_page_of_sqlalchemy(orders: psycopg.Connection, database_url: str) -> None:
-    parts = {name: str(value) for name, value in conninfo_to_dict(database_url).items()}
+async def test_the_program_of_the_page_of_sqlalchemy(orders: psycopg.Connection, publisher_url: str) -> None:
+    parts = {name: str(value) for name, value in conninfo_to_dict(publisher_url).items()}
     user, database = quote(parts.pop("user")), quote(parts.pop("dbname"))
     (program,) = [text for _, text in Page("docs/frameworks/sqlalchemy.md").blocks if "create_engine(url)" in text]
     done = await asyncio.to_thread(
@@ -176,14 +178,14 @@ async def test_a_stream_goes_on_from_the_snapshot_of_sqlalchemy(engine: Engine, 
     ids=["django", "fastapi"],
 )
 async def test_a_stream_goes_on_from_the_page(
-    path: str, words: tuple[str, ...], orders: psycopg.Connection, client: Client, database_url: str, tmp_path: Path
+    path: str, words: tuple[str, ...], orders: psycopg.Connection, client: Client, publisher_url: str, tmp_path: Path
 ) -> None:
     publish = "SELECT sse_pg.publish('orders', 'PLACED', jsonb_build_object('item', %s::text))"
     async with (
-        running(tmp_path / "log", *words, DATABASE_URL=as_url(database_url)) as program,
+        running(tmp_path / "log", *words, DATABASE_URL=as_url(publisher_url)) as program,
         aiohttp.ClientSession(program.url) as session,
     ):
-        with psycopg.connect(database_url) as late:
+        with psycopg.connect(publisher_url) as late:
             late.execute("INSERT INTO orders (item) VALUES ('in flight')")
             late.execute(publish, ["in flight"])
             async with session.post(path, json={"item": "<lamp>"}) as answer:
@@ -240,10 +242,10 @@ async def in_django(program: str, **variables: str) -> str:
     return out.decode()
 
 
-async def test_each_user_of_django_has_a_channel(launch: Launcher, database_url: str) -> None:
+async def test_each_user_of_django_has_a_channel(launch: Launcher, publisher_url: str) -> None:
     secret = "a secret that Django and the bus share"
     server = await launch(token_secret=secret)
-    variables = {"DATABASE_URL": database_url, "SSE_PG_TOKEN_SECRET": secret}
+    variables = {"DATABASE_URL": publisher_url, "SSE_PG_TOKEN_SECRET": secret}
     users = [line.split() for line in (await in_django(SETUP, **variables)).splitlines()]
     clients = [Client(server.url, {"Cookie": f"sse_pg_token={token}"}) for _, token in users]
     async with clients[0] as ann, clients[1] as bob:
@@ -257,26 +259,26 @@ async def test_each_user_of_django_has_a_channel(launch: Launcher, database_url:
 # SQL
 
 
-async def test_a_trigger_psql_and_pg_cron(client: Client, db: psycopg.Connection, database_url: str) -> None:
-    async with client.stream("orders,shop", envelope="true") as stream:
-        for name in ("trigger.sql", "psql.sql"):
-            with psycopg.connect(database_url, autocommit=True) as conn:
+async def test_a_trigger_psql_and_pg_cron(client: Client, login: Logins) -> None:
+    with psycopg.connect(login("writer"), autocommit=True) as conn:
+        async with client.stream("orders,shop", envelope="true") as stream:
+            for name in ("trigger.sql", "psql.sql"):
                 conn.execute((EXAMPLES / name).read_bytes())
-        received = [each.json() for each in await stream.events(3)]
-        assert [(each["channel"], each["eventType"]) for each in received] == [
-            ("orders", "PLACED"),
-            ("shop", "NOTE"),
-            ("shop", "REMINDER"),
-        ]
-        db.execute("UPDATE orders SET state = 'PAID'")
-        paid = (await stream.event()).json()
-        assert (paid["eventType"], paid["payload"]["item"]) == ("PAID", "lamp")
-        db.execute("UPDATE orders SET state = 'PLACED'")
-        assert (await stream.event()).json()["eventType"] == "PLACED"
-        job = re.search(r"\$\$(.*)\$\$", (EXAMPLES / "pg_cron.sql").read_text(), re.S)
-        assert job
-        db.execute(job[1].encode())
-        assert (await stream.event()).json()["eventType"] == "REMINDER"
+            received = [each.json() for each in await stream.events(3)]
+            assert [(each["channel"], each["eventType"]) for each in received] == [
+                ("orders", "PLACED"),
+                ("shop", "NOTE"),
+                ("shop", "REMINDER"),
+            ]
+            conn.execute("UPDATE orders SET state = 'PAID'")
+            paid = (await stream.event()).json()
+            assert (paid["eventType"], paid["payload"]["item"]) == ("PAID", "lamp")
+            conn.execute("UPDATE orders SET state = 'PLACED'")
+            assert (await stream.event()).json()["eventType"] == "PLACED"
+            job = re.search(r"\$\$(.*)\$\$", (EXAMPLES / "pg_cron.sql").read_text(), re.S)
+            assert job
+            conn.execute(job[1].encode())
+            assert (await stream.event()).json()["eventType"] == "REMINDER"
 
 
 # The bus inside, or under, another server

@@ -19,6 +19,7 @@ from support import openapi
 from support.cluster import directory, throwaway
 from support.pages import Page, Reader, all_pages, syntax_errors
 from support.process import CHECKOUT, SSE_PG, process
+from support.roles import Logins
 from support.waiting import wait_for
 
 from sse_pg.db.migrate import migrate
@@ -186,11 +187,12 @@ def follow_operating(home: Path, postgres: EmbeddedPostgres, another: EmbeddedPo
 
 @pytest.mark.oldest
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl on this machine")
-def test_tables(home: Path, database_url: str, db: psycopg.Connection) -> None:
-    with process("serve", "--port", "0", DATABASE_URL=database_url) as server:
+def test_tables(home: Path, login: Logins, db: psycopg.Connection) -> None:
+    writer_url = login("writer")
+    with process("serve", "--port", "0", DATABASE_URL=login("server")) as server:
         url = server.url()
-        names = {"DATABASE_URL": database_url, "SSE_PG_URL": url, "PYTHONUNBUFFERED": "1"}
-        reader = Reader(home, database_url, str(urlsplit(url).port), **names)
+        names = {"DATABASE_URL": writer_url, "SSE_PG_URL": url, "PYTHONUNBUFFERED": "1"}
+        reader = Reader(home, writer_url, str(urlsplit(url).port), **names)
         assert len(reader.follow(TABLES)) == 1
         assert db.execute("SELECT count(*) FROM sse_pg.published_tables").fetchone() == (0,)
         for kind, text in TABLES.blocks[:1]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import psycopg
-import pytest
-from psycopg.conninfo import make_conninfo
 from support.process import CHECKOUT
+from support.roles import Logins
 
 PAGE = (CHECKOUT / "docs" / "sql.md").read_text(encoding="utf-8")
 OBJECTS = """
@@ -28,18 +26,8 @@ def test_the_page_says_of_each_object_what_the_schema_says(db: psycopg.Connectio
     assert sorted(rows) == sorted(db.execute(OBJECTS).fetchall())
 
 
-@pytest.fixture
-def login(db: psycopg.Connection, database_url: str) -> Iterator[str]:
-    """A login with the roles of a publisher and of a subscriber, and the one grant more for a raw INSERT."""
-    db.execute((CHECKOUT / "sql" / "roles.sql").read_bytes())
-    name = f"reader_of_{db.info.dbname}"
-    db.execute(f"CREATE ROLE {name} LOGIN IN ROLE sse_pg_publisher, sse_pg_subscriber")  # type: ignore[arg-type]
-    db.execute(f"GRANT INSERT (channel, event_type, payload, headers) ON sse_pg.events TO {name}")  # type: ignore[arg-type]
-    yield make_conninfo(database_url, user=name)
-    db.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")  # type: ignore[arg-type]
-
-
-def test_each_example_runs_as_the_documented_roles(login: str, db: psycopg.Connection) -> None:
+def test_the_examples_publish_and_read(login: Logins, db: psycopg.Connection) -> None:
+    url = login("reader and writer")
     statements = [
         statement
         for block in re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
@@ -48,7 +36,7 @@ def test_each_example_runs_as_the_documented_roles(login: str, db: psycopg.Conne
     ]
     assert len(statements) > 10
     copied: list[bytes] = []
-    with psycopg.connect(login, autocommit=True) as conn, conn.cursor() as cursor:
+    with psycopg.connect(url, autocommit=True) as conn, conn.cursor() as cursor:
         for statement in statements:
             if statement.startswith("COPY"):
                 with cursor.copy(statement.encode()) as copy:
