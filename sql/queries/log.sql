@@ -43,6 +43,25 @@ SELECT max(e.id)
         AND e.id BETWEEN %(least)s AND %(most)s
       ORDER BY e.channel DESC, e.id DESC OFFSET %(events)s LIMIT 1) e
 
+-- name: newest
+-- The ids of the newest events of each channel within these ranges, at most so many of each. There is at least one row, so
+-- that it can say up to which id events of the channels were deleted because of their own retention.
+SELECT coalesce((SELECT max(x.up_to) FROM sse_pg.expired_channels x WHERE x.channel = ANY (%(all)s::text[])), 0), n.*
+  FROM (SELECT) one
+  LEFT JOIN LATERAL (
+      SELECT c.channel, t.id
+        FROM unnest(%(channels)s::text[], %(most_of)s::integer[]) AS c(channel, most)
+       CROSS JOIN LATERAL (
+           SELECT e.id
+             FROM unnest(%(first)s::bigint[], %(last)s::bigint[]) AS r(first, last)
+            CROSS JOIN LATERAL (
+                SELECT e.id FROM sse_pg.events e
+                 WHERE (e.channel, e.id) >= (c.channel, r.first) AND (e.channel, e.id) <= (c.channel, r.last)
+                   AND e.id BETWEEN %(least)s AND %(most)s
+                 ORDER BY e.channel DESC, e.id DESC LIMIT c.most) e
+            ORDER BY e.id DESC LIMIT c.most) t) n ON true
+ ORDER BY n.id DESC
+
 -- name: deletions
 -- What was deleted row by row in transactions that had not ended at the time of an earlier call, and the oldest transaction
 -- that has not ended now. A transaction's rows become visible when it ends, in whichever order.

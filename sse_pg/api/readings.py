@@ -97,7 +97,10 @@ def _resuming(bus: Bus) -> Numbers:
     return {
         "sse_pg_cursors_total": dict(bus.cursors),
         "sse_pg_replays_total": dict(bus.replay.sources),
-        "sse_pg_replayed_events_total": {"ring": bus.hub.replayed, "table": bus.replay.events},
+        "sse_pg_replayed_events_total": {
+            "ring": bus.hub.replayed,
+            "table": bus.replay.events + bus.replay.latest.events,
+        },
         "sse_pg_replay_pages_total": dict(bus.replay.pages),
         "sse_pg_gap_notices_total": dict(bus.hub.gap_notices),
     }

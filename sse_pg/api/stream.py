@@ -24,7 +24,14 @@ from sse_pg.delivery.stream import Stream
 from sse_pg.errors import BusUnavailable, ClientGone, CursorError
 from sse_pg.http.accept_encoding import accepts_gzip
 from sse_pg.http.problem import FieldError, Problem, invalid, unavailable
-from sse_pg.http.query import query_channels, query_choice, query_flag, query_user, require_known
+from sse_pg.http.query import (
+    query_channels,
+    query_choice,
+    query_flag,
+    query_integer,
+    query_user,
+    require_known,
+)
 from sse_pg.http.takeover import StreamHead, take_over
 
 log = logging.getLogger(__name__)
@@ -39,7 +46,10 @@ HEADERS_GZIP = {**HEADERS, "Content-Encoding": "gzip"}
 #: Parameters of the query, with those that may hold the cursor, in the order in which they count. The last two are the
 #: spellings of Mercure and of some clients.
 CURSOR_PARAMETERS = ("lastEventId", "lastEventID", "last_event_id")
-PARAMETERS = ("channels", "userId", "envelope", "denied", "until", *CURSOR_PARAMETERS)
+PARAMETERS = ("channels", "userId", "envelope", "denied", "until", "latest", *CURSOR_PARAMETERS)
+#: Maximum of ``latest``, and of the events of all channels together with which a stream can begin.
+MAX_LATEST = 1000
+MAX_FIRST_EVENTS = 10_000
 #: Maximum time that a stream without a cursor waits for the tail to read what is committed.
 FRESH_TIMEOUT_S = 1.0
 #: Maximum number of channels that a log line names.
@@ -81,6 +91,7 @@ class StreamApi:
         bus = self._bus
         require_known(request.query, *PARAMETERS)
         user = query_user(request.query)
+        asked, latest = _requested_cursor(request), query_integer(request.query, "latest", 0, 1, MAX_LATEST)
         stream = await self._admit(request, user, bus.access.user(identity, user))
         response = StreamHead(headers=HEADERS_GZIP if stream.framing is Framing.GZIP else HEADERS)
         response.force_close()
@@ -93,12 +104,13 @@ class StreamApi:
                 if stream.denied is None:
                     await bus.access.require(identity, stream.user, "subscribe", stream.channels, "channels")
                 else:
-                    asked = stream.channels
-                    bus.hub.deny(stream, asked - await bus.access.readable(identity, stream.user, asked))
-            asked_cursor = _requested_cursor(request)
+                    channels = stream.channels
+                    bus.hub.deny(stream, channels - await bus.access.readable(identity, stream.user, channels))
+            if asked is None:
+                _require_few(latest, len(stream.channels))
             if stream.until_end:
                 bus.hub.ends.watch(stream)
-                if asked_cursor is not None and await self._is_over(stream, asked_cursor):
+                if asked is not None and await self._is_over(stream, asked):
                     self._release(stream)
                     return web.Response(status=204, headers={"Cache-Control": "no-store"})
             await response.prepare(request)
@@ -117,7 +129,7 @@ class StreamApi:
         if bus.draining:  # draining began while it was being opened, so it is not among the streams that are ended
             stream.end(EndReason.DRAIN)
         if stream.reason is None:  # a revocation may have ended it while its head was being sent
-            stream.task = asyncio.create_task(self._bring_up(stream, asked_cursor))
+            stream.task = asyncio.create_task(self._bring_up(stream, asked, latest))
         return response
 
     def _release(self, stream: Stream) -> None:
@@ -236,10 +248,11 @@ class StreamApi:
         else:
             stream.task = asyncio.create_task(self._bring_up(stream, None))
 
-    async def _bring_up(self, stream: Stream, asked: str | None) -> None:
+    async def _bring_up(self, stream: Stream, asked: str | None, latest: int = 0) -> None:
         """Send the first block, unless it was sent before, and make the stream live.
 
-        While the database is unavailable, the open stream waits.
+        Without a cursor, it begins with the ``latest`` last events of each channel. While the database is unavailable,
+        the open stream waits.
         """
         try:
             while True:
@@ -248,6 +261,8 @@ class StreamApi:
                         await self._learn_ends(stream)
                     if not stream.greeted:
                         cursor, lost = await self._start_of(asked)
+                        if asked is None and latest:
+                            cursor = await self._bus.replay.latest.begin(stream, latest)
                         self._greet(stream, cursor, asked if lost else None)
                     await self._bus.replay.catch_up(stream)
                     if stream.until_end:
@@ -331,6 +346,13 @@ def _not_subscribed_problem(user: str | None, missing: list[str]) -> Problem:
         f"User {user} is not subscribed to {', '.join(missing)}.",
         errors=[FieldError("channels", name) for name in missing],
     )
+
+
+def _require_few(latest: int, channels: int) -> None:
+    """Raise a 422 if a stream is to begin with more events than it may: the server notes each of them."""
+    if latest * channels > MAX_FIRST_EVENTS:
+        fault = f"{latest} for each of {channels} channels are more than {MAX_FIRST_EVENTS} events"
+        raise invalid([FieldError("latest", fault)])
 
 
 def _requested_cursor(request: web.Request) -> str | None:

@@ -205,19 +205,24 @@ def publish(
 @cli.command(short_help="Print the events of channels as they arrive.")
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @click.option("--from", "cursor", metavar="CURSOR", help="Where to start; 0 means everything that is retained [now].")
+@click.option(
+    "--latest", metavar="N", type=click.IntRange(1, 1000), help="Start with the last N events of each channel."
+)
 @click.option("--url", metavar="URL", help="The server [http://127.0.0.1:8080, or HOST and PORT].")
 @_debug
-def tail(channels: tuple[str, ...], cursor: str | None, url: str | None) -> None:
+def tail(channels: tuple[str, ...], cursor: str | None, latest: int | None, url: str | None) -> None:
     """Print the events of channels as they arrive, one JSON line per event. Reconnects by itself.
 
     Several channels are separated by spaces or commas; each line then has the field channel.
 
     If SSE_PG_TOKEN is set, this token is sent to the server.
     """
+    if cursor is not None and latest is not None:
+        raise click.UsageError("--from and --latest both say where to start; use one of them")
     settings = _settings()
     logs.configure(settings.log_level, "text")
     with contextlib.suppress(signals.Ended):
-        _run(tail_command.tail(url or _local_url(settings), channels, cursor, settings.token))
+        _run(tail_command.tail(url or _local_url(settings), channels, cursor, settings.token, latest=latest))
 
 
 @cli.command(short_help="Print the stored events of a channel.")

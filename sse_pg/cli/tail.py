@@ -32,10 +32,13 @@ class _Envelope(msgspec.Struct, rename="camel"):
     payload: msgspec.Raw
 
 
-async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str | None) -> None:
+async def tail(
+    url: str, channels: Sequence[str], cursor: str | None, token: str | None, *, latest: int | None = None
+) -> None:
     """Print a JSON line for each event, until SIGINT or SIGTERM. Gaps and reconnects are reported on standard error.
 
-    Each of ``channels`` may hold several names, separated by commas.
+    Without a cursor, it begins with the ``latest`` last events of each channel. Each of ``channels`` may hold several
+    names, separated by commas.
     Raises ClientError if the server refuses, CursorError or UsageError if an argument is invalid.
     """
     if not url.startswith(("http://", "https://")):
@@ -61,6 +64,7 @@ async def tail(url: str, channels: Sequence[str], cursor: str | None, token: str
         url,
         channels,
         cursor=cursor,
+        latest=latest,
         envelope=several,
         headers={"Authorization": f"Bearer {token}"} if token else None,
         on_gap=_gap,

@@ -57,6 +57,7 @@ class Subscription:
         *,
         user_id: str | int | None = None,
         cursor: str | int | None = None,
+        latest: int | None = None,
         envelope: bool | Literal["cloudevents"] = False,
         snapshot: Callable[[], Awaitable[tuple[Any, str | int]]] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -72,6 +73,7 @@ class Subscription:
 
         :param channels: names; none, with a ``user_id``, for all channels of that user.
         :param cursor: where to resume; 0 for everything that is retained, None to start now.
+        :param latest: without a cursor, begin with so many of the last events of each channel, 1 to 1000.
         :param envelope: ask for the whole event in the data: id, channel, eventType, payload, headers (if it has any)
             and createdAt; with ``"cloudevents"``, for a CloudEvent.
         :param snapshot: an async function that returns a state and its position (sse_pg.position()). It is called at
@@ -108,6 +110,7 @@ class Subscription:
         self._params = {
             **({"channels": ",".join(names)} if names else {}),
             **({} if user_id is None else {"userId": str(user_id)}),
+            **({} if latest is None else {"latest": str(latest)}),
             **({} if on_denied is None else {"denied": "skip"}),
             **({"envelope": "true" if envelope is True else envelope} if envelope else {}),
         }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from sse_pg.core.cursor import Cursor
+from sse_pg.core.cursor import START, Cursor
 from sse_pg.core.event import Event
 from sse_pg.core.ranges import Ranges
 from sse_pg.db.connection import Connection, deadline, is_unavailable, summary
@@ -58,6 +58,17 @@ class Step:
     """Up to which id the log was purged when the events were read."""
     expired_to: int
     """Up to which id events of one of the channels were deleted by then because of its own retention."""
+
+
+class Newest(NamedTuple):
+    """The ids of the newest events of each channel."""
+
+    ids: dict[str, list[int]]
+    """By channel, descending."""
+    expired_to: int
+    """Up to which id events of one of the channels were deleted before because of its own retention."""
+    vouched: Cursor | None
+    """As in a page."""
 
 
 class Deletion(NamedTuple):
@@ -160,6 +171,29 @@ class Store:
         events = [event for event in rows if position.offered(event.id)]
         more = page.full or page.reach is not None
         return Step(events, cursor | covered, more, position, page.purged_to, page.expired_to)
+
+    async def newest(self, channels: Sequence[str], position: Cursor, most: int) -> Newest:
+        """Return the ids of the last ``most`` events of each channel that ``position`` has.
+
+        They are read in windows of ids, like a page.
+        """
+        found: dict[str, list[int]] = {channel: [] for channel in channels}
+        expired_to = None
+        async with self.pool.read_share(), connection(self.pool) as conn:
+            vouched = await self._vouched(conn)
+            for window in _windows(START.missing(position), descending=True):
+                wanting = [channel for channel, ids in found.items() if len(ids) < most]
+                if not wanting:
+                    break
+                most_of = [most - len(found[channel]) for channel in wanting]
+                params = {**_where(wanting, window), "most_of": most_of, "all": list(channels)}
+                rows = await _planned(conn, "newest", params)
+                if expired_to is None:  # what is deleted between two windows, the stream is told about
+                    expired_to = int(rows[0][0])
+                for _, channel, number in rows:
+                    if channel is not None:
+                        found[channel].append(number)
+        return Newest(found, expired_to or 0, vouched)
 
     async def position(self) -> Cursor:
         """Return the position of a reader that has read everything that is visible now."""

@@ -13,6 +13,7 @@ from sse_pg.core.envelope import Envelope
 from sse_pg.core.framing import Framing
 from sse_pg.db.store import Store
 from sse_pg.delivery.hub import Hub
+from sse_pg.delivery.latest_events import STANDBY_PAUSE_S, LatestEvents
 from sse_pg.delivery.stream import Stream
 from sse_pg.delivery.tail import Tail
 from sse_pg.errors import fresh
@@ -24,9 +25,6 @@ FIRST_PAGE_EVENTS = 50
 #: Pages cached for the next stream that asks for the same, and their bytes.
 MAX_CACHED_PAGES = 16
 MAX_CACHED_BYTES = 4_194_304
-
-#: Pause after a page from a standby that had nothing new.
-STANDBY_PAUSE_S = 0.02
 
 Key = tuple[frozenset[str], Envelope | None, Framing, Cursor, int]
 
@@ -78,6 +76,7 @@ class Replay:
         self._reading: dict[Key, asyncio.Task[FramedPage]] = {}
         self._cached: dict[Key, FramedPage] = {}
         self._cached_bytes = 0
+        self.latest = LatestEvents(hub, store, self._page_bytes)
         self._erasures = 0
         """How often pages were forgotten. What was read before is not sent any more."""
         self.sources: Counter[str] = Counter()
@@ -98,6 +97,11 @@ class Replay:
         while stream.reason is None:
             if stream.held is not None:
                 await stream.held
+                continue
+            if stream.latest is not None:
+                source = "table"
+                await self.latest.send(stream)
+                await stream.drained()
                 continue
             before = stream.replayed
             step = self._hub.join(stream)
@@ -125,6 +129,7 @@ class Replay:
     def forget(self) -> None:
         """Forget all pages, also those that are being read or sent: an event in them was erased."""
         self._erasures += 1
+        self.latest.forget()
         self._reading, self._cached, self._cached_bytes = {}, {}, 0
 
     async def validate(self, claimed: Cursor) -> tuple[Cursor, bool]:

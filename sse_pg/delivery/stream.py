@@ -8,6 +8,7 @@ from collections.abc import Callable
 from sse_pg.core.cursor import Cursor
 from sse_pg.core.envelope import Envelope
 from sse_pg.core.framing import Framing
+from sse_pg.core.latest import Latest
 from sse_pg.delivery.end_reason import EndReason
 from sse_pg.delivery.ledger import Ledger
 
@@ -54,6 +55,7 @@ class Stream(asyncio.Protocol):
         "greeted",
         "group",
         "held",
+        "latest",
         "ledger",
         "live",
         "log",
@@ -113,6 +115,8 @@ class Stream(asyncio.Protocol):
         """Whether its first block was sent."""
         self.held: asyncio.Future[None] | None = None
         """Done when the stream may receive events again; None if it may. While it is held, it is not live."""
+        self.latest: Latest | None = None
+        """What it is still to be sent one by one of the last events of its channels; None if nothing."""
         self.live = False
         self.group: object = None
         """The group that it is in while it is live; that of the fan-out."""

@@ -8,7 +8,7 @@ export function useEvents (url, options, onEvent) {
   const latest = useRef()
   useEffect(() => { latest.current = { options, onEvent } }) // callbacks may be new functions in each render
   const { channels, userId, envelope, from, key, enabled = true } = options
-  const identity = JSON.stringify([`${url}`, channels, userId, envelope, from, key, enabled])
+  const identity = JSON.stringify([`${url}`, channels, userId, envelope, from, options.latest, key, enabled])
 
   useEffect(() => {
     if (!enabled) return

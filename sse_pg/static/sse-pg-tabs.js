@@ -17,6 +17,7 @@ export async function acrossTabs (target, init) {
   const over = new AbortController()
   const encoder = new TextEncoder()
   let last = requested.get('Last-Event-ID') ?? '' // the cursor after what was handed on
+  const isFirst = new URL(target).searchParams.has('latest') // without a cursor, it begins before the leader's place
   let own // the AbortController of this tab's own stream, if it reads one
   let term // when this tab began to lead
   let release // stops leading
@@ -123,7 +124,7 @@ export async function acrossTabs (target, init) {
       joined = false
       seen = []
       size = 0
-      if (!own) last ||= data.place ?? '' // a stream from now on
+      if (!own && !isFirst) last ||= data.place ?? '' // a stream from now on
       if (!own && last !== data.place) read()
     }
     if (joined) {

@@ -38,6 +38,8 @@ export interface StreamOptions {
    * a stored cursor, the stream starts now.
    */
   from?: string
+  /** Without a cursor: begin with so many of the last events of each channel, 1 to 1000. */
+  latest?: number
   /**
    * Returns a state and its position (`sse_pg.position()`). It is called at the start and after each gap. The state is
    * yielded as an event of the type "sse-pg.snapshot", and then what comes after it. If it throws, that is a lost

@@ -92,11 +92,12 @@ export function listen (url, options, onEvent) {
 
 /** What is wrong here stays wrong, so it is an error before the first attempt. */
 function prepared (url, options) {
-  const { channels = [], userId, envelope, onDenied } = options
+  const { channels = [], userId, envelope, latest, onDenied } = options
   if (!Array.isArray(channels) || channels.some((name) => typeof name !== 'string')) throw new TypeError('channels must be an array of strings')
   const target = new URL(url, globalThis.document?.baseURI)
   if (channels.length) target.searchParams.set('channels', channels.join(','))
   if (userId !== undefined) target.searchParams.set('userId', userId)
+  if (latest !== undefined) target.searchParams.set('latest', latest)
   if (envelope) target.searchParams.set('envelope', envelope)
   if (onDenied) target.searchParams.set('denied', 'skip')
   return { target, fixed: new Headers(options.headers) }

@@ -67,6 +67,14 @@ async def test_an_explicit_cursor_wins_over_a_kept_one(page: Page, client: Clien
         assert [e["data"] for e in events] == [0, 1, 2]
 
 
+async def test_the_last_events_of_each_channel_come_first(page: Page, client: Client) -> None:
+    for number in range(5):
+        await client.publish("a" if number % 2 else "b", number)
+    await page.goto(f"{client.url}/docs")
+    got = await follow(page, 2, latest=1, channels=["a", "b"])
+    assert [e["data"] for e in got["events"]] == [3, 4]
+
+
 async def test_nothing_comes_after_it_was_closed(page: Page, client: Client) -> None:
     """Not even what arrived together with the event that was handled last."""
     for number in range(3):

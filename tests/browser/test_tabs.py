@@ -151,6 +151,21 @@ async def test_more_tabs_than_http_1_has_connections(context: BrowserContext, la
     assert len(server.bus.hub.streams) == 1
 
 
+async def test_each_tab_begins_with_the_last_events(context: BrowserContext, launch: Launcher) -> None:
+    server = await launch(position_refresh=0.3)
+    async with Client(server.url) as client:
+        numbers = [await client.publish("a", n) for n in range(3)]
+        tabs = []
+        for _ in range(3):
+            tabs.append(await tab(context, server.url, latest=2))
+            await tabs[-1].wait_for_function("() => window.got.length === 2")
+        await eventually(lambda: len(server.bus.hub.streams) == 1)
+        numbers.append(await client.publish("a", 4))
+    for page in tabs:
+        await page.wait_for_function("() => window.got.length === 3")
+        assert await page.evaluate("[window.got, window.lost]") == [numbers[1:], []]
+
+
 async def test_a_tab_that_is_refused_follows_one_that_is_not(context: BrowserContext, launch: Launcher) -> None:
     """It hears of the refusal when it has to read by itself."""
     server = await launch(token_secret=SECRET)

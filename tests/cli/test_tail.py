@@ -50,6 +50,20 @@ def test_tail_prints_a_json_line_for_each_event(database_url: str, db: psycopg.C
             assert (tail.end(signal.SIGTERM), tail.err) == (0, [])
 
 
+def test_tail_begins_with_the_last_events(database_url: str, db: psycopg.Connection) -> None:
+    publish(db, 1, 2, 3)
+    with (
+        process("serve", "--port", "0", DATABASE_URL=database_url) as server,
+        process("tail", "a", "--latest", "2", "--url", server.url()) as tail,
+    ):
+        assert payloads(tail.lines(2)) == [2, 3]
+        publish(db, 4)
+        assert payloads(tail.lines(3))[2] == 4
+        assert tail.end() == 0
+    refused = run("tail", "a", "--latest", "2", "--from", "0")
+    assert (refused.returncode, "--from and --latest" in refused.stderr) == (2, True)
+
+
 def test_tail_misses_nothing_while_the_server_restarts(database_url: str, db: psycopg.Connection) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

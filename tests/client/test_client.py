@@ -189,12 +189,12 @@ async def test_what_the_client_requests(bus: Bus) -> None:
     options: dict[str, Any] = {"user_id": 7, "cursor": 0, "envelope": True, "headers": headers}
     assert [event async for event in subscribe(bus.url, ["a", "b&c"], **options)] == []
     assert [event async for event in subscribe(bus.url, "orders")] == []
-    assert [event async for event in subscribe(bus.url, user_id="u")] == []
+    assert [event async for event in subscribe(bus.url, user_id="u", latest=20)] == []
     queries = [dict(request.query) for request in bus.requests]
     assert queries == [
         {"channels": "a,b&c", "userId": "7", "envelope": "true"},
         {"channels": "orders"},
-        {"userId": "u"},
+        {"userId": "u", "latest": "20"},
     ]
     assert bus.resumed_from() == ["0", None, None]
     assert bus.requests[0].headers["Authorization"] == "Bearer t"

@@ -173,8 +173,16 @@ async def test_a_page_is_worth_what_its_standby_has(
         assert page["nextCursor"] == "1"
         async with client.stream("a", last_event_id="0") as stream:
             assert (await stream.event()).json() == "1"
+            last = asyncio.create_task(_last_events(client, 2))
+            await eventually(lambda: len(server.bus.hub.streams) == 2)
             standby.resume()
             assert [event.json() for event in await stream.events(4)] == ["2", "3", "4", "5"]
+            assert await last == ["4", "5"]
+
+
+async def _last_events(client: Client, count: int) -> list[object]:
+    async with client.stream("a", latest=str(count)) as stream:
+        return [event.json() for event in await stream.events(count)]
 
 
 async def test_a_transaction_around_the_mark_is_in_order(

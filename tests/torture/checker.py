@@ -64,6 +64,12 @@ class Report:
     """Gap events without a reason: nothing between their cursors was purged, or something else was."""
     gaps_expired: int = 0
     """Gap events about events that were purged."""
+    began_late: int = 0
+    """Readers that came late and began with the last events of their channels."""
+    unwanted: int = 0
+    """Events that late readers have although they asked for the last ones only."""
+    too_few: int = 0
+    """Late readers that began with fewer events of a channel than they asked for."""
     announced: int = 0
     """Events that readers lack because they were purged, as such a gap event has said."""
     purged_to: int = 0
@@ -96,6 +102,8 @@ class Report:
             + self.http_unasked
             + self.gaps_told
             + self.served_late
+            + self.unwanted
+            + self.too_few
             + self.consumer_lost
             + self.consumer_doubled
         )
@@ -168,7 +176,7 @@ def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: 
     report.events = len(rows)
     for number, reader in enumerate(readers):
         channels = set(reader.channels)
-        expected = {mark for mark, row in rows.items() if row.channel in channels}
+        expected = {mark for mark, row in rows.items() if reader.wants(row.id, row.channel)}
         counts = Counter(reader.marks)
         missing = expected - counts.keys()
         missing = {mark for mark in missing if not _is_erased(report, rows[mark])}
@@ -200,6 +208,19 @@ def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: 
     report.http_unasked = len(answers.refused & rows.keys())
     report.http_unknown = answers.unknown
     return report
+
+
+def check_beginning(report: Report, reader: Reader, before: dict[str, int], after: list[tuple[int, str]]) -> None:
+    """Check with how many events a late reader began.
+
+    ``before``: how many each channel had before it began; ``after``: ids and channels soon after it had begun.
+    """
+    report.began_late += reader.began is not None
+    for channel in reader.channels:
+        had = sum(reader.wants(number, name) for number, name in after if name == channel)
+        if had < min(reader.latest, before.get(channel, 0)):
+            report.too_few += 1
+            report.examples.append(f"a late reader began with {had} of {reader.latest} in {channel}: {reader.began}")
 
 
 def _is_erased(report: Report, row: Row) -> bool:
@@ -243,6 +264,9 @@ def _check_content(report: Report, rows: dict[int, Row], reader: Reader, number:
         expected = row.checksum_with_headers if reader.envelope else row.checksum
         if found != expected or row.channel not in reader.channels:
             report.altered += 1
+        if not reader.overflowed and not reader.wants(row.id, row.channel):
+            report.unwanted += 1
+            report.examples.append(f"reader {number} has {mark}, which lies below its last events")
         if mark in seen:
             continue
         seen.add(mark)

@@ -21,7 +21,8 @@ from support.standby import Standby, any_of, standby_of
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
-from torture.checker import KEEP_COPIES, Report, Row, check, check_workers, purged_to, table
+from torture.beginnings import Beginning
+from torture.checker import KEEP_COPIES, Report, Row, check, check_beginning, check_workers, purged_to, table
 from torture.erasures import KEPT, NOTE_DELETIONS, SETTINGS, Eraser, gone
 from torture.faults import Faults, ServerProcess, free_ports
 from torture.readers import Reader
@@ -170,6 +171,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
         for n in range(plan.workers)
     ]
     late: list[Reader] = []
+    beginnings: list[Beginning] = []
     answers = Answers()
     writers = [Writer(n, plan.seed, sql_url, urls, answers, pooled=pooled) for n in range(1, plan.writers + 1)]
     faults = Faults(plan.seed, postgres, servers, proxies, pooler)
@@ -191,6 +193,12 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
             reader = Reader(plan.readers + n, plan.seed, urls, CHANNELS, "0")
             readers.append(reader)
             tasks.append(asyncio.create_task(reader.run()))
+            for _ in range(2):
+                number = plan.readers + 100 + len(beginnings)
+                beginning = Beginning(number, plan.seed, urls, postgres.url, ignore_gaps=plan.ignore_gaps)
+                beginnings.append(beginning)
+                readers.append(beginning.reader)
+                tasks.append(asyncio.create_task(beginning.run()))
         for task in lagging:
             task.cancel()
         await asyncio.gather(*lagging, return_exceptions=True)
@@ -230,6 +238,9 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
     report.erased = eraser.erased
     marks = {row.id: mark for mark, row in rows.items()}
     report.served_late = sum(len(set(reader.marks) & {marks[number] for number in deleted}) for reader in late)
+    if not plan.keep_events and not plan.erase_pause:
+        for beginning in beginnings:
+            check_beginning(report, beginning.reader, beginning.before, beginning.after)
     if workers:
         check_workers(report, rows, workers, postgres.url)
     return check(report, rows, readers, answers)
@@ -297,7 +308,8 @@ async def _caught_up(readers: list[Reader], rows: dict[int, Row], catch_up_s: fl
     """Wait until every reader has all that is left in the table for it, or none gets any for ``catch_up_s``."""
     left = purged_to(conninfo)
     wanted = [
-        {mark for mark, row in rows.items() if row.channel in reader.channels and row.id > left} for reader in readers
+        {mark for mark, row in rows.items() if reader.wants(row.id, row.channel) and row.id > left}
+        for reader in readers
     ]
     deadline, before = time.monotonic() + catch_up_s, -1
     while time.monotonic() < deadline:

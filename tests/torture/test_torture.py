@@ -47,6 +47,7 @@ def test_nothing_lost_nothing_doubled() -> None:
     assert report.delivered > report.events
     assert report.connects > 20
     assert report.ids_with_gaps > 0
+    assert report.began_late > 0
     assert report.consumed > report.events
     assert report.worker_failures > 20
 
