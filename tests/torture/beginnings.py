@@ -18,12 +18,12 @@ NEWEST = "SELECT id, channel FROM sse_pg.events WHERE channel = ANY (%s) ORDER B
 class Beginning:
     """A late reader."""
 
-    def __init__(self, number: int, seed: int, urls: list[str], conninfo: str, *, ignore_gaps: bool) -> None:
+    def __init__(self, number: int, seed: int, urls: list[str], conninfo: str) -> None:
         rand = Random(f"{seed} beginning {number}")
         # With few channels or few events, a cursor has room for everything that the stream leaves out.
         count, latest = rand.choice(((1, 1), (1, 100), (2, 1), (2, 12), (6, 2)))
         channels = tuple(rand.sample(CHANNELS, count))
-        self.reader = Reader(number, seed, urls, channels, None, latest=latest, ignore_gaps=ignore_gaps)
+        self.reader = Reader(number, seed, urls, channels, None, latest=latest)
         self.before: dict[str, int] = {}
         """How many events of each channel there were before it began."""
         self.after: list[tuple[int, str]] = []

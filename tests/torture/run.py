@@ -119,7 +119,8 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
     if plan.sabotage:
         with psycopg.connect(postgres.url, autocommit=True) as conn:
             conn.execute(plan.sabotage)
-    target = conninfo_to_dict(postgres.url)
+    direct_url = postgres.url  # later it may be down
+    target = conninfo_to_dict(direct_url)
     direct_path = f"{target['host']}/.s.PGSQL.{target.get('port', 5432)}"
     pooler = None
     if plan.pooler != "off":
@@ -195,7 +196,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
             tasks.append(asyncio.create_task(reader.run()))
             for _ in range(2):
                 number = plan.readers + 100 + len(beginnings)
-                beginning = Beginning(number, plan.seed, urls, postgres.url, ignore_gaps=plan.ignore_gaps)
+                beginning = Beginning(number, plan.seed, urls, direct_url)
                 beginnings.append(beginning)
                 readers.append(beginning.reader)
                 tasks.append(asyncio.create_task(beginning.run()))
