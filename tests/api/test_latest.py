@@ -213,3 +213,12 @@ async def test_what_is_purged_in_between_is_announced(
         assert gap.event == "sse-pg.gap"
         assert gap.json()["reason"] == "expired"
         assert ids(await stream.events(3))[0] == 200
+
+
+async def test_of_a_channel_that_is_finished_the_end_is_the_last_event(client: Client, db: psycopg.Connection) -> None:
+    put(db, "a", 1, 3)
+    db.execute("SELECT sse_pg.finish('a')")
+    async with client.stream("a", latest="2", until="end") as stream:
+        last = await stream.events(2)
+        assert [(block.event, block.data) for block in last] == [("message", "3"), ("sse-pg.end", '{"channel": "a"}')]
+        await stream.ended()
