@@ -21,6 +21,7 @@ import aiohttp
 import psycopg
 import pytest
 from aiohttp import web
+from clients import install
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.orm import Session
@@ -90,18 +91,22 @@ def as_url(conninfo: str) -> str:
     [
         ("gunicorn", "--bind", "127.0.0.1:0", "django_app:application"),
         ("uvicorn", "--port", "0", "fastapi_app:app"),
+        ("uvicorn", "--port", "0", "starlette_app:app"),
+        ("uvicorn", "--port", "0", "litestar_app:app"),
         ("uvicorn", "--port", "0", "fastapi_sqlalchemy_app:app"),
         ("uvicorn", "--port", "0", "fastapi_sqlalchemy_app:app", "postgresql+asyncpg"),
     ],
-    ids=["django", "fastapi", "sqlalchemy", "sqlalchemy-asyncpg"],
+    ids=["django", "fastapi", "starlette", "litestar", "sqlalchemy", "sqlalchemy-asyncpg"],
 )
 async def test_a_request_and_its_event_are_one(
     words: tuple[str, ...], orders: psycopg.Connection, client: Client, publisher_url: str, tmp_path: Path
 ) -> None:
     words, driver = (words[:-1], {"DRIVER": words[-1]}) if "+" in words[-1] else (words, {})
+    # Litestar has many dependencies, and is installed with the clients in an environment of its own.
+    python = str(await asyncio.to_thread(install.python)) if "litestar_app:app" in words else sys.executable
     async with (
         client.stream("orders") as stream,
-        running(tmp_path / "log", *words, DATABASE_URL=as_url(publisher_url), **driver) as program,
+        running(tmp_path / "log", *words, python=python, DATABASE_URL=as_url(publisher_url), **driver) as program,
         aiohttp.ClientSession(program.url) as session,
     ):
         path = "/orders/new" if "django_app:application" in words else "/orders"

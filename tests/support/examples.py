@@ -42,10 +42,11 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def running(log: Path, *words: str, **variables: str) -> AsyncIterator[Program]:
+async def running(log: Path, *words: str, python: str = sys.executable, **variables: str) -> AsyncIterator[Program]:
+    """Run a program until the block ends. ``python`` is the interpreter that has its packages."""
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *words, cwd=EXAMPLES, env=environment(**variables), stdout=out, stderr=out
+            python, "-m", *words, cwd=EXAMPLES, env=environment(**variables), stdout=out, stderr=out
         )
     program = Program(process, log)
     try:
