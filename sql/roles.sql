@@ -112,6 +112,7 @@ BEGIN
         sse_pg.messages_from(xid8, integer),
         sse_pg.write_mark(),
         sse_pg.copy_identity(),
+        sse_pg.copying_subscription(),
         sse_pg.read_page(text[], bigint[], bigint[], bigint, bigint, text, bigint, bigint),
         sse_pg.last_events(text[]),
         sse_pg.read_page_desc(text[], bigint[], bigint[], bigint, bigint, text, bigint, bigint),

@@ -72,6 +72,7 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('function', 'messages_from', '{}', 'EXECUTE'),
     ('function', 'write_mark', '{}', 'EXECUTE'),
     ('function', 'copy_identity', '{}', 'EXECUTE'),
+    ('function', 'copying_subscription', '{}', 'EXECUTE'),
     ('function', 'check_epoch', '{}', 'EXECUTE'),
     ('function', 'confirm_epochs', '{}', 'EXECUTE'),
     ('function', 'expect_log', '{}', 'EXECUTE'),

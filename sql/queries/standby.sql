@@ -29,9 +29,16 @@ LISTEN sse_pg_control
 -- Shared, so it waits only for a server that tries it this moment (look_around).
 SELECT pg_advisory_lock_shared(sse_pg.lock_class('tail'), 4)
 
+-- name: copying_subscription
+SELECT sse_pg.copying_subscription()
+
 -- name: primary_look
 -- The last id drawn, and up to where the WAL is written: everything that is visible now is below that.
 SELECT sse_pg.last_id(), pg_current_wal_insert_lsn() - '0/0'::pg_lsn
+
+-- name: read_elsewhere
+-- The highest id that another server, which is up, has handed on.
+SELECT coalesce(max(s.position), 0) FROM sse_pg.live_servers() s WHERE s.id IS DISTINCT FROM %s
 
 -- name: write_mark
 SELECT sse_pg.write_mark()

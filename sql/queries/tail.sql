@@ -94,10 +94,12 @@ UPDATE sse_pg.log l SET settled_to = %(high)s, open_first = %(first)s, open_last
 
 -- name: look_around
 -- What a tail asks about once in a second: how full the notification queue is, whether it is the elected one by now, whether
--- a server reads from a standby and therefore holds a lock, and how many bytes the table of facts has. That has one row; the
--- rest are old versions that somebody's snapshot still needs. The lock that is tried is given back at once.
+-- a server reads from a standby and therefore holds a lock, how many bytes the table of facts has, and which subscription
+-- copies events into the log. The table of facts has one row; the rest are old versions that somebody's snapshot still
+-- needs. The lock that is tried is given back at once.
 SELECT pg_notification_queue_usage(), %s OR pg_try_advisory_lock(sse_pg.lock_class('tail'), 3),
-       NOT pg_try_advisory_xact_lock(sse_pg.lock_class('tail'), 4), pg_relation_size('sse_pg.log')
+       NOT pg_try_advisory_xact_lock(sse_pg.lock_class('tail'), 4), pg_relation_size('sse_pg.log'),
+       sse_pg.copying_subscription()
 
 -- name: wake_begin
 -- Show that this tail is awake: it polls, and publishers need not ring unless another tail is asleep. A tail that wakes up
@@ -156,10 +158,12 @@ SELECT NULL, NULL, NULL,
   FROM sse_pg.notifications_since(%(since)s::text::pg_snapshot, %(most)s) n
 
 -- name: pooled_elect
--- Whether this server notes what is settled: the first of those that poll, unless a server that listens does it.
+-- Whether this server notes what is settled: the first of those that poll, unless a server that listens does it. Also which
+-- subscription copies events into the log.
 SELECT NOT EXISTS (
            SELECT FROM pg_locks l
             WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
               AND l.classid = sse_pg.lock_class('tail') AND l.objid = 3
               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
-   AND coalesce((SELECT min(s.id) = %s FROM sse_pg.live_servers() s WHERE s.alive_until IS NOT NULL), false)
+   AND coalesce((SELECT min(s.id) = %s FROM sse_pg.live_servers() s WHERE s.alive_until IS NOT NULL), false),
+       sse_pg.copying_subscription()

@@ -100,10 +100,10 @@ async def look(conn: Connection, since: str) -> tuple[int, Heard]:
     return int(last), _heard(snapshot, at_s, messages)
 
 
-async def is_elected(conn: Connection, server_id: int | None) -> bool:
-    """Return whether the server with this number is the one that notes what is settled."""
-    ((elected,),) = await (await conn.execute(query("pooled_elect"), (server_id,))).fetchall()
-    return bool(elected)
+async def look_around(conn: Connection, server_id: int | None) -> tuple[bool, str | None]:
+    """Return whether the server with this number notes what is settled, and which subscription copies events."""
+    ((elected, subscription),) = await (await conn.execute(query("pooled_elect"), (server_id,))).fetchall()
+    return bool(elected), subscription
 
 
 async def events(

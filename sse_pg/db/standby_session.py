@@ -86,6 +86,12 @@ async def events(
     )
 
 
+async def copying_subscription(conn: Connection) -> str | None:
+    """Return the subscription (logical replication) that copies events into the primary's log, as replayed here."""
+    ((subscription,),) = await (await conn.execute(query("copying_subscription"))).fetchall()
+    return subscription
+
+
 # ------------------------------------------------------------ the connection to the primary
 
 
@@ -104,6 +110,12 @@ async def look(conn: Connection) -> tuple[int, int]:
     """Read the last id drawn, and up to where the WAL is written."""
     ((last, written),) = await (await conn.execute(query("primary_look"))).fetchall()
     return int(last), int(written)
+
+
+async def read_elsewhere(conn: Connection, server_id: int | None) -> int:
+    """Return the highest id that a server other than this one has handed on."""
+    ((number,),) = await (await conn.execute(query("read_elsewhere"), (server_id,))).fetchall()
+    return int(number)
 
 
 async def write_mark(conn: Connection) -> bool | None:

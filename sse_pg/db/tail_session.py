@@ -341,12 +341,16 @@ class Surroundings(NamedTuple):
     """Whether a server reads from a standby."""
     log_bytes: int
     """The size of the table that the notes are in."""
+    subscription: str | None
+    """The subscription (logical replication) that copies events into the log."""
 
 
 async def look_around(conn: Connection, *, is_elected: bool) -> Surroundings:
     """Read them, with one statement. Asks to be elected, unless this session ``is_elected`` already."""
-    ((usage, elected, is_read, size),) = await (await conn.execute(query("look_around"), (is_elected,))).fetchall()
-    return Surroundings(float(usage), bool(elected), bool(is_read), int(size))
+    ((usage, elected, is_read, size, subscription),) = await (
+        await conn.execute(query("look_around"), (is_elected,))
+    ).fetchall()
+    return Surroundings(float(usage), bool(elected), bool(is_read), int(size), subscription)
 
 
 async def look(conn: Connection) -> tuple[int, float]:

@@ -208,6 +208,7 @@ class ListeningTail(Tail):
         """Do what is to be done about once in a second."""
         with self._deadline(conn):
             around = await tail_session.look_around(conn, is_elected=self._is_elected)
+        self._refuse_copies(around.subscription)
         self.meter.queue_usage, self._is_elected = around.queue_usage, around.is_elected
         if around.log_bytes > MAX_LOG_BYTES:
             self._mark_interval_s = SLOW_MARK_INTERVAL_S

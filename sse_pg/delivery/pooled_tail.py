@@ -110,7 +110,8 @@ class PooledTail(Tail):
                     found_at = max(found_at, now - self._poll / IDLE_SHARE)  # somebody here expects an event
             if settles:
                 with self._deadline(conn):
-                    self._is_elected = await pooled_session.is_elected(conn, self._server_id())
+                    self._is_elected, copier = await pooled_session.look_around(conn, self._server_id())
+                self._refuse_copies(copier)
                 settled_at = now
             if self._is_elected and now - marked_at >= MARK_INTERVAL_S:
                 await self._note_settled(conn)

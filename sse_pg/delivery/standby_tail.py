@@ -25,7 +25,7 @@ from sse_pg.db.tail_session import Publishers, Read
 from sse_pg.delivery.control_listener import ControlListener
 from sse_pg.delivery.hub import Hub
 from sse_pg.delivery.stream import Stream
-from sse_pg.delivery.tail import GAP_POLL_S, READ_LIMIT_ROWS, Tail
+from sse_pg.delivery.tail import GAP_POLL_S, READ_LIMIT_ROWS, Tail, copied_by
 from sse_pg.errors import BusUnavailable
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ CALM_AFTER_S = 1.0
 CALM_POLL_S = 0.02
 #: Interval between reads while no stream is open. The first stream that opens ends the wait.
 QUIET_POLL_S = 1.0
+#: Interval between two looks whether events are copied into the log.
+LOOK_INTERVAL_S = 1.0
 #: Interval between reads while somebody waits for the standby to have replayed what the primary had.
 CATCH_UP_POLL_S = 0.02
 #: Time that the primary gets to note what this server has found in a new log. Reading waits for it.
@@ -144,6 +146,8 @@ class StandbyTail(Tail):
         self._filters = await tail_session.set_up(conn)
         self._identity = await standby_session.copy_identity(conn)
         self._require_expected()
+        if (copier := await standby_session.copying_subscription(conn)) is not None:
+            raise BusUnavailable(copied_by(copier))
         self._noted_as = await standby_session.noted_identity(conn)  # before the epochs are read
         # What was sent before the first read is covered, since _start() assumes that anything may have been.
         self._since, self._heard = None, set()
@@ -200,13 +204,18 @@ class StandbyTail(Tail):
     # ------------------------------------------------------------ following
 
     async def _follow(self, conn: Connection) -> None:
-        found_at = time.monotonic()
+        found_at = looked_at = time.monotonic()
         while not self._demand.begin_rest():
             pause, due = self._pause(time.monotonic() - found_at), self._demand.rests_in_s
             await self._bell.pause(pause if due is None else min(pause, due))
             await self._read_epochs_if_begun(conn)
             if await self._read_log(conn, settle=True):
                 found_at = time.monotonic()
+            if time.monotonic() - looked_at >= LOOK_INTERVAL_S:
+                with self._deadline(conn):
+                    copier = await standby_session.copying_subscription(conn)
+                self._refuse_copies(copier)
+                looked_at = time.monotonic()
         await self._end_following(conn)
 
     def _pause(self, idle_s: float) -> float:

@@ -61,6 +61,11 @@ RESPONSE_DEADLINE_S = 10.0
 MAX_RECONNECT_PAUSE_S = 1.0
 
 
+def copied_by(subscription: str) -> str:
+    """Return why nothing is read, as check_epoch() says it."""
+    return f"the subscription {subscription} copies events into this log; servers wait until it is dropped or disabled"
+
+
 class Tail(ABC):
     """Follows the log while ``run`` runs, over any number of connections."""
 
@@ -285,6 +290,15 @@ class Tail(ABC):
         self._noted = None
         self._hub.restart(start)
         return frontier
+
+    def _refuse_copies(self, subscription: str | None) -> None:
+        """Stop reading while a subscription copies events into the log: their ids may be below what was read.
+
+        Live streams may have lost some of them. A server that starts refuses such a log at once, in check_epoch().
+        """
+        if subscription is not None:
+            self._hub.go_back(self._hub.position)
+            raise BusUnavailable(copied_by(subscription))
 
     async def _read_epochs_if_begun(self, conn: Connection) -> None:
         """Read the epochs again if begin_epoch() was called.

@@ -13,8 +13,10 @@ from support.client import Client
 from support.doctor import one
 from support.process import run
 from support.server import Launcher
+from support.standby import standby_of
 from support.waiting import eventually, wait_for
 
+from sse_pg.core.cursor import Cursor
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres
 
@@ -129,6 +131,57 @@ async def test_a_server_waits_while_a_subscription_copies_events(
         assert len(copied) == len(set(copied))
     assert db.execute("SELECT count(*) FROM sse_pg.epochs").fetchone() == (1,)
     assert (await one("moved", database_url)).state == "ok"
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_events_are_copied_below_what_was_read(
+    source: psycopg.Connection, db: psycopg.Connection, database_url: str, launch: Launcher, listens: bool
+) -> None:
+    """As when somebody sets the sequence ahead, so that ids do not collide, and copies afterwards."""
+    source.execute("SELECT setval('sse_pg.events_id_seq', 100)")
+    source.execute("SELECT sse_pg.publish('a', 'T', to_jsonb(n)) FROM generate_series(1, 8) n")
+    server = await launch(listen_database_url=None if listens else "none")
+    async with Client(server.url) as client, client.stream("a") as stream:
+        db.execute("SELECT setval('sse_pg.events_id_seq', 1000)")
+        assert await client.publish("a", "before") == 1001
+        assert (await stream.event()).json() == "before"
+        await eventually(lambda: server.bus.hub.position == Cursor(1001))  # the ids below cannot come any more
+        _subscribe(source, db, "TABLE sse_pg.events WITH (publish_via_partition_root)")
+        gap = await stream.event()
+        assert (gap.event, gap.json()) == ("sse-pg.gap", {"reason": "unknown", "after": "1001", "before": "1001"})
+        await eventually(lambda: "slot_moving" in server.bus.tail.last_error)
+        status, body = await client.get("/readyz")
+        assert (status, "slot_moving" in body["detail"]) == (503, True)
+        _unsubscribe(source, db)
+        await eventually(server.bus.tail.listening.is_set)
+        assert await client.publish("a", "after") == 1002
+        assert (await stream.event()).json() == "after"
+        async with client.stream("a", last_event_id="0") as other:
+            assert [event.json() for event in await other.events(10)] == [*range(1, 9), "before", "after"]
+
+
+async def test_a_server_at_a_standby_waits_too(
+    source: psycopg.Connection, db: psycopg.Connection, replicating: EmbeddedPostgres, launch: Launcher
+) -> None:
+    """The standby has replayed that there is a subscription, so it need not ask the primary."""
+    source.execute("SELECT setval('sse_pg.events_id_seq', 100)")
+    source.execute("SELECT sse_pg.publish('a', 'T', '1')")
+    with standby_of(replicating) as standby:
+        server = await launch(read_database_url=standby.url(db.info.dbname))
+        async with Client(server.url) as client, client.stream("a") as stream:
+            db.execute("SELECT setval('sse_pg.events_id_seq', 1000)")
+            await client.publish("a", "before")
+            assert (await stream.event()).json() == "before"
+            await eventually(lambda: server.bus.hub.position == Cursor(1001))
+            _subscribe(source, db, "TABLE sse_pg.events WITH (publish_via_partition_root)")
+            assert (await stream.event()).event == "sse-pg.gap"
+            await eventually(lambda: "slot_moving" in server.bus.tail.last_error)
+            assert (await client.get("/readyz"))[0] == 503
+            _unsubscribe(source, db)
+            await eventually(server.bus.tail.listening.is_set)
+            await client.publish("a", "after")
+            assert (await stream.event()).json() == "after"
+        await server.stop()
 
 
 async def test_publishing_into_ids_that_were_copied_is_unavailable_and_not_refused(
