@@ -125,6 +125,7 @@ class Bus:
                 control,
                 self.demand,
                 self.tail,
+                server_id=lambda: self.registry.server_id,
                 on_connect=self._on_primary,
                 on_rest=self.registry.let_go,
             )
@@ -276,6 +277,8 @@ class Bus:
             return "the server is stopping"
         if not self.demand.is_away and not self.tail.listening.is_set():
             return self.tail.last_error
+        if self.link is not None and self.link.is_left_behind:
+            return f"the standby has replayed nothing for {self.link.stuck_s:.0f} s, and other servers have more"
         return next((task.failure for task in self.tasks if task.failure is not None), None)
 
     @property

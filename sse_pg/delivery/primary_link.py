@@ -35,6 +35,9 @@ MARK_INTERVAL_S = 0.025
 IDLE_MARK_INTERVAL_S = 0.25
 #: ... for this time.
 MARK_IDLE_AFTER_S = 1.0
+#: Seconds without any progress of the standby, while the primary writes, after which it counts as stuck. By default a
+#: query on a standby may hold up replay for 30 seconds (max_standby_streaming_delay).
+STUCK_AFTER_S = 60.0
 #: Longest pause before the next attempt to connect, on average.
 MAX_RECONNECT_PAUSE_S = 1.0
 
@@ -49,18 +52,27 @@ class PrimaryLink:
         demand: Demand,
         tail: StandbyTail,
         *,
+        server_id: Callable[[], int | None],
         on_connect: Callable[[Connection], Awaitable[None]],
         on_rest: Callable[[Connection], Awaitable[None]],
     ) -> None:
+        """``server_id`` returns the number of this server in the registry."""
         self._url = url
         self.hosts = Hosts(url)
         self._control = control
         self._demand = demand
         self._tail = tail
+        self._server_id = server_id
         self._on_connect = on_connect
         self._on_rest = on_rest
         self._bell = Bell(control, tail.meter)
         self._behind_since: tuple[int, float] | None = None
+        self._progress = (-1, 0.0)
+        """Up to where the standby had replayed when it last had all or went on, and when that was seen."""
+        self.stuck_s = 0.0
+        """For how many seconds the standby has replayed nothing of what the primary has written; 0 if it goes on."""
+        self.is_left_behind = False
+        """Whether it is stuck, and another server has handed on what it lacks."""
         self.connected = asyncio.Event()
         self.last_error = "the connection to the primary is not up yet"
 
@@ -90,6 +102,7 @@ class PrimaryLink:
                     await self._watch(conn)
                 finally:
                     self.connected.clear()
+                    self._progress, self.stuck_s, self.is_left_behind = (-1, 0.0), 0.0, False
                     await conn.close()
                 continue
             except (psycopg.Error, OSError, TimeoutError, BusUnavailable) as error:
@@ -147,3 +160,23 @@ class PrimaryLink:
             self._tail.went_back(written)
         if self._behind_since is None or self._tail.replayed >= self._behind_since[0]:
             self._behind_since = (written, time.monotonic())
+        await self._look_for_progress(conn, written)
+
+    async def _look_for_progress(self, conn: Connection, written: int) -> None:
+        """Find out whether the standby goes on.
+
+        A standby that is merely behind does. If no other server is further, as when all of them read from the same
+        standby, this one is no worse than they are: a proxy that leaves out all of them helps nobody.
+        """
+        replayed, now = self._tail.replayed, time.monotonic()
+        if replayed >= written or replayed != self._progress[0]:
+            self._progress = (replayed, now)
+        was_stuck, self.stuck_s = self.stuck_s >= STUCK_AFTER_S, now - self._progress[1]
+        is_stuck = self.stuck_s >= STUCK_AFTER_S
+        self.is_left_behind = (
+            is_stuck and await standby_session.read_elsewhere(conn, self._server_id()) > self._tail.seen
+        )
+        if is_stuck and not was_stuck:
+            log.error(
+                "the standby has replayed nothing for %.0f s, although the primary has written more", self.stuck_s
+            )

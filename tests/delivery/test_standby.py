@@ -16,6 +16,7 @@ from support.standby import Standby, standby_of
 from support.waiting import eventually
 
 from sse_pg.db.migrate import migrate
+from sse_pg.delivery import primary_link
 from sse_pg.embedded import EmbeddedPostgres
 from sse_pg.errors import MigrationError
 
@@ -103,6 +104,32 @@ async def test_the_server_says_which_streams_are_open(launch: Launcher) -> None:
         await eventually(lambda: server.bus.hub.streams)
         status, answer = await client.get("/api/events/streams?servers=all")
         assert (status, answer["server"]["answered"], answer["count"]) == (200, True, 1)
+
+
+async def test_a_standby_that_is_stuck(
+    launch: Launcher, db: psycopg.Connection, standby: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is not ready if another one has more. If all are stuck alike, leaving them out would help nobody."""
+    monkeypatch.setattr(primary_link, "STUCK_AFTER_S", 0.5)
+    server, same = [await linked(await launch()) for _ in range(2)]
+    async with Client(server.url) as client:
+        await eventually(lambda: server.bus.tail.replayed)
+        standby.pause()
+        publish(db, "late")
+        for each in (server, same):
+            assert each.bus.link is not None
+            link = each.bus.link
+            await eventually(lambda link=link: link.stuck_s > 2)  # it was looked at several times
+            assert each.bus.why_not_ready() is None
+        assert (await client.get("/readyz"))[0] == 200
+        ahead = await launch(read_database_url=None)
+        await eventually(lambda: "the standby has replayed nothing" in (server.bus.why_not_ready() or ""))
+        status, body = await client.get("/readyz")
+        assert (status, "other servers have more" in body["detail"]) == (503, True)
+        assert ahead.bus.why_not_ready() is None
+        standby.resume()
+        await eventually(lambda: server.bus.why_not_ready() is None)
+        assert (await client.get("/readyz"))[0] == 200
 
 
 async def test_a_cursor_from_the_primary_waits_for_the_standby(
