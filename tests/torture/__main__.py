@@ -26,6 +26,8 @@ def main() -> None:
     options = vars(parser.parse_args())
     replication = options.pop("failover")
     if replication is not None:
+        if options["standbys"] > 1:
+            parser.error("with --failover there is one standby: --standbys 0 or 1")
         taken = {field.name for field in dataclasses.fields(FailoverPlan)} & options.keys()
         told = FailoverPlan(synchronous=replication == "synchronous", **{name: options[name] for name in taken})
         sys.stdout.write(f"{told}\n")

@@ -41,6 +41,8 @@ class FailoverPlan:
     readers: int = 12
     pause: float = 0.02
     catch_up: float = 60.0
+    standbys: int = 0
+    """1: the second server reads from the standby that is promoted. There is only one."""
     postgres_bin: str | None = None
     sabotage: str | None = None
     """SQL that breaks the mechanism, to show that the checker notices."""
@@ -92,9 +94,10 @@ async def _run(plan: FailoverPlan, primary: Node, standby: Node) -> FailoverRepo
         replication.synchronize(primary)
     directory = Path(tempfile.mkdtemp(prefix="sse-pg-failover-", dir="/tmp"))
     url = replication.hosts(primary, standby)
+    ways = [{}, {"SSE_PG_READ_DATABASE_URL": replication.hosts(standby)} if plan.standbys else {}]
     servers = [
-        ServerProcess(port, url, str(directory / f"server{port}.log"), {"SSE_PG_COMPRESSION": "on"})
-        for port in free_ports(2)
+        ServerProcess(port, url, str(directory / f"server{port}.log"), {"SSE_PG_COMPRESSION": "on", **way})
+        for port, way in zip(free_ports(2), ways, strict=True)
     ]
     for server in servers:
         server.start()

@@ -17,8 +17,10 @@ PROGRAMS = os.environ.get("SSE_PG_TEST_POSTGRES")
 
 @pytest.mark.parametrize("synchronous", [True, False])
 def test_the_streams_outlive_a_failover(synchronous: bool) -> None:
+    """One server reads from the primary, and one from the standby that is promoted."""
     seed = random.randrange(10**6)
-    report = asyncio.run(fail_over(FailoverPlan(seed, synchronous, seconds=4, postgres_bin=PROGRAMS)))
+    plan = FailoverPlan(seed, synchronous, seconds=4, standbys=1, postgres_bin=PROGRAMS)
+    report = asyncio.run(fail_over(plan))
     assert report.faults == 0, report
     assert report.events > 200
     assert report.delivered > report.events
