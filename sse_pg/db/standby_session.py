@@ -89,7 +89,7 @@ async def events(
 async def copying_subscription(conn: Connection) -> str | None:
     """Return the subscription (logical replication) that copies events into the primary's log, as replayed here."""
     ((subscription,),) = await (await conn.execute(query("copying_subscription"))).fetchall()
-    return subscription
+    return None if subscription is None else str(subscription)
 
 
 # ------------------------------------------------------------ the connection to the primary
