@@ -1,62 +1,98 @@
-// Two small charts of the last minutes, drawn by hand.
+// Two small charts of the last minutes, drawn by hand. A second of which nothing is known is a hole in both.
 
-const SPAN = 300
+import { full, short } from './dashboard-units.js'
+
+export const SPAN = 300
 const NAMESPACE = document.getElementById('c-events').namespaceURI
 const LEFT = 42
+const LATE = 4 // seconds after which the end of what is known is the beginning of a hole
 
 /** The known seconds, by Unix time; `cuts` are the times at which the connection was lost. */
 export class Charts {
   seconds = new Map()
   cuts = []
+  last = -Infinity
 
-  add (recent, now) {
-    for (const second of recent) this.seconds.set(second.at, second)
-    for (const at of this.seconds.keys()) if (at < now - SPAN - 5) this.seconds.delete(at)
-    this.cuts = this.cuts.filter((at) => at > now - SPAN)
-  }
-
-  clear () {
-    this.seconds.clear()
-  }
-
-  /** Events per second over the last whole seconds, and the median delay in them. */
-  lately (now, span = 10) {
-    let events = 0
-    const delays = []
-    for (let at = Math.floor(now) - span; at < Math.floor(now); at++) {
-      const second = this.seconds.get(at)
-      events += second?.events ?? 0
-      if (second) delays.push([second.delayP50Ms, second.delayP99Ms])
+  /** Add the seconds from `from` up to `to`, which is not over yet. The server leaves out seconds without events. */
+  add (recent, from, to) {
+    const given = new Map(recent.map((second) => [second.at, second]))
+    for (let at = Math.max(Math.ceil(from), this.last + 1, Math.floor(to) - SPAN); at < Math.floor(to); at++) {
+      this.seconds.set(at, given.get(at) ?? { events: 0, delayP50Ms: null, delayP99Ms: null })
+      this.last = at
     }
-    const middle = (place) => delays.map((pair) => pair[place]).sort((a, b) => a - b)[delays.length >> 1]
-    return { rate: events / span, p50: middle(0), p99: delays.length ? Math.max(...delays.map((pair) => pair[1])) : undefined }
+    for (const at of this.seconds.keys()) if (at < to - SPAN - 5) this.seconds.delete(at)
+    this.cuts = this.cuts.filter((at) => at > to - SPAN)
+  }
+
+  /** The rate of events and the delays over the last seconds. */
+  lately (now, span = 10) {
+    const known = []
+    for (let at = this.#end(now); at > this.#end(now) - span; at--) if (this.seconds.has(at)) known.push(this.seconds.get(at))
+    const rate = known.length ? known.reduce((sum, { events }) => sum + events, 0) / known.length : undefined
+    const delays = known.filter(({ delayP50Ms }) => delayP50Ms !== null)
+    const p50 = delays.map(({ delayP50Ms }) => delayP50Ms).sort((a, b) => a - b)[delays.length >> 1]
+    return { rate, p50, p99: delays.length ? Math.max(...delays.map(({ delayP99Ms }) => delayP99Ms)) : undefined }
+  }
+
+  #end (now) {
+    return now - this.last < LATE ? this.last : Math.floor(now) - 1
   }
 
   draw (now) {
-    const end = Math.floor(now) - 1
-    const events = document.getElementById('c-events')
-    const values = []
-    for (let at = end - SPAN; at <= end; at++) values.push([at, this.seconds.get(at)?.events ?? 0])
-    const most = Math.max(...values.map(([, value]) => value))
+    const end = this.#end(now)
+    const events = []
+    const p50 = []
+    const p99 = []
+    const holes = []
+    for (let at = end - SPAN; at <= end; at++) {
+      const second = this.seconds.get(at)
+      events.push([at, second?.events])
+      p50.push([at, second?.delayP50Ms])
+      p99.push([at, second?.delayP99Ms])
+      if (second) continue
+      if (holes.at(-1)?.[1] === at - 1) holes.at(-1)[1] = at
+      else holes.push([at, at])
+    }
+    const most = Math.max(0, ...events.map(([, value]) => value ?? 0))
     const top = nice(Math.max(most, 4))
-    document.getElementById('c-events-note').textContent = `at most ${most.toLocaleString('en')} in 5 minutes`
-    draw(events, end, this.cuts, [[0, '0'], [top / 2, short(top / 2)], [top, short(top)]], (value) => value / top, [
-      { kind: 'area', points: values }, { kind: 'line', points: values }])
-
+    document.getElementById('c-events-note').textContent = `at most ${full(most)} in 5 minutes`
+    const frame = { end, holes, cuts: this.cuts }
+    draw('c-events', frame, [[0, '0'], [top / 2, short(top / 2)], [top, short(top)]], (value) => value / top, [
+      { kind: 'area', lines: unbroken(events) }, { kind: 'line', lines: unbroken(events) }])
     const scale = (ms) => Math.log10(Math.min(Math.max(ms, 1), 10000)) / 4
-    const delays = [...this.seconds.values()].filter(({ at }) => at > end - SPAN && at <= end).sort((a, b) => a.at - b.at)
-    draw(document.getElementById('c-delay'), end, this.cuts, [[1, '1 ms'], [10, '10 ms'], [100, '100 ms'], [1000, '1 s'], [10000, '10 s']], scale, [
-      { kind: 'line p99', points: delays.map((second) => [second.at, second.delayP99Ms]), dots: true },
-      { kind: 'line', points: delays.map((second) => [second.at, second.delayP50Ms]), dots: true }])
+    draw('c-delay', frame, [[1, '1 ms'], [10, '10 ms'], [100, '100 ms'], [1000, '1 s'], [10000, '10 s']], scale, [
+      { kind: 'line p99', lines: unbroken(p99) }, { kind: 'line', lines: unbroken(p50) }])
   }
 }
 
-function draw (svg, end, cuts, grid, scale, series) {
+/**
+ * Cut points into lines. What is not known (undefined) ends a line. Seconds without events have no delay (null): a line
+ * goes over a few of them, but one across a long silence would suggest delays.
+ */
+function unbroken (points) {
+  const lines = []
+  let before
+  for (const [at, value] of points) {
+    if (value === undefined) before = undefined
+    if (value === undefined || value === null) continue
+    if (before === undefined || at - before > 5) lines.push([])
+    lines.at(-1).push([at, value])
+    before = at
+  }
+  return lines
+}
+
+function draw (id, { end, holes, cuts }, grid, scale, series) {
+  const svg = document.getElementById(id)
   const { width, height } = svg.getBoundingClientRect()
   if (!width) return
   const x = (at) => LEFT + (1 - (end - at) / SPAN) * (width - LEFT - 2)
   const y = (value) => height - 16 - scale(value) * (height - 26)
   const parts = []
+  for (const [from, to] of holes) {
+    const left = Math.max(LEFT, x(from - 1))
+    parts.push(part('rect', { class: 'hole', x: left, width: Math.max(0, x(to + 1) - left), y: 10, height: height - 26, 'data-seconds': to - from + 1 }))
+  }
   for (const [value, name] of grid) {
     parts.push(part('line', { class: 'grid', x1: LEFT, x2: width, y1: y(value), y2: y(value) }))
     parts.push(part('text', { x: LEFT - 6, y: y(value) + 3, 'text-anchor': 'end' }, name))
@@ -66,19 +102,13 @@ function draw (svg, end, cuts, grid, scale, series) {
     parts.push(part('text', { x: x(end - ago), y: height - 3, 'text-anchor': anchor }, ago ? `−${ago / 60} min` : 'now'))
   }
   for (const at of cuts) parts.push(part('line', { class: 'cut', x1: x(at), x2: x(at), y1: 4, y2: height - 16 }))
-  for (const { kind, points, dots } of series) {
-    if (!points.length) continue
+  for (const { kind, lines } of series) {
     let path = ''
-    let before
-    for (const [at, value] of points) {
-      const here = `${x(at).toFixed(1)} ${y(value).toFixed(1)}`
-      // Seconds without events have no delay; a line across a long silence would suggest one.
-      if (before === undefined || (dots && at - before > 5)) path += `M${here}h.01`
-      else path += `L${here}`
-      before = at
+    for (const line of lines) {
+      path += line.map(([at, value], place) => `${place ? 'L' : 'M'}${x(at).toFixed(1)} ${y(value).toFixed(1)}${place ? '' : 'h.01'}`).join('')
+      if (kind === 'area') path += `L${x(line.at(-1)[0])} ${y(0)}L${x(line[0][0])} ${y(0)}Z`
     }
-    if (kind === 'area') path += `L${x(points.at(-1)[0])} ${y(0)}L${x(points[0][0])} ${y(0)}Z`
-    parts.push(part('path', { class: kind, d: path }))
+    if (path) parts.push(part('path', { class: kind, d: path }))
   }
   svg.setAttribute('viewBox', `0 0 ${width} ${height}`)
   svg.replaceChildren(...parts)
@@ -94,10 +124,4 @@ function part (name, attributes, text) {
 function nice (value) {
   const unit = 10 ** Math.floor(Math.log10(value))
   return [1, 2, 4, 5, 10].find((step) => step * unit >= value) * unit
-}
-
-export function short (value) {
-  if (value >= 1e6) return `${+(value / 1e6).toFixed(1)}M`
-  if (value >= 1e4) return `${+(value / 1e3).toFixed(1)}k`
-  return value.toLocaleString('en', { maximumFractionDigits: value < 10 ? 1 : 0 })
 }

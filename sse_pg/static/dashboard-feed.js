@@ -1,18 +1,23 @@
-// The live feed: one stream of the chosen channels, its rows, and the state of the connection.
+// The live feed: one stream of the followed channels, its rows, and the state of the connection.
 
 import { StreamError, listen } from '../sse-pg.js'
-import { address, askForToken, currentToken, request } from './dashboard-api.js'
-import { eventRow, markRow } from './rows.js'
+import { Refused, access, address, request } from './dashboard-api.js'
+import { counted } from './dashboard-units.js'
+import { eventRow, markRow, spaced } from './rows.js'
 
 const ROWS = 400
 const WAITING = 2000
+const STORED = 20 // events that are shown of what begins to be followed
+const TYPES = 20
 
 export class Feed {
   channels = []
+  /** Event types that were seen lately. */
+  types = new Set()
   paused = false
   onState = () => {}
   onLost = () => {}
-  onChannels = () => {}
+  onDenied = () => {}
   #list = document.getElementById('feed')
   #empty = document.getElementById('empty')
   #filter = ''
@@ -23,12 +28,25 @@ export class Feed {
   #cursor = ''
   #lostAt
   #replay
+  #ended = false
+  #owed = new Set() // channels of which the last stored events are to be shown
+  #stored = new Set() // ids of the rows that were read from the log
 
-  /** Follow these channels from now on. Channels that were followed before continue where they are. */
-  follow (channels) {
-    this.channels = [...new Set(channels)]
-    this.onChannels(this.channels)
+  /**
+   * Follow these channels from now on. Channels that were followed before continue where they are. Of the others, the
+   * last stored events are shown, unless they have just appeared: then the stream has all their events.
+   */
+  follow (channels, { appeared = false } = {}) {
+    const added = channels.filter((name) => !this.channels.includes(name))
+    if (!added.length && channels.length === this.channels.length) return this.#say()
+    this.channels = channels
+    if (!appeared || !this.#cursor) for (const name of added) this.#owed.add(name)
     this.#open()
+  }
+
+  /** Try again now. */
+  reconnect () {
+    if (this.#lostAt !== undefined || this.#ended) this.#open(this.#lostAt)
   }
 
   pause (paused) {
@@ -53,9 +71,11 @@ export class Feed {
     return this.#waiting.filter((row) => !row.lasting).length + this.#skipped
   }
 
-  #open () {
+  #open (lostAt) {
     this.#stream?.close()
-    this.#replay = this.#lostAt = undefined
+    this.#stream = this.#replay = undefined
+    this.#lostAt = lostAt
+    this.#ended = false
     this.#say()
     if (!this.channels.length) return this.onState('waiting', 'not following any channel')
     this.onState('waiting', 'connecting')
@@ -63,25 +83,35 @@ export class Feed {
       channels: this.channels,
       envelope: true,
       from: this.#cursor,
-      token: currentToken,
-      onOpen: ({ id }) => { if (mine === this.#stream) this.#opened(id) },
+      token: () => access.token, // without a token the browser sends the cookie
+      onOpen: ({ id }) => {
+        if (mine !== this.#stream) return
+        this.#opened(id)
+        this.#recall([...this.#owed].filter((name) => this.channels.includes(name)), mine)
+        this.#owed.clear()
+      },
       onLost: (lost) => { if (mine === this.#stream) this.#lost(lost) },
       onGap: (gap) => { if (mine === this.#stream) this.#gap(gap) },
+      onDenied: (channels) => { if (mine === this.#stream) this.#denied(channels) },
       onEnd: () => {} // said below
     }, (event) => { if (mine === this.#stream) this.#event(event) })
     mine.done.catch(async (error) => {
       if (mine !== this.#stream) return
+      this.#ended = true
       this.onState('lost', error.message)
       if (error instanceof StreamError && error.status === 401) {
-        await askForToken(error.message)
+        await access.ask(error.message)
         if (mine === this.#stream) this.#open()
-      } else this.#mark(`The stream ended: ${error.message}${error.status === 403 ? ' Remove the channel above to continue.' : ''}`, 'bad')
+      } else {
+        if (error.status === 403) this.onDenied(this.channels)
+        this.#mark(`The stream ended: ${error.message}`, 'bad')
+      }
     })
   }
 
   #opened (id) {
     this.#cursor = id
-    this.onState('live', `live, ${this.channels.length} ${this.channels.length === 1 ? 'channel' : 'channels'}`)
+    this.onState('live', `live, ${counted(this.channels.length, 'channel')}`)
     if (this.#lostAt === undefined) return
     const seconds = ((performance.now() - this.#lostAt) / 1000).toFixed(1)
     this.#lostAt = undefined
@@ -97,12 +127,44 @@ export class Feed {
       replay.count = replay.rows.length
       replay.rows = undefined
       this.#tellReplay(replay)
-    }, () => {})
+    }, () => { // without the right to see the statistics it is not known where the replay ends
+      for (const [row] of replay.rows) row.classList.remove('replayed')
+      row.firstChild.textContent = `Reconnected after ${seconds} s; the events that were missed follow.`
+      if (replay === this.#replay) this.#replay = undefined
+    })
+  }
+
+  /**
+   * Show the last stored events of some channels. The stream is open already, so what is committed from now on comes
+   * there; what comes on both ways is shown once.
+   */
+  async #recall (channels, mine) {
+    let names = channels
+    let events
+    while (!events && names.length) {
+      const parameters = new URLSearchParams({ channel: names.join(','), order: 'desc', limit: STORED })
+      try {
+        ({ events } = await request(`api/events/history?${parameters}`, { exact: true }))
+      } catch (error) {
+        const refused = new Set(error instanceof Refused && error.status === 403 ? error.problem?.errors?.map(({ detail }) => detail) : [])
+        if (!refused.size) return this.#mark(`The last events are not shown: ${error.message}`, 'bad')
+        names = names.filter((name) => !refused.has(name))
+      }
+    }
+    if (mine !== this.#stream || !events) return
+    const shown = new Set([...this.#list.children, ...this.#waiting].map((row) => row.number))
+    const rows = events.filter(({ id }) => !shown.has(id)).map((event) => this.#row(event, spaced(JSON.stringify(event.payload))))
+    if (rows.length && !this.#stored.size) rows.unshift(Object.assign(markRow('Live from here on. Below are the last stored events.'), { number: rows[0].number }))
+    for (const row of rows) {
+      if (!row.lasting) this.#stored.add(row.number)
+      this.#sift(row)
+      this.#list.insertBefore(row, [...this.#list.children].find((each) => each.number < row.number) ?? null)
+    }
+    this.#say()
   }
 
   #tellReplay (replay = this.#replay) {
-    const { count } = replay
-    replay.row.firstChild.textContent = `Reconnected after ${replay.seconds} s; ${count} ${count === 1 ? 'event' : 'events'} replayed.`
+    replay.row.firstChild.textContent = `Reconnected after ${replay.seconds} s; ${counted(replay.count, 'event')} replayed.`
   }
 
   #lost ({ error, pause }) {
@@ -115,13 +177,22 @@ export class Feed {
   }
 
   #gap ({ reason, after, before }) {
-    this.#mark(`Gap (${reason}): the events between ${after} and ${before} can no longer be delivered.`, 'bad')
+    const from = Number.parseInt(after)
+    const to = Number.parseInt(before)
+    this.#mark(reason === 'expired'
+      ? `Events between the ids ${from} and ${to} are missing: they were deleted by retention before this page had them.`
+      : `Events before the id ${to} may be missing: the log was restored, or another database took over.`, 'bad')
+  }
+
+  #denied (channels) {
+    this.onState('live', `live, ${counted(this.channels.length - channels.length, 'channel')}; ${channels.length} not allowed`)
+    this.onDenied(channels)
   }
 
   #event ({ id, data, text }) {
     this.#cursor = id
-    const json = text.slice(text.indexOf(',"payload":') + 11, text.lastIndexOf(',"createdAt":"'))
-    const row = eventRow({ ...data, json })
+    if (this.#stored.has(data.id)) return
+    const row = this.#row(data, payloadOf(text, data.headers !== undefined))
     const replay = this.#replay
     if (replay && (replay.upTo === undefined || data.id <= replay.upTo)) {
       replay.rows?.push([row, data.id])
@@ -130,6 +201,13 @@ export class Feed {
       this.#tellReplay()
     }
     this.#put(row)
+  }
+
+  #row (event, json) {
+    this.types.delete(event.eventType)
+    this.types.add(event.eventType)
+    if (this.types.size > TYPES) this.types.delete(this.types.values().next().value)
+    return eventRow({ ...event, json })
   }
 
   #mark (text, kind) {
@@ -172,8 +250,26 @@ export class Feed {
     const rows = [...this.#list.children].filter((row) => !row.hidden)
     this.#empty.hidden = rows.length > 0
     this.#empty.textContent = !this.channels.length
-      ? 'You are not following any channel yet. Add one above, or choose one from the list of channels.'
+      ? 'There is no channel to show yet. Channels appear here with their first event; you can also add one above.'
       : this.#filter ? 'No event matches the filter.' : `Waiting for events on ${this.channels.join(', ')}.`
     this.onCount?.(this.paused ? this.waiting : 0)
+  }
+}
+
+/** The payload's text in an envelope, unchanged: parsing would alter numbers that a double cannot hold. */
+function payloadOf (text, hasHeaders) {
+  const start = text.indexOf(',"payload":') + 11
+  if (!hasHeaders) return text.slice(start, text.lastIndexOf(',"createdAt":"'))
+  const places = text.matchAll(/,"headers":/g)
+  // The payload may have a key of that name, too, but what stands before that is not a whole JSON value.
+  for (const { index } of places) if (isJson(text.slice(start, index))) return text.slice(start, index)
+}
+
+function isJson (text) {
+  try {
+    JSON.parse(text)
+    return true
+  } catch {
+    return false
   }
 }

@@ -1,7 +1,7 @@
 // Searches the stored events, page by page.
 
 import { request } from './dashboard-api.js'
-import { eventRow } from './rows.js'
+import { eventRow, spaced } from './rows.js'
 
 export class History {
   #form = document.getElementById('search')
@@ -23,6 +23,11 @@ export class History {
     this.#previous.addEventListener('click', () => this.#show(this.#trail.slice(0, -1)))
   }
 
+  /** The parameters of the form. */
+  get parameters () {
+    return new URLSearchParams([...new FormData(this.#form)].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value))
+  }
+
   /** When the tab opens: fill in the channels of the feed and show their first page. */
   suggest (channels) {
     const field = this.#form.elements.channel
@@ -31,8 +36,7 @@ export class History {
   }
 
   search () {
-    const parameters = new URLSearchParams([...new FormData(this.#form)].map(([name, value]) => [name, value.trim()]).filter(([, value]) => value))
-    return this.#show([parameters])
+    return this.#show([this.parameters])
   }
 
   async #show (trail) {
@@ -43,7 +47,7 @@ export class History {
       const page = await request(`api/events/history?${parameters}`, { exact: true })
       if (mine !== this.#asked) return
       this.#trail = trail
-      this.#list.replaceChildren(...page.events.map((event) => eventRow({ ...event, json: JSON.stringify(event.payload) })))
+      this.#list.replaceChildren(...page.events.map((event) => eventRow({ ...event, json: spaced(JSON.stringify(event.payload)) })))
       const count = page.events.length
       this.#say(`Page ${trail.length}: ${count} ${count === 1 ? 'event' : 'events'}${page.hasMore ? ', more follow' : ', last page'}.` +
         (page.gap ? ` Events up to ${page.gap.before} have been purged.` : ''))

@@ -3,12 +3,13 @@
 const SHORT = 300
 const WHOLE = 200000
 
-/** A row of an event: {id, channel, eventType, createdAt, json}; `json` is the payload's text. */
-export function eventRow ({ id, channel, eventType, createdAt, json }) {
+/** A row of an event: {id, channel, eventType, createdAt, headers, json}; `json` is the payload's text. */
+export function eventRow ({ id, channel, eventType, createdAt, headers, json }) {
   const row = element('li')
   const details = row.appendChild(element('details'))
   const summary = details.appendChild(element('summary'))
-  const time = element('time', 'time', createdAt.slice(11, 23))
+  const today = createdAt.slice(0, 10) === new Date().toISOString().slice(0, 10)
+  const time = element('time', 'time', today ? createdAt.slice(11, 23) : `${createdAt.slice(5, 10)} ${createdAt.slice(11, 19)}`)
   time.dateTime = createdAt
   time.title = createdAt
   const channelCell = element('span', 'channel', channel)
@@ -21,6 +22,7 @@ export function eventRow ({ id, channel, eventType, createdAt, json }) {
     const whole = details.appendChild(element('div', 'whole'))
     const text = pretty(json)
     whole.append(element('pre', '', text.length > WHOLE ? `${text.slice(0, WHOLE)}\n… ${text.length - WHOLE} more characters` : text))
+    if (headers !== undefined) whole.append(element('pre', 'headers', `headers ${pretty(JSON.stringify(headers))}`))
     const copy = whole.appendChild(element('button', '', 'Copy'))
     copy.type = 'button'
     copy.addEventListener('click', async () => {
@@ -33,6 +35,7 @@ export function eventRow ({ id, channel, eventType, createdAt, json }) {
       setTimeout(() => { copy.textContent = 'Copy' }, 1500)
     })
   })
+  row.number = Number(id)
   row.searched = `${id} ${channel} ${eventType} ${json}`.toLowerCase()
   return row
 }
@@ -56,7 +59,7 @@ export function pretty (json) {
   let depth = 0
   const parts = []
   const line = () => parts.push('\n', '  '.repeat(depth))
-  const tokens = json.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g) ?? []
+  const tokens = tokensOf(json)
   tokens.forEach((token, place) => {
     if (token === '}' || token === ']') {
       depth--
@@ -72,4 +75,13 @@ export function pretty (json) {
     } else parts.push(token === ':' ? ': ' : token)
   })
   return parts.join('')
+}
+
+/** The same in one line, with spaces as PostgreSQL writes them. */
+export function spaced (json) {
+  return tokensOf(json).map((token) => token === ',' || token === ':' ? `${token} ` : token).join('')
+}
+
+function tokensOf (json) {
+  return json.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g) ?? []
 }

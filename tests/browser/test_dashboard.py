@@ -42,7 +42,7 @@ async def test_an_event_is_shown_as_it_comes(page: Page, client: Client, db: psy
     await expect(row.locator("pre")).to_have_text('{\n  "n": 12345678901234567890,\n  "item": "book"\n}')
     await page.locator("#tab-history").click()
     await page.locator("#search button").click()
-    await expect(page.locator("#pages li .short")).to_have_text('{"n":12345678901234567890,"item":"book"}')
+    await expect(page.locator("#pages li .short")).to_have_text('{"n": 12345678901234567890, "item": "book"}')
     await page.locator("#tab-live").click()
     await client.publish("a/ö?", [1], "OTHER")
     await expect(page.locator("#feed li").first).to_contain_text("a/ö?")
@@ -62,6 +62,24 @@ async def test_the_streams_are_listed_and_a_user_is_disconnected(page: Page, cli
         await page.get_by_role("button", name="Disconnect user 42").click()
         await stream.ended()
         await expect(users).to_have_text(["–"])
+
+
+async def test_the_streams_of_all_servers_are_listed_on_demand(page: Page, launch: Launcher) -> None:
+    one, two = await launch(server_name="one"), await launch(server_name="two")
+    async with (
+        Client(one.url) as client,
+        Client(two.url) as other,
+        client.stream(userId="42"),
+        other.stream(userId="43"),
+    ):
+        await page.goto(one.url)
+        users = page.locator("#t-streams tbody td:first-child")
+        await expect(users).to_have_text(["42"])
+        await page.locator("#all-servers").check()
+        await expect(users).to_have_text(["42", "43"])
+        await expect(page.locator("#streams-note")).to_have_text("the worst readers first, on 2 servers")
+        await page.locator("#all-servers").uncheck()
+        await expect(users).to_have_text(["42"])
 
 
 async def test_hostile_events_stay_text(page: Page, client: Client) -> None:
@@ -207,9 +225,10 @@ async def test_a_lost_server_and_what_was_replayed(
 
 async def test_channels_are_followed_and_left(page: Page, client: Client) -> None:
     await page.goto(client.url)
-    await expect(page.locator("#empty")).to_contain_text("You are not following any channel yet")
+    await expect(page.locator("#empty")).to_contain_text("There is no channel to show yet")
+    await expect(page.locator("#chips .chip")).to_contain_text(["all channels"])
     await client.publish("first", {})
-    await expect(page.locator("#chips .chip")).to_have_count(1)  # what is active is followed, until something is chosen
+    await page.get_by_role("button", name="Follow only first").click()
     await page.locator("#channels").fill("second, third")
     await page.keyboard.press("Enter")
     await expect(page.locator("#chips .chip")).to_have_count(3)
@@ -227,14 +246,15 @@ async def test_channels_are_followed_and_left(page: Page, client: Client) -> Non
 async def test_the_numbers(page: Page, client: Client, db: psycopg.Connection, database_url: str) -> None:
     await live(page, client.url, "a")
     await expect(page.locator("#v-streams")).to_have_text("1")
-    await expect(page.locator("#v-bell")).to_have_text("asleep")
+    await expect(page.locator("#v-bell")).to_have_text("when notified")
+    await expect(page.locator("#v-lag")).to_have_text("nothing")
     await expect(page.locator("#v-ids")).to_have_text("nothing")
     with psycopg.connect(database_url) as in_flight:
         in_flight.execute("SELECT sse_pg.publish('a', 'T', '1')")
         publish(db, "a", "T", 2)
         await expect(page.locator("#v-delay")).to_have_text(re.compile(r"^[\d.]+ m?s$"))
         await expect(page.locator("#v-flight")).to_have_text("1")
-        await expect(page.locator("#v-gaps")).to_contain_text("1 open gap")
+        await expect(page.locator("#v-gaps")).to_have_text("1 id may still appear")
         await expect(page.locator("#v-ids")).to_have_text("2 – 2")
     await expect(page.locator("#v-flight")).to_have_text("0")
     await expect(page.locator("#t-servers tbody tr")).to_have_count(1)
@@ -322,7 +342,7 @@ async def test_a_token_is_asked_for_and_kept_out_of_reach(page: Page, watch: Wat
     await expect(page.locator("#v-streams")).to_have_text("1")
     await page.locator("#publish [name=channel]").fill("a")
     await page.locator("#publish button").click()
-    await expect(page.locator("#feed li")).to_have_count(1)
+    await expect(page.locator("#feed li .id")).to_have_text(["2", "1"])
     await page.locator("#publish [name=channel]").fill("b")
     watch.expected = ("401", "403")
     await page.locator("#publish button").click()
@@ -348,7 +368,11 @@ async def test_a_token_that_may_not_see_the_numbers(page: Page, watch: Watch, la
     await page.locator("#publish button").click()
     await expect(page.locator("#feed li")).to_have_count(1)
     await page.goto(f"{server.url}/#channels=a,b")
-    await expect(page.locator("#feed li")).to_contain_text(["Remove the channel above to continue."])
+    await expect(page.locator("#chips .denied")).to_have_text(re.compile("b: not allowed"))
+    await expect(page.locator("#state")).to_have_text("live, 1 channel; 1 not allowed")
+    await page.goto(f"{server.url}/#channels=b")
+    await expect(page.locator("#state")).to_contain_text("does not allow user ann to read b")
+    await page.goto(f"{server.url}/#channels=a,b")
     await page.locator("#chips button").last.click()
     await expect(page.locator("#state")).to_have_attribute("data-is", "live")
     assert len(asked) <= 3
