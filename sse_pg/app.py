@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from sse_pg.api.finish import FinishApi
 from sse_pg.api.health import HealthApi
 from sse_pg.api.history import HistoryApi
 from sse_pg.api.metrics import MetricsApi
@@ -39,7 +40,7 @@ def create_app(settings: Settings) -> web.Application:
     app[BUS] = bus
     app[REFUSED_REQUESTS] = bus.refused_requests
     for api in (
-        *(PublishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi),
+        *(PublishApi, FinishApi, SubscriptionApi, StreamApi, HistoryApi, SessionApi),
         *(HealthApi, OpenStreamsApi, RightsApi, StatsApi, MetricsApi, PagesApi),
     ):
         app.add_routes(api(bus).routes())

@@ -20,3 +20,6 @@ SELECT p.id, p.created_at
       string_to_array(%(payloads)s, E'\x01'),
       CASE WHEN s.lock_timeout <> '' THEN %(keys)b::text[] END,
       string_to_array(%(headers)s, E'\x01', '')) p
+
+-- name: finish
+SELECT sse_pg.finish(%s)

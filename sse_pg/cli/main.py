@@ -19,6 +19,7 @@ from sse_pg.auth import exposure
 from sse_pg.cli import database as databases
 from sse_pg.cli import doctor as doctor_command
 from sse_pg.cli import erase as erase_command
+from sse_pg.cli import finish as finish_command
 from sse_pg.cli import history as history_command
 from sse_pg.cli import publish as publish_command
 from sse_pg.cli import purge as purge_command
@@ -200,6 +201,17 @@ def publish(
         _run(publish_command.publish_lines(settings, template, _stdin()))
     else:
         _run(publish_command.publish_one(settings, template, payload or "", key))
+
+
+@cli.command(short_help="Say that a channel has ended.")
+@click.argument("channel")
+@_database_url
+@_data_dir
+@_debug
+def finish(channel: str, database_url: str | None, data_dir: Path | None) -> None:
+    """Say that a channel has ended: streams with until=end end then. Prints the id of the event that says so."""
+    settings = databases.running(_settings(database_url=database_url, data_dir=data_dir))
+    _run(finish_command.finish(settings, channel))
 
 
 @cli.command(short_help="Print the events of channels as they arrive.")

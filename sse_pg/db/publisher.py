@@ -74,6 +74,24 @@ class Publisher:
         unit = Unit(drafts, batch)
         return await (self._keyed if unit.keyed else self._plain).publish(unit)
 
+    async def finish(self, channel: str) -> int:
+        """Finish a channel; return the id of the event that says so. Raises what ``publish`` raises."""
+        sent = False
+        try:
+            async with lend(self._pool) as conn:
+                sent = True
+                rows = await (await conn.execute(query("finish"), (channel,), binary=True)).fetchall()
+        except psycopg_pool.PoolTimeout as error:
+            raise _NoConnection(str(error)) from error
+        except psycopg.Error as error:
+            raise _meaning(error, sent) from error
+        if rows[0][0] is None:
+            raise EventRefused("a trigger on sse_pg.events discarded the event")
+        self.commits += 1
+        self.published[False, False] += 1
+        self._committed()
+        return int(rows[0][0])
+
     async def close(self) -> None:
         """Wait until every request that was handed in is published or has failed."""
         while workers := [lane.worker for lane in (self._plain, self._keyed) if lane.worker is not None]:

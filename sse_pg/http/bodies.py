@@ -1,4 +1,4 @@
-"""JSON request bodies, and the body of subscribe and unsubscribe."""
+"""JSON request bodies: of subscribe and unsubscribe, and of finish."""
 
 from __future__ import annotations
 
@@ -74,3 +74,22 @@ def subscription_body(body: bytes) -> SubscriptionBody:
     if errors or not isinstance(user, str) or not isinstance(channel, str):
         raise invalid(errors)
     return SubscriptionBody(user, channel)
+
+
+def channel_body(body: bytes) -> str:
+    """Parse ``{"channel"}``."""
+    body = without_mark(body)
+    try:
+        _raw.decode(body)
+        value = _object.decode(body)
+    except msgspec.ValidationError:
+        raise invalid([FieldError("", "must be an object with a channel")]) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise malformed(error) from None
+    channel = _text(value["channel"]) if "channel" in value else None
+    fault = "must be a string" if channel is None else channel_fault(channel)
+    errors = [FieldError("channel", fault)] if fault else []
+    errors += [FieldError(name, "unknown field") for name in value if name != "channel"]
+    if errors or channel is None:
+        raise invalid(errors)
+    return channel

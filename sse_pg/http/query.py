@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from multidict import MultiMapping
 
 from sse_pg.core.cursor import Cursor
-from sse_pg.core.names import channel_fault, event_type_fault, user_fault
+from sse_pg.core.names import END, channel_fault, event_type_fault, user_fault
 from sse_pg.errors import CursorError
 from sse_pg.http.problem import FieldError, invalid
 
@@ -77,7 +77,7 @@ def query_user(query: MultiMapping[str]) -> str | None:
 def query_event_type(query: MultiMapping[str]) -> str | None:
     """Return the eventType of a query, or None."""
     event_type = query.get("eventType")
-    if event_type is not None:
+    if event_type is not None and event_type != END:
         collect({"eventType": (event_type_fault, _utf8(event_type, "eventType"))})
     return event_type
 
