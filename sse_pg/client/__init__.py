@@ -16,8 +16,9 @@ The client does not import the server. Only ``consume`` loads a database driver,
 from __future__ import annotations
 
 from sse_pg.client.backoff import Backoff, retry_after
+from sse_pg.client.coalescing import Publisher
 from sse_pg.client.consuming import Consumer, StoredEvent
-from sse_pg.client.events import Denied, Event, Gap, Published, Reconnect, Snapshot
+from sse_pg.client.events import Denied, Event, Finished, Gap, Published, Reconnect, Snapshot
 from sse_pg.client.publishing import publish
 from sse_pg.client.subscription import Subscription
 from sse_pg.errors import BusUnavailable, ClientError, OutcomeUnknown
@@ -29,9 +30,11 @@ __all__ = [
     "Consumer",
     "Denied",
     "Event",
+    "Finished",
     "Gap",
     "OutcomeUnknown",
     "Published",
+    "Publisher",
     "Reconnect",
     "Snapshot",
     "StoredEvent",

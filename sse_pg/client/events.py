@@ -48,6 +48,12 @@ class Denied(msgspec.Struct, frozen=True):
     channels: list[str]
 
 
+class Finished(msgspec.Struct, frozen=True):
+    """A channel has ended. A later event opens it again."""
+
+    channel: str
+
+
 class Reconnect(msgspec.Struct, frozen=True):
     """A stream was lost, or could not be opened."""
 

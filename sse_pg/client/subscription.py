@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from sse_pg.client.backoff import MAX_WAIT_S, Backoff
-from sse_pg.client.events import Denied, Event, Gap, Reconnect, Snapshot
+from sse_pg.client.events import Denied, Event, Finished, Gap, Reconnect, Snapshot
 from sse_pg.client.parser import Block, Parser
 from sse_pg.client.responses import (
     CONNECTION_ERRORS,
@@ -59,11 +59,13 @@ class Subscription:
         cursor: str | int | None = None,
         latest: int | None = None,
         envelope: bool | Literal["cloudevents"] = False,
+        until_end: bool = False,
         snapshot: Callable[[], Awaitable[tuple[Any, str | int]]] | None = None,
         headers: Mapping[str, str] | None = None,
         session: aiohttp.ClientSession | None = None,
         on_gap: Callable[[Gap], object] | None = None,
         on_denied: Callable[[Denied], object] | None = None,
+        on_finished: Callable[[Finished], object] | None = None,
         on_reconnect: Callable[[Reconnect], object] | None = None,
         max_silence: float | None = 60.0,
         max_block: int = 16 << 20,
@@ -76,6 +78,7 @@ class Subscription:
         :param latest: without a cursor, begin with so many of the last events of each channel, 1 to 1000.
         :param envelope: ask for the whole event in the data: id, channel, eventType, payload, headers (if it has any)
             and createdAt; with ``"cloudevents"``, for a CloudEvent.
+        :param until_end: end the iteration when each of the channels is finished (sse_pg.finish()).
         :param snapshot: an async function that returns a state and its position (sse_pg.position()). It is called at
             the start and after each gap. The iteration yields the state as a Snapshot, and then what comes after it.
             If the function raises OSError, aiohttp.ClientError or BusUnavailable, it is called again later, as a lost
@@ -86,6 +89,7 @@ class Subscription:
         :param on_denied: called likewise with the channels that are not allowed. With it, the stream carries the
             others, also if a channel is revoked while it is open. Without it, or if none is allowed, the iteration
             raises ClientError.
+        :param on_finished: called likewise when a channel is finished. A later event opens it again.
         :param on_reconnect: called likewise before each wait for the next attempt. Both log a warning by default;
             with ``snapshot``, a gap is no loss and is not logged.
         :param max_silence: seconds without any data, heartbeats included, after which a stream counts as lost.
@@ -93,7 +97,8 @@ class Subscription:
 
         The iteration raises ClientError if the server refuses (a redirect, or a 4xx other than 408 and 429) or does not
         speak the protocol, or if its certificate is not accepted before it has responded once. The iteration ends if
-        the server responds with 204. In all other cases it reconnects.
+        the server responds with 204, which it does if the channels are finished (``until_end``). In all other cases it
+        reconnects.
         Raises ValueError for invalid arguments.
         """
         names = [channels] if isinstance(channels, str) else list(channels)
@@ -101,6 +106,8 @@ class Subscription:
             raise ValueError("a channel name must not be empty or contain a comma")
         if not names and user_id is None:
             raise ValueError("pass channels, or the user_id whose channels to follow")
+        if until_end and not names:
+            raise ValueError("until_end needs channels: those that have to be finished")
         if max_silence is not None and max_silence <= 0:
             raise ValueError("max_silence must be a number of seconds above 0, or None")
         if snapshot is not None and cursor is not None:
@@ -113,6 +120,7 @@ class Subscription:
             **({} if latest is None else {"latest": str(latest)}),
             **({} if on_denied is None else {"denied": "skip"}),
             **({"envelope": "true" if envelope is True else envelope} if envelope else {}),
+            **({"until": "end"} if until_end else {}),
         }
         self._headers = dict(headers or {})
         self._given_session = session
@@ -121,7 +129,11 @@ class Subscription:
         """Whether the snapshot is to be taken before a stream is opened."""
         self._unproven = False
         """Whether no stream has gone on from the position of the last snapshot yet."""
+        self._until_end = until_end
+        self._finished = False
+        """Whether the last event of the stream was the end of a channel."""
         self._on_denied = on_denied or _ignore
+        self._on_finished = on_finished or _ignore
         self._on_gap = on_gap or (_log_gap if snapshot is None else _ignore)
         self._on_reconnect = on_reconnect or _log_reconnect
         self._max_silence = max_silence
@@ -203,6 +215,9 @@ class Subscription:
                 if not (self._was_answered or self._outdated):
                     raise ClientError(reason_of(error)) from error
                 reason = reason_of(error)
+            except _Finished:  # if each of the channels is, the response to the next request is 204
+                self._drop()
+                continue
             except _RetryLater as later:
                 reason, wait = str(later), later.wait
             except (*CONNECTION_ERRORS, BusUnavailable) as error:
@@ -235,8 +250,15 @@ class Subscription:
             except msgspec.DecodeError as error:
                 raise ClientError(f"the server sent a denial that cannot be decoded: {error}") from error
             await _call(self._on_denied, denied)
+        elif block.event == "sse-pg.end":
+            try:
+                finished = msgspec.json.decode(block.data, type=Finished)
+            except msgspec.DecodeError as error:
+                raise ClientError(f"the server sent an end that cannot be decoded: {error}") from error
+            await _call(self._on_finished, finished)
         elif block.event == "sse-pg.hello":
             self._backoff.reset()
+        self._finished = block.event == "sse-pg.end" or (self._finished and block.event == "sse-pg.position")
         if block.retry is not None:
             self._backoff.base = min(max(block.retry / 1000, _MIN_RETRY_S), MAX_WAIT_S)
         self._blocks.popleft()
@@ -285,6 +307,7 @@ class Subscription:
         except BaseException:
             response.close()
             raise
+        self._finished = False
         self._response = response
         self._parser = Parser(limit=self._max_block, last_event_id=self.cursor or "")
 
@@ -301,6 +324,8 @@ class Subscription:
     async def _read(self, response: aiohttp.ClientResponse) -> None:
         self._parser.feed(b"")  # raises an error of the chunk before, whose blocks were returned first
         chunk = await self._bounded(response.content.readany(), self._max_silence)
+        if not chunk and self._until_end and self._finished:
+            raise _Finished
         if not chunk:
             raise aiohttp.ServerDisconnectedError("the server ended the stream")
         self._blocks.extend(self._parser.feed(chunk))
@@ -329,6 +354,10 @@ class Subscription:
         response, self._response = self._response, None
         if response is not None:
             response.close()
+
+
+class _Finished(Exception):
+    """The server has ended the stream after the end of a channel."""
 
 
 class _RetryLater(Exception):

@@ -1,7 +1,7 @@
 import type { StreamEvent, StreamOptions } from './sse-pg.js'
 
 export interface EventsStatus {
-  /** "lost": it reconnects. "ended": the server refused for good, or `onEvent` threw; it does not reconnect. */
+  /** "lost": it reconnects. "ended": the server refused for good, or `onEvent` threw, or without an error, its channels are finished (`until`); it does not reconnect. */
   state: 'connecting' | 'open' | 'lost' | 'ended'
   error?: unknown
 }

@@ -7,8 +7,8 @@ export function useEvents (url, options, onEvent) {
   const [status, setStatus] = useState({ state: 'connecting' })
   const latest = useRef()
   useEffect(() => { latest.current = { options, onEvent } }) // callbacks may be new functions in each render
-  const { channels, userId, envelope, from, key, enabled = true } = options
-  const identity = JSON.stringify([`${url}`, channels, userId, envelope, from, options.latest, key, enabled])
+  const { channels, userId, envelope, from, key, until, enabled = true } = options
+  const identity = JSON.stringify([`${url}`, channels, userId, envelope, from, options.latest, key, until, enabled])
 
   useEffect(() => {
     if (!enabled) return
@@ -29,8 +29,10 @@ export function useEvents (url, options, onEvent) {
       onLost: current('lost'),
       ...(options.onDenied && { onDenied: (channels) => latest.current.options.onDenied?.(channels) }),
       onGap: (gap) => latest.current.options.onGap?.(gap),
+      onFinished: (channel) => latest.current.options.onFinished?.(channel),
       onEnd: current('ended')
     }, (event) => latest.current.onEvent(event))
+      .done.then(() => own.signal.aborted || setStatus({ state: 'ended' }), () => {})
     return () => own.abort()
   }, [identity])
   return status

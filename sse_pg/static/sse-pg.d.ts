@@ -46,6 +46,11 @@ export interface StreamOptions {
    * connection: `onLost`, and another attempt. Not with `from` or `key`.
    */
   snapshot?: (signal: AbortSignal) => Promise<{ state: unknown, position: string | number }>
+  /**
+   * "end": the stream ends when each of its `channels` is finished. Then the loop of `subscribe` ends, and `done` of
+   * `listen` resolves.
+   */
+  until?: 'end'
   /** A bearer token, or a function that returns one; it is called for each connection, and again after a 401. */
   token?: string | (() => string | undefined | Promise<string | undefined>)
   headers?: HeadersInit
@@ -62,6 +67,8 @@ export interface StreamOptions {
   /** The connection was lost; the next attempt is after `pause` milliseconds. */
   onLost?: (lost: { error: Error, pause: number }) => void
   onGap?: (gap: Gap) => void
+  /** A channel was finished: `sse_pg.finish()`. A later event opens it again. */
+  onFinished?: (channel: string) => void
   /**
    * Called with the channels that are not allowed. With it, the stream carries the others, also if a channel is revoked
    * while it is open. Without it, or if none is allowed, that is a StreamError with the status 403.
@@ -78,7 +85,7 @@ export class StreamError extends Error {
   readonly problem?: { type: string, title: string, status: number, detail: string, errors?: Array<{ field: string, detail: string }> }
 }
 
-/** Follow a stream, over any number of connections, until the signal aborts or the loop ends. */
+/** Follow a stream, over any number of connections, until the signal aborts, the loop ends, or its channels do (`until`). */
 export function subscribe<T = unknown> (url: string | URL, options?: StreamOptions): AsyncGenerator<StreamEvent<T>, void, void>
 
 /** The same with a callback for each event. */

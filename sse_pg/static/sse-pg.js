@@ -5,9 +5,9 @@ export class StreamError extends Error {
   name = 'StreamError'
 }
 
-/** Follow a stream until the signal aborts or the loop ends: `for await (const event of subscribe(url, options))`. */
+/** Follow a stream until the signal aborts, the loop ends, or its channels do (`until`): `for await (const event of subscribe(url, options))`. */
 export async function * subscribe (url, options = {}) {
-  const { key, signal, silence = 45000, onOpen, onLost, onGap, onDenied, snapshot } = options
+  const { key, signal, silence = 45000, onOpen, onLost, onGap, onDenied, onFinished, snapshot } = options
   if (snapshot && (key ?? options.from) !== undefined) throw new TypeError('a snapshot has its own position: leave out key and from')
   const request = prepared(url, options)
   const storage = key === undefined ? undefined : options.storage ?? globalThis.sessionStorage
@@ -37,7 +37,9 @@ export async function * subscribe (url, options = {}) {
         yield { id: cursor, number: 0, type: 'sse-pg.snapshot', data: state, text: '' }
       }
       const response = await timed(open(request, options, cursor, attempt.signal))
+      if (response.status === 204) return // each of the channels is finished
       refused = false
+      let finished = false // whether the last event was the end of a channel
       for await (const block of blocks(response.body.getReader(), timed)) {
         const { id = cursor, event: type = 'message', data: text } = block
         failures = 0
@@ -45,6 +47,8 @@ export async function * subscribe (url, options = {}) {
         if (type === 'sse-pg.hello') onOpen?.({ id, resumed: cursor })
         else if (type === 'sse-pg.gap') onGap?.(JSON.parse(text))
         else if (type === 'sse-pg.denied') onDenied?.(JSON.parse(text).channels)
+        else if (type === 'sse-pg.end') onFinished?.(JSON.parse(text).channel)
+        finished = type === 'sse-pg.end' || (finished && type === 'sse-pg.position')
         if (type === 'sse-pg.gap' && snapshot) { // what follows the gap is part of the next snapshot
           outdated = true
           break
@@ -56,7 +60,7 @@ export async function * subscribe (url, options = {}) {
         cursor = id
         if (cursor) storage?.setItem(key, cursor)
       }
-      if (!outdated) throw new Error('the stream ended')
+      if (!outdated && !(options.until && finished)) throw new Error('the stream ended')
       // A position that gets a gap at once may be an old one, from a cache.
       pause = unproven ? retry * (0.5 + Math.random() / 2) : 0
     } catch (error) {
@@ -92,7 +96,7 @@ export function listen (url, options, onEvent) {
 
 /** What is wrong here stays wrong, so it is an error before the first attempt. */
 function prepared (url, options) {
-  const { channels = [], userId, envelope, latest, onDenied } = options
+  const { channels = [], userId, envelope, latest, onDenied, until } = options
   if (!Array.isArray(channels) || channels.some((name) => typeof name !== 'string')) throw new TypeError('channels must be an array of strings')
   const target = new URL(url, globalThis.document?.baseURI)
   if (channels.length) target.searchParams.set('channels', channels.join(','))
@@ -100,6 +104,7 @@ function prepared (url, options) {
   if (latest !== undefined) target.searchParams.set('latest', latest)
   if (envelope) target.searchParams.set('envelope', envelope)
   if (onDenied) target.searchParams.set('denied', 'skip')
+  if (until) target.searchParams.set('until', until)
   return { target, fixed: new Headers(options.headers) }
 }
 
@@ -112,7 +117,7 @@ async function open ({ target, fixed }, options, cursor, signal) {
   if (cursor) headers.set('Last-Event-ID', cursor)
   const response = await fetch(target, { headers, signal, cache: 'no-store', credentials })
   const type = response.headers.get('Content-Type') ?? ''
-  if (response.status === 200 && type.startsWith('text/event-stream')) return response
+  if (response.status === 204 || (response.status === 200 && type.startsWith('text/event-stream'))) return response
   const problem = type.includes('json') ? await response.json().catch(() => undefined) : undefined
   const message = problem?.detail ?? `expected an event stream, got ${type || 'no content type'} (${response.status}) at ${target}`
   const after = response.headers.get('Retry-After') // seconds, or a date
