@@ -119,7 +119,8 @@ class LatestEvents:
             stream.push(stream.framing.batch(data), now)
             stream.replayed += count
             self.events += count
-            stream.note_position(latest.after(sent), now)
+            stream.told = latest.after(sent)
+            stream.note_position(stream.told, now)
 
 
 def _news(expired_to: int, stream: Stream) -> int:

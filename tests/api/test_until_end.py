@@ -304,3 +304,14 @@ async def test_the_204_may_not_be_cached(client: Client, db: psycopg.Connection)
         url = f"{client.url}{STREAM}?channels=a&until=end&lastEventId={number}"
         async with session.get(url) as response:
             assert (response.status, response.headers["Cache-Control"]) == (204, "no-store")
+
+
+async def test_with_the_latest_events(client: Client, db: psycopg.Connection) -> None:
+    """The end is the latest event of a channel that is finished."""
+    publish(db, "a", 1, 2, 3)
+    finish(db, "a")
+    async with client.stream("a", until="end", latest="3") as stream:
+        blocks = await rest(stream)
+        assert shown(blocks) == [2, 3, "a"]
+    assert await gone(client, "a", blocks[-1].id) == 204
+    assert await gone(client, "a", None, latest="3") == 200
