@@ -91,3 +91,18 @@ def test_every_function_exists(db: psycopg.Connection, name: str) -> None:
     assert db.execute(
         "SELECT count(*) > 0 FROM pg_proc WHERE pronamespace = 'sse_pg'::regnamespace AND proname = %s", [name]
     ).fetchone() == (True,)
+
+
+@pytest.mark.parametrize("call", re.findall(r"^\| `(\w+\([\w, ]+\))", TEXT, re.MULTILINE))
+def test_every_function_takes_these_arguments(db: psycopg.Connection, call: str) -> None:
+    name, arguments = call.rstrip(")").split("(")
+    rows = db.execute(
+        "SELECT proargnames[1:pronargs] FROM pg_proc WHERE pronamespace = 'sse_pg'::regnamespace AND proname = %s",
+        [name],
+    ).fetchall()
+    assert any(names[: arguments.count(",") + 1] == arguments.split(", ") for (names,) in rows), rows
+
+
+def test_a_state_and_its_position(db: psycopg.Connection) -> None:
+    for statement in block("sql", "BEGIN").split(";")[:4]:
+        db.execute(re.sub("--.*", "", statement).encode())
