@@ -19,6 +19,7 @@ from support.server import Launcher
 
 from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres
+from sse_pg.testing.bus import Bus
 
 _numbers = itertools.count(1)
 
@@ -87,6 +88,21 @@ def database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     _admin(postgres, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     yield make_conninfo(postgres.url, dbname=name)
     _admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def sse_pg_database_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """The database of the test kit (sse_pg.testing), so that it starts no PostgreSQL of its own."""
+    _admin(postgres, f"CREATE DATABASE bus_of_the_kit TEMPLATE {template} STRATEGY file_copy")
+    yield make_conninfo(postgres.url, dbname="bus_of_the_kit")
+    _admin(postgres, "DROP DATABASE bus_of_the_kit WITH (FORCE)")
+
+
+@pytest.fixture
+async def kit_client(sse_pg_bus: Bus) -> AsyncIterator[Client]:
+    """A client of the test kit's server, which many tests share: for those that only send requests."""
+    async with Client(sse_pg_bus.url) as made:
+        yield made
 
 
 @pytest.fixture

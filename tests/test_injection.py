@@ -127,10 +127,10 @@ async def test_an_event_type_cannot_break_out(client: Client, db: psycopg.Connec
 
 
 @pytest.mark.parametrize("headers", [JSON, NDJSON], ids=["json", "ndjson"])
-async def test_bytes_that_are_not_utf_8(client: Client, headers: dict[str, str]) -> None:
+async def test_bytes_that_are_not_utf_8(kit_client: Client, headers: dict[str, str]) -> None:
     for bad in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80"):
         body = b'{"channel": "a", "payload": "' + bad + b'"}'
-        status, answer, _ = await client.request("POST", PUBLISH, data=body, headers=headers)
+        status, answer, _ = await kit_client.request("POST", PUBLISH, data=body, headers=headers)
         assert (status, "not JSON" in answer["detail"]) == (400, True)
 
 
@@ -148,15 +148,15 @@ ONE = '{"channel": "a", "payload": 1}'
         (f"{ONE}\n{ONE}{ONE}\n" + ONE.replace(", ", ",\n") + "\n", 2),
     ],
 )
-async def test_two_events_on_a_line_are_refused(client: Client, body: str, line: int) -> None:
-    status, answer, _ = await client.request("POST", PUBLISH, data=body, headers=NDJSON)
+async def test_two_events_on_a_line_are_refused(kit_client: Client, body: str, line: int) -> None:
+    status, answer, _ = await kit_client.request("POST", PUBLISH, data=body, headers=NDJSON)
     assert (status, answer["detail"]) == (400, f"Line {line} contains more than one event: send one event per line.")
-    assert (await client.get("/api/events/history?channel=a"))[1]["events"] == []
+    assert (await kit_client.get("/api/events/history?channel=a"))[1]["events"] == []
 
 
-async def test_an_event_on_two_lines_is_refused(client: Client) -> None:
+async def test_an_event_on_two_lines_is_refused(kit_client: Client) -> None:
     body = ONE.replace(", ", ",\n")
-    status, answer, _ = await client.request("POST", PUBLISH, data=body, headers=NDJSON)
+    status, answer, _ = await kit_client.request("POST", PUBLISH, data=body, headers=NDJSON)
     assert (status, answer["detail"][:18]) == (400, "Line 1 is not JSON")
 
 

@@ -23,8 +23,8 @@ PAGES = ["/", "/docs", "/sse-pg.js", "/sse-pg.d.ts", "/asyncapi.json", "/llms.tx
 
 
 @pytest.mark.parametrize("path", [*PAGES, *(f"/static/{file.name}" for file in sorted(STATIC.iterdir()))])
-async def test_a_file_is_served_once_and_then_asked_for(client: Client, path: str) -> None:
-    async with client.session.get(client.url + path) as response:
+async def test_a_file_is_served_once_and_then_asked_for(kit_client: Client, path: str) -> None:
+    async with kit_client.session.get(kit_client.url + path) as response:
         assert response.status == 200
         described = document()["paths"]["/static/{name}" if path.startswith("/static/") else path]["get"]
         assert response.content_type in described["responses"]["200"]["content"]
@@ -33,15 +33,15 @@ async def test_a_file_is_served_once_and_then_asked_for(client: Client, path: st
         assert response.headers["Cache-Control"] == "no-cache"
         tag = response.headers["ETag"]
         assert await response.read()
-    async with client.session.get(client.url + path, headers={"If-None-Match": tag}) as again:
+    async with kit_client.session.get(kit_client.url + path, headers={"If-None-Match": tag}) as again:
         assert (again.status, await again.read()) == (304, b"")
-    async with client.session.get(client.url + path, headers={"If-None-Match": '"other"'}) as changed:
+    async with kit_client.session.get(kit_client.url + path, headers={"If-None-Match": '"other"'}) as changed:
         assert changed.status == 200
 
 
-async def test_nothing_else_is_served(client: Client) -> None:
+async def test_nothing_else_is_served(kit_client: Client) -> None:
     for name in ("nothing.js", "..%2fopenapi.json", ".hidden"):
-        async with client.session.get(f"{client.url}/static/{name}") as response:
+        async with kit_client.session.get(f"{kit_client.url}/static/{name}") as response:
             assert response.status == 404, name
 
 

@@ -108,9 +108,9 @@ async def test_a_payload_arrives_as_postgresql_has_it(client: Client, db: psycop
         assert (await stream.event()).data == text
 
 
-async def test_numbers_keep_their_digits(client: Client) -> None:
-    async with client.stream("a") as stream:
-        await send(client, '{"channel": "a", "payload": {"price": 2.50, "big": 123456789012345678901234567890}}')
+async def test_numbers_keep_their_digits(kit_client: Client) -> None:
+    async with kit_client.stream("a") as stream:
+        await send(kit_client, '{"channel": "a", "payload": {"price": 2.50, "big": 123456789012345678901234567890}}')
         assert (await stream.event()).data == '{"big": 123456789012345678901234567890, "price": 2.50}'
 
 
@@ -165,15 +165,15 @@ def _rows(db: psycopg.Connection) -> list[dict[str, Any]]:
 
 
 @forms
-async def test_a_batch_of_one_is_a_batch(client: Client, form: str) -> None:
-    status, body = await send_many(client, form, THREE[:1])
+async def test_a_batch_of_one_is_a_batch(kit_client: Client, form: str) -> None:
+    status, body = await send_many(kit_client, form, THREE[:1])
     assert status == 201
     assert len(body["events"]) == 1
 
 
 @forms
-async def test_an_empty_batch_is_refused(client: Client, form: str) -> None:
-    status, body = await send_many(client, form, [])
+async def test_an_empty_batch_is_refused(kit_client: Client, form: str) -> None:
+    status, body = await send_many(kit_client, form, [])
     assert (status, named(body)) == (422, ["events"])
 
 
@@ -326,10 +326,10 @@ async def test_a_wrong_event_in_a_large_body_is_named(place: int) -> None:
         ('["\\\\", 1e131071]', False),
     ],
 )
-async def test_a_number_has_at_most_400_digits(client: Client, number: str, fits: bool) -> None:
+async def test_a_number_has_at_most_400_digits(kit_client: Client, number: str, fits: bool) -> None:
     for form in ("%s", "[%s]"):
         event = '{"channel": "a", "payload": ' + number + "}"
-        status, body = await send(client, form.replace("%s", event))
+        status, body = await send(kit_client, form.replace("%s", event))
         if fits:
             assert status == 201, body
         else:
@@ -339,24 +339,26 @@ async def test_a_number_has_at_most_400_digits(client: Client, number: str, fits
 
 @pytest.mark.parametrize("form", ["%s", "[%s]"])
 @pytest.mark.parametrize("number", ["1e399", "-1e-99"])
-async def test_a_payload_is_as_large_as_with_its_numbers_written_out(client: Client, number: str, form: str) -> None:
+async def test_a_payload_is_as_large_as_with_its_numbers_written_out(
+    kit_client: Client, number: str, form: str
+) -> None:
     payload = f"[{','.join([number] * (1048576 // 100))}]"
-    status, body = await send(client, form.replace("%s", f'{{"channel": "a", "payload": {payload}}}'))
+    status, body = await send(kit_client, form.replace("%s", f'{{"channel": "a", "payload": {payload}}}'))
     assert (status, "numbers written out" in body["detail"]) == (413, True), body
 
 
-async def test_the_events_of_a_request_have_a_limit_with_their_numbers_written_out(client: Client) -> None:
+async def test_the_events_of_a_request_have_a_limit_with_their_numbers_written_out(kit_client: Client) -> None:
     """Fifty events of 15 kB would be 50 MiB to store, and to send to each reader."""
     event = f'{{"channel": "a", "payload": [{",".join(["1e399"] * 2600)}]}}'
-    status, body = await send(client, f"[{','.join([event] * 50)}]")
+    status, body = await send(kit_client, f"[{','.join([event] * 50)}]")
     assert (status, "written out" in body["detail"]) == (413, True), body
-    status, _ = await send(client, f"[{','.join([event] * 10)}]")
+    status, _ = await send(kit_client, f"[{','.join([event] * 10)}]")
     assert status == 201
 
 
-async def test_an_element_with_a_hex_string_is_no_long_number(client: Client) -> None:
+async def test_an_element_with_a_hex_string_is_no_long_number(kit_client: Client) -> None:
     for text in ("0e1234567", "d" * 10 + "1e9999", "1" * 500):
-        await client.publish("a", text)
+        await kit_client.publish("a", text)
 
 
 # ------------------------------------------------------------ what is refused
@@ -408,10 +410,10 @@ async def test_bad_lines_get_400(client: Client, db: psycopg.Connection, line: b
     assert stored(db) == []
 
 
-async def test_nesting_that_is_taken_or_refused_but_never_fails(client: Client) -> None:
+async def test_nesting_that_is_taken_or_refused_but_never_fails(kit_client: Client) -> None:
     """Where the bound lies is Python's and PostgreSQL's affair."""
     for depth in (100, 400, 700, 900, 1000, 1100, 2000, 5000, 20_000):
-        status, body = await send(client, f'{{"channel": "a", "payload": {"[" * depth + "]" * depth}}}')
+        status, body = await send(kit_client, f'{{"channel": "a", "payload": {"[" * depth + "]" * depth}}}')
         assert status in (201, 400, 422), (depth, body)
         assert status == 201 or depth > 500
 
@@ -420,8 +422,8 @@ async def test_nesting_that_is_taken_or_refused_but_never_fails(client: Client) 
     "body",
     ["null", "5", '"text"', "true", '{"events": {}}', '{"events": null}', '{"events": 5}'],
 )
-async def test_what_is_not_an_event(client: Client, body: str) -> None:
-    status, answer = await send(client, body)
+async def test_what_is_not_an_event(kit_client: Client, body: str) -> None:
+    status, answer = await send(kit_client, body)
     assert status == 422
     assert not answer["detail"].startswith(":")
 
@@ -502,10 +504,10 @@ async def test_names_at_their_longest(client: Client, db: psycopg.Connection) ->
     assert stored(db) == [("é" * 255, "🐘" * 255, 1)]
 
 
-async def test_names_come_through_as_they_are(client: Client) -> None:
+async def test_names_come_through_as_they_are(kit_client: Client) -> None:
     name = "a/b?c=d&e;f\"g'h\\i<j>:{k}%l+m#n@é\u200b🐘"
-    async with client.stream(name) as stream:
-        status, _ = await client.post(PUBLISH, {"channel": name, "eventType": f" {name}\t: \u2028 x", "payload": 1})
+    async with kit_client.stream(name) as stream:
+        status, _ = await kit_client.post(PUBLISH, {"channel": name, "eventType": f" {name}\t: \u2028 x", "payload": 1})
         assert status == 201
         event = await stream.event()
     assert event.event == f" {name}\t: \u2028 x"
@@ -571,16 +573,16 @@ async def test_another_content_type(client: Client, db: psycopg.Connection, cont
     assert stored(db) == []
 
 
-async def test_no_content_type(client: Client) -> None:
-    status, _, _ = await client.request(
+async def test_no_content_type(kit_client: Client) -> None:
+    status, _, _ = await kit_client.request(
         "POST", PUBLISH, data=b'{"channel": "a", "payload": 1}', skip_auto_headers=["Content-Type"]
     )
     assert status == 415
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
-async def test_parameters_and_case_of_the_content_type(client: Client, content_type: str) -> None:
-    status, _ = await send(client, '{"channel": "a", "payload": 1}', content_type)
+async def test_parameters_and_case_of_the_content_type(kit_client: Client, content_type: str) -> None:
+    status, _ = await send(kit_client, '{"channel": "a", "payload": 1}', content_type)
     assert status == 201
 
 
@@ -1026,10 +1028,10 @@ def test_a_large_body_that_is_refused_takes_little_memory(body: bytes, content_t
     assert (refused.value.status, refused.value.errors[0].field) == (422, field)
 
 
-async def test_a_problem_names_a_hundred_fields_at_most(client: Client) -> None:
-    status, problem = await send(client, json.dumps({str(number): 0 for number in range(1000)}))
+async def test_a_problem_names_a_hundred_fields_at_most(kit_client: Client) -> None:
+    status, problem = await send(kit_client, json.dumps({str(number): 0 for number in range(1000)}))
     assert (status, len(problem["errors"])) == (422, 100)
     assert len(named(problem)) == 100
     wrong = {"userId": "u", "channel": "c", **{str(number): 0 for number in range(1000)}}
-    status, problem = await client.post("/api/events/channels/subscribe", wrong)
+    status, problem = await kit_client.post("/api/events/channels/subscribe", wrong)
     assert (status, len(problem["errors"])) == (422, 100)

@@ -30,21 +30,21 @@ def named(problem: dict[str, Any]) -> list[str]:
     return [error["field"] for error in problem["errors"]]
 
 
-async def test_a_new_subscription_is_201_and_a_known_one_200(client: Client) -> None:
+async def test_a_new_subscription_is_201_and_a_known_one_200(kit_client: Client) -> None:
     body = {"userId": "u", "channel": "a"}
     told = {**body, "subscribed": True}
-    assert await client.post(SUBSCRIBE, body) == (201, told)
-    assert await client.post(SUBSCRIBE, body) == (200, told)
-    assert await listed(client, "u") == ["a"]
+    assert await kit_client.post(SUBSCRIBE, body) == (201, told)
+    assert await kit_client.post(SUBSCRIBE, body) == (200, told)
+    assert await listed(kit_client, "u") == ["a"]
 
 
-async def test_unsubscribe_is_200_whether_or_not_there_was_one(client: Client) -> None:
+async def test_unsubscribe_is_200_whether_or_not_there_was_one(kit_client: Client) -> None:
     body = {"userId": "u", "channel": "a"}
-    await client.post(SUBSCRIBE, body)
+    await kit_client.post(SUBSCRIBE, body)
     for _ in range(2):
-        assert await client.post(UNSUBSCRIBE, body) == (200, {**body, "subscribed": False})
-    assert await listed(client, "u") == []
-    assert (await client.post(SUBSCRIBE, body))[0] == 201
+        assert await kit_client.post(UNSUBSCRIBE, body) == (200, {**body, "subscribed": False})
+    assert await listed(kit_client, "u") == []
+    assert (await kit_client.post(SUBSCRIBE, body))[0] == 201
 
 
 async def test_the_list_is_the_user_s_own_and_in_order(client: Client, db: psycopg.Connection) -> None:
@@ -72,17 +72,17 @@ async def test_sql_and_http_have_the_same_subscriptions(client: Client, db: psyc
 @pytest.mark.parametrize(
     ("given", "kept"), [(7, "7"), ("7", "7"), (-1, "-1"), (0, "0"), (2**64, str(2**64)), (10**254, str(10**254))]
 )
-async def test_an_integer_stands_for_its_digits(client: Client, given: Any, kept: str) -> None:
-    status, body = await client.post(SUBSCRIBE, {"userId": given, "channel": "a"})
+async def test_an_integer_stands_for_its_digits(kit_client: Client, given: Any, kept: str) -> None:
+    status, body = await kit_client.post(SUBSCRIBE, {"userId": given, "channel": "a"})
     assert (status, body["userId"]) == (201, kept)
-    assert await listed(client, kept) == ["a"]
+    assert await listed(kit_client, kept) == ["a"]
 
 
 @pytest.mark.parametrize(("user", "channel"), [("é 🐘 ,*&=?#%+", "a/b&c=d?é🐘%+#"), ("u" * 255, "c" * 255)])
-async def test_names_come_through_as_they_are(client: Client, user: str, channel: str) -> None:
-    status, body = await client.post(SUBSCRIBE, {"userId": user, "channel": channel})
+async def test_names_come_through_as_they_are(kit_client: Client, user: str, channel: str) -> None:
+    status, body = await kit_client.post(SUBSCRIBE, {"userId": user, "channel": channel})
     assert (status, body["userId"], body["channel"]) == (201, user, channel)
-    assert await listed(client, user) == [channel]
+    assert await listed(kit_client, user) == [channel]
 
 
 WRONG: list[tuple[Any, list[str]]] = [
@@ -136,8 +136,8 @@ async def test_a_wrong_field_is_named(
     ],
     ids=lambda body: ascii(body[:30]),
 )
-async def test_what_cannot_be_read_gets_400_with_a_reason(client: Client, path: str, body: bytes) -> None:
-    status, answer, _ = await client.request(
+async def test_what_cannot_be_read_gets_400_with_a_reason(kit_client: Client, path: str, body: bytes) -> None:
+    status, answer, _ = await kit_client.request(
         "POST", path, data=io.BytesIO(body), headers={"Content-Type": "application/json"}
     )
     assert status == 400, answer
@@ -146,8 +146,8 @@ async def test_what_cannot_be_read_gets_400_with_a_reason(client: Client, path: 
 
 @both
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-ndjson", "application/x-www-form-urlencoded"])
-async def test_another_content_type(client: Client, path: str, content_type: str) -> None:
-    status, _, _ = await client.request(
+async def test_another_content_type(kit_client: Client, path: str, content_type: str) -> None:
+    status, _, _ = await kit_client.request(
         "POST", path, data=b'{"userId": "u", "channel": "a"}', headers={"Content-Type": content_type}
     )
     assert status == 415
@@ -161,8 +161,8 @@ async def test_a_body_beyond_the_limit(launch: Launcher, path: str) -> None:
     assert status == 413
 
 
-async def test_of_duplicate_fields_the_last_stays(client: Client) -> None:
-    status, body, _ = await client.request(
+async def test_of_duplicate_fields_the_last_stays(kit_client: Client) -> None:
+    status, body, _ = await kit_client.request(
         "POST",
         SUBSCRIBE,
         data=b'{"userId": "x", "userId": "u", "channel": "b", "channel": "a"}',
@@ -172,16 +172,16 @@ async def test_of_duplicate_fields_the_last_stays(client: Client) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?userId=", "?userId=%00", "?userId=a%0Ab", "?userId=" + "u" * 256])
-async def test_the_list_needs_a_user(client: Client, query: str) -> None:
-    status, body = await client.get(LIST + query)
+async def test_the_list_needs_a_user(kit_client: Client, query: str) -> None:
+    status, body = await kit_client.get(LIST + query)
     assert (status, named(body)) == (422, ["userId"])
 
 
-async def test_many_at_once_are_one_subscription(client: Client) -> None:
+async def test_many_at_once_are_one_subscription(kit_client: Client) -> None:
     body = {"userId": "u", "channel": "a"}
-    answers = await asyncio.gather(*(client.post(SUBSCRIBE, body) for _ in range(30)))
+    answers = await asyncio.gather(*(kit_client.post(SUBSCRIBE, body) for _ in range(30)))
     assert sorted(status for status, _ in answers) == [200] * 29 + [201]
-    assert await listed(client, "u") == ["a"]
+    assert await listed(kit_client, "u") == ["a"]
 
 
 async def test_without_a_database_503(launch: Launcher) -> None:
@@ -195,10 +195,10 @@ async def test_without_a_database_503(launch: Launcher) -> None:
 
 
 @pytest.mark.parametrize("user", ["1e309", "1.5", "true", "null", "9" * 5000, "-" + "9" * 255, "[]"])
-async def test_a_user_id_that_is_no_integer_is_named(client: Client, user: str) -> None:
+async def test_a_user_id_that_is_no_integer_is_named(kit_client: Client, user: str) -> None:
     body = '{"channel": "a", "userId": ' + user + "}"
     headers = {"Content-Type": "application/json"}
-    status, problem, _ = await client.request("POST", "/api/events/channels/subscribe", data=body, headers=headers)
+    status, problem, _ = await kit_client.request("POST", "/api/events/channels/subscribe", data=body, headers=headers)
     assert (status, [error["field"] for error in problem["errors"]]) == (422, ["userId"])
 
 

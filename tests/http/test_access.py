@@ -398,9 +398,9 @@ async def test_errors_have_the_headers_too(as_user: As, path: str) -> None:
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-async def test_by_default_no_page_of_another_origin_may(client: Client) -> None:
-    assert (await preflight(f"{client.url}/api/events/publish", PAGE)).status == 403
-    async with client.session.get(f"{client.url}/healthz", headers={"Origin": PAGE}) as answer:
+async def test_by_default_no_page_of_another_origin_may(kit_client: Client) -> None:
+    assert (await preflight(f"{kit_client.url}/api/events/publish", PAGE)).status == 403
+    async with kit_client.session.get(f"{kit_client.url}/healthz", headers={"Origin": PAGE}) as answer:
         assert not [name for name in answer.headers if name.startswith("Access-Control")]
         assert "Vary" not in answer.headers
 
@@ -408,9 +408,9 @@ async def test_by_default_no_page_of_another_origin_may(client: Client) -> None:
 # ---------------------------------------------------------------- elsewhere
 
 
-async def test_an_open_server_shows_that_it_is(client: Client) -> None:
+async def test_an_open_server_shows_that_it_is(kit_client: Client) -> None:
     for method in ("GET", "POST"):
-        status, answer, response = await client.request(method, "/api/events/session", headers=bearer(token()))
+        status, answer, response = await kit_client.request(method, "/api/events/session", headers=bearer(token()))
         assert (status, answer["open"], answer["userId"]) == (200, True, None)
         assert "Set-Cookie" not in response.headers
 
