@@ -83,9 +83,7 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
 
     async def set_up(self, conn: PooledConnection) -> None:
         """Set up a new connection. Nothing is set for a session behind a transaction pooler, expected or not."""
-        if self._has_let_go:  # this attempt to connect began earlier
-            await conn.close()
-            raise psycopg.OperationalError("this server has let go of the database")
+        await self._refuse_at_rest(conn)  # this attempt to connect began earlier
         if self.behind_pooler:
             await conn.set_isolation_level(
                 psycopg.IsolationLevel.READ_COMMITTED
@@ -96,6 +94,12 @@ class Pool(psycopg_pool.AsyncConnectionPool[PooledConnection]):
                 await pooler.refuse(self._url, conn)
                 self._is_direct = True
             await set_up(conn)
+        await self._refuse_at_rest(conn)  # the rest began meanwhile
+
+    async def _refuse_at_rest(self, conn: PooledConnection) -> None:
+        if self._has_let_go:
+            await conn.close()
+            raise psycopg.OperationalError("this server has let go of the database")
 
     @asynccontextmanager
     async def read_share(self) -> AsyncIterator[None]:

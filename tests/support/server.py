@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from sse_pg.bus import Bus
 from sse_pg.config import Settings
 from sse_pg.http.connections import Site
 from sse_pg.server import drain as end
-from support.waiting import TIMEOUT_S
+from support.waiting import eventually
 
 
 @dataclass(eq=False)
@@ -33,6 +32,10 @@ class Server:
 def greeted(server: Server) -> bool:
     """Whether a stream has its position: it gets what is published from now on. It is open a moment before."""
     return any(stream.greeted for stream in server.bus.hub.streams)
+
+
+def _is_ready(bus: Bus) -> bool:
+    return bus.tail.listening.is_set() and bus.pool.get_stats()["pool_available"] > 0
 
 
 class Launcher:
@@ -55,8 +58,9 @@ class Launcher:
         server = Server(f"http://{host}:{port}", app[BUS], runner)
         self._servers.append(server)
         if ready:
-            async with asyncio.timeout(TIMEOUT_S):
-                await server.bus.tail.listening.wait()
+            # With a short pool_timeout, the first request may not wait for a first connection. A server at rest has
+            # been ready.
+            await eventually(lambda: _is_ready(server.bus) or server.bus.demand.is_away)
         return server
 
     async def close(self) -> None:
