@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import random
 import re
+import selectors
 import socket
 import time
 from multiprocessing.connection import Connection
@@ -23,9 +24,9 @@ from bench.table import Result, percentile
 
 INSERT = "INSERT INTO sse_pg.events (channel, payload) VALUES ('bench', jsonb_build_object('t', %s::float8))"
 #: Pause before each event, up to twice as long, and how many events.
-PAUSES_S = {"after 30 to 60 ms": (0.03, 150), "after 1 to 2 s": (1.0, 14), "after 4 to 8 s": (4.0, 5)}
+PAUSES_S = {"after 30 to 60 ms": (0.03, 200), "after 1 to 2 s": (1.0, 12), "after 4 to 8 s": (4.0, 4)}
 LOAD_S = 4.0
-IDLE_S = 8.0
+IDLE_S = 6.0
 
 
 def run(rounds: int = 1) -> Result:
@@ -70,7 +71,7 @@ def _delays(stack: Stack, servers: dict[str, Server], result: Result, rounds: in
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for way, server in servers.items():
-        pipes[way], theirs = multiprocessing.Pipe(duplex=False)
+        pipes[way], theirs = multiprocessing.Pipe()
         context.Process(target=follow, args=(server.port, server.stream, theirs), daemon=True).start()
         pipes[way].recv()
     with psycopg.connect(stack.url, autocommit=True) as conn:
@@ -92,13 +93,13 @@ def _delays(stack: Stack, servers: dict[str, Server], result: Result, rounds: in
 
 
 def collect(pipes: dict[str, Connection], count: int, name: str, result: Result) -> None:
+    """Ask each reader for its delays, now that all events are published."""
+    for pipe in pipes.values():
+        pipe.send(count)
     for way, pipe in pipes.items():
-        found: list[float] = []
-        while len(found) < count:
-            if not pipe.poll(20):
-                raise RuntimeError(f"{way} has brought {len(found)} of {count} events")
-            found += pipe.recv()
-        found.sort()
+        if not pipe.poll(60):
+            raise RuntimeError(f"{way} has not brought {count} events")
+        found = sorted(pipe.recv())
         result.add(
             f"{way}, {name}",
             f"p50 {median(found) * 1e3:.1f}, p99 {percentile(found, 0.99) * 1e3:.1f}, max {found[-1] * 1e3:.1f}",
@@ -107,20 +108,33 @@ def collect(pipes: dict[str, Connection], count: int, name: str, result: Result)
         result.data[f"{way}, {name}"] = found
 
 
-def follow(port: int, path: str, found: Connection) -> None:
-    """Send how long each event took."""
-    rest = ""
-    with socket.create_connection(("127.0.0.1", port)) as sock:
+def follow(port: int, path: str, pipe: Connection) -> None:
+    """Note how long each event took, and send that when there are as many as were asked for.
+
+    Nothing is sent while events come: a full pipe would hold up the reader, and that would count as delay.
+    """
+    rest, delays, wanted = "", list[float](), 0
+    with socket.create_connection(("127.0.0.1", port)) as sock, selectors.DefaultSelector() as ready:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        ready.register(sock, selectors.EVENT_READ)
+        ready.register(pipe, selectors.EVENT_READ)
         while True:
-            text = rest + sock.recv(262144).decode()
-            now = time.monotonic()
-            if "sse-pg.hello" in text:
-                found.send([])
-            delays = [now - json.loads(data)["t"] for data in re.findall(r"data: (\{\"t\".*\})\n", text)]
-            rest = text[text.rfind("\n\n") + 2 :] if "\n\n" in text else text
-            if delays:
-                found.send(delays)
+            for key, _ in ready.select():
+                if key.fileobj is pipe:
+                    try:
+                        wanted = pipe.recv()
+                    except EOFError:  # the benchmark has ended
+                        return
+                    continue
+                text = rest + sock.recv(262144).decode()
+                now = time.monotonic()
+                if "sse-pg.hello" in text:
+                    pipe.send(None)
+                delays += [now - json.loads(data)["t"] for data in re.findall(r"data: (\{\"t\".*\})\n", text)]
+                rest = text[text.rfind("\n\n") + 2 :] if "\n\n" in text else text
+            if wanted and len(delays) >= wanted:
+                pipe.send(delays)
+                delays, wanted = [], 0
 
 
 def _cpu_ms(postmaster: int) -> float:

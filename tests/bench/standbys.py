@@ -60,7 +60,7 @@ def _measure(stack: Stack, way: str, servers: list[Server], result: Result) -> N
     readers = []
     for number, server in enumerate(servers, 1):
         name = f"{way}: server {number}"
-        pipes[name], theirs = multiprocessing.Pipe(duplex=False)
+        pipes[name], theirs = multiprocessing.Pipe()
         readers.append(context.Process(target=follow, args=(server.port, server.stream, theirs), daemon=True))
         readers[-1].start()
         pipes[name].recv()
