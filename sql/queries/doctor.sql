@@ -63,6 +63,8 @@ WITH needed(kind, what, columns, may) AS (VALUES
     ('table', 'servers', '{active_connections,position,read_to,updated_at,alive_until}', 'UPDATE'),
     ('function', 'publish', '{}', 'EXECUTE'),
     ('function', 'publish_many', '{}', 'EXECUTE'),
+    ('function', 'finish', '{}', 'EXECUTE'),
+    ('function', 'last_events', '{}', 'EXECUTE'),
     ('function', 'position', '{}', 'EXECUTE'),
     ('function', 'visible_position', '{}', 'EXECUTE'),
     ('function', 'publishers', '{}', 'EXECUTE'),
