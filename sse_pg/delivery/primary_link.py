@@ -168,9 +168,9 @@ class PrimaryLink:
         A standby that is merely behind does. If no other server is further, as when all of them read from the same
         standby, this one is no worse than they are: a proxy that leaves out all of them helps nobody.
         """
-        replayed, now = self._tail.replayed, time.monotonic()
-        if replayed >= written or replayed != self._progress[0]:
-            self._progress = (replayed, now)
+        at, now = self._tail.snapshot_at, time.monotonic()
+        if at >= written or at != self._progress[0]:
+            self._progress = (at, now)
         was_stuck, self.stuck_s = self.stuck_s >= STUCK_AFTER_S, now - self._progress[1]
         is_stuck = self.stuck_s >= STUCK_AFTER_S
         self.is_left_behind = (

@@ -100,7 +100,8 @@ class StandbyTail(Tail):
         """Their streams, which left the live delivery, and come back after the read."""
         self._went_back_at: int | None = None
         """The place in the WAL at which the primary was found to have gone back to lower ids."""
-        self._snapshot_at = 0
+        self.snapshot_at = 0
+        """Up to where the standby had replayed the WAL when it was last read. It goes back if that was another one."""
         self.replayed = 0
         """Everything that the primary had written to the WAL up to here is handed on."""
         self.primary_last_id = 0
@@ -235,7 +236,7 @@ class StandbyTail(Tail):
             concerned, self._concerned = self._concerned, []
             self._bring_up(concerned)
         if not self._held:
-            self.replayed = max(self.replayed, self._snapshot_at)
+            self.replayed = max(self.replayed, self.snapshot_at)
         return found
 
     async def _read(self, conn: Connection, frontier: Frontier, *, asks: bool) -> tuple[Read, Frontier]:
@@ -257,7 +258,7 @@ class StandbyTail(Tail):
             return marked, frontier
         self._hear(marked)
         self._expire(marked)
-        self._snapshot_at = marked.replayed
+        self.snapshot_at = marked.replayed
         return marked.read, frontier
 
     async def _enter_epoch(self, conn: Connection) -> Frontier:
