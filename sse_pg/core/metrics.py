@@ -236,7 +236,7 @@ METRICS = (
         "counter",
         "Failures of tasks that run for as long as the server. A failed task is started again.",
         ("task",),
-        ("tail", "registry", "heartbeat", "maintenance", "sweeper", "erasures"),
+        ("tail", "registry", "heartbeat", "maintenance", "sweeper", "erasures", "stream answers"),
     ),
     # ---- maintenance
     Metric(
