@@ -874,7 +874,9 @@ RETURNS TABLE (id bigint, created_at timestamptz)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    i integer;
+    i     integer;
+    ids   bigint[];
+    times timestamptz[];
 BEGIN
     IF idempotency_keys IS NULL THEN
         -- Rows are inserted, and ids drawn, in the order of the arrays.
@@ -892,6 +894,38 @@ BEGIN
                 cardinality(channels) - i, cardinality(channels) USING ERRCODE = 'SP422';
         END IF;
         RETURN;
+    END IF;
+    -- If each has a key, and all of the keys are new, two statements do it. The keys are inserted after the events, which have
+    -- ids then; if one was there, or is held by a transaction that commits while this one waits, all of it is undone and done
+    -- again one by one. The table has checked the numbers before the digest prints them.
+    IF array_position(idempotency_keys, NULL) IS NULL AND cardinality(idempotency_keys) = cardinality(channels)
+       AND cardinality(channels) > 1 THEN
+        BEGIN
+            WITH inserted AS (
+                INSERT INTO sse_pg.events (channel, event_type, payload, headers)
+                SELECT e.channel, coalesce(e.event_type, 'message'), e.payload::jsonb, e.headers::jsonb
+                  FROM unnest(channels, event_types, payloads, publish_many.headers)
+                       WITH ORDINALITY AS e(channel, event_type, payload, headers, place)
+                 ORDER BY e.place
+                RETURNING id, created_at)
+            SELECT array_agg(n.id ORDER BY n.id), array_agg(n.created_at ORDER BY n.id) INTO ids, times FROM inserted n;
+            IF cardinality(ids) IS DISTINCT FROM cardinality(channels) THEN
+                RAISE EXCEPTION 'a trigger on sse_pg.events discarded the event' USING ERRCODE = 'SP422';
+            END IF;
+            INSERT INTO sse_pg.idempotency_keys (key, digest, event_id)
+            SELECT e.key, sha256(convert_to(
+                       jsonb_build_array(e.channel, coalesce(e.event_type, 'message'), e.payload::jsonb)::text, 'UTF8')), e.id
+              FROM unnest(idempotency_keys, channels, event_types, payloads, ids) AS e(key, channel, event_type, payload, id)
+            ON CONFLICT (key) DO NOTHING;
+            GET DIAGNOSTICS i = ROW_COUNT;
+            IF i = cardinality(channels) THEN
+                RETURN QUERY SELECT n.id, n.created_at FROM unnest(ids, times) AS n(id, created_at);
+                RETURN;
+            END IF;
+            RAISE EXCEPTION 'a key was there' USING ERRCODE = 'SP001';
+        EXCEPTION WHEN SQLSTATE 'SP001' THEN
+            NULL;
+        END;
     END IF;
     FOR i IN 1 .. coalesce(array_length(channels, 1), 0) LOOP
         publish_many.id := sse_pg.publish(

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "fanout": "fan_out",
     "crowd": "crowd_latency",
     "deliver": "deliver",
+    "answers": "answers",
     "compression": "compression",
     "storm": "reconnect_storm",
     "workers": "workers",

@@ -180,9 +180,9 @@ class Stack:
         self._stops.callback(process.stop)
         return process
 
-    def serve(self, *, wait: bool = True, **env: str) -> Server:
+    def serve(self, *, wait: bool = True, port: int = 0, **env: str) -> Server:
         """Start ``sse-pg serve`` and, unless not ``wait``, wait until it is ready."""
-        port = free_port()
+        port = port or free_port()
         process = self.start(
             [sys.executable, "-m", "sse_pg", "serve", "--port", str(port)],
             {
