@@ -8,7 +8,7 @@ export interface EventsStatus {
 
 /**
  * Call `onEvent` for each event while the component is mounted. A new stream is opened if `url`, `channels`, `userId`,
- * `envelope`, `from`, `key` or `enabled` change; other options may be new objects and functions in each render.
+ * `envelope`, `from`, `key`, `until` or `enabled` change; other options may be new objects and functions in each render.
  */
 export function useEvents<T = unknown> (
   url: string | URL,
