@@ -87,11 +87,12 @@ METRICS = (
     Metric(
         "sse_pg_streams_closed_total",
         "counter",
-        "Streams that ended. client: the client closed the connection. slow: the client read too slowly. drain: the "
-        "server stopped. expired: the token expired. revoked: access was withdrawn. rule_failed: the access rule "
-        "could not be evaluated. error: an error that the server's log describes.",
+        "Streams that ended. client: the client closed the connection. slow: the client read too slowly. finished: all "
+        "its channels are finished. drain: the server stopped. expired: the token expired. revoked: access was "
+        "withdrawn. rule_failed: the access rule could not be evaluated. erased: an erased event was still to be sent. "
+        "error: an error that the server's log describes.",
         ("reason",),
-        ("client", "slow", "drain", "expired", "revoked", "rule_failed", "erased", "error"),
+        ("client", "slow", "finished", "drain", "expired", "revoked", "rule_failed", "erased", "error"),
     ),
     Metric(
         "sse_pg_groups",
