@@ -25,7 +25,7 @@ KEEP_COPIES = """
     END $$;
     CREATE TRIGGER keep_copy AFTER INSERT ON sse_pg.events FOR EACH ROW EXECUTE FUNCTION keep_copy();
 """
-EVENTS = "SELECT id, channel, payload::text, headers::text FROM sse_pg.events ORDER BY id"
+EVENTS = "SELECT id, channel, payload::text, headers::text FROM sse_pg.events WHERE payload ? 'm' ORDER BY id"
 CONSUMER_CURSOR = "SELECT cursor FROM sse_pg.consumers WHERE name = %s"
 COPIES = "SELECT id, channel, payload, headers FROM copies ORDER BY id"
 
@@ -70,6 +70,10 @@ class Report:
     """Events that late readers have although they asked for the last ones only."""
     too_few: int = 0
     """Late readers that began with fewer events of a channel than they asked for."""
+    stopped: int = 0
+    """Readers of channels that ended, which got 204."""
+    stopped_wrongly: int = 0
+    """What is wrong with what these have."""
     announced: int = 0
     """Events that readers lack because they were purged, as such a gap event has said."""
     purged_to: int = 0
@@ -104,6 +108,7 @@ class Report:
             + self.served_late
             + self.unwanted
             + self.too_few
+            + self.stopped_wrongly
             + self.consumer_lost
             + self.consumer_doubled
         )

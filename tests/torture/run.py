@@ -23,6 +23,7 @@ from sse_pg.db.migrate import migrate
 from sse_pg.embedded import EmbeddedPostgres, find_binaries
 from torture.beginnings import Beginning
 from torture.checker import KEEP_COPIES, Report, Row, check, check_beginning, check_workers, purged_to, table
+from torture.endings import Ending
 from torture.erasures import KEPT, NOTE_DELETIONS, SETTINGS, Eraser, gone
 from torture.faults import Faults, ServerProcess, free_ports
 from torture.readers import Reader
@@ -173,6 +174,7 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
     ]
     late: list[Reader] = []
     beginnings: list[Beginning] = []
+    endings: list[Ending] = []
     answers = Answers()
     writers = [Writer(n, plan.seed, sql_url, urls, answers, pooled=pooled) for n in range(1, plan.writers + 1)]
     faults = Faults(plan.seed, postgres, servers, proxies, pooler)
@@ -186,6 +188,9 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
         if plan.erase_pause:
             erasing = asyncio.create_task(eraser.run(plan.erase_pause))
             tasks.append(erasing)
+        if not plan.keep_events and not plan.erase_pause:
+            endings = [Ending(n, plan.seed, urls, direct_url) for n in range(3)]
+            tasks += [asyncio.create_task(ending.run()) for ending in endings]
         breaking = asyncio.create_task(faults.run(plan.fault_pause, database_faults=plan.database_faults))
         lagging = [asyncio.create_task(each.run(plan.fault_pause)) for each in lags]
         # Clients that come later and want all that is retained.
@@ -214,6 +219,10 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
                 late.append(Reader(plan.readers + 3 + n, plan.seed, [url], CHANNELS, "0"))
                 tasks.append(asyncio.create_task(late[-1].run()))
             readers += late
+        for ending in endings:
+            await ending.over()
+        async with asyncio.timeout(plan.catch_up):
+            await asyncio.gather(*(ending.all_stopped.wait() for ending in endings))
         rows = table(postgres.url, copies=bool(plan.keep_events or plan.erase_pause))
         for reader in readers:
             reader.dropping = False
@@ -242,6 +251,11 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
     if not plan.keep_events and not plan.erase_pause:
         for beginning in beginnings:
             check_beginning(report, beginning.reader, beginning.before, beginning.after)
+    for ending in endings:
+        report.stopped += len(ending.stopped)
+        found = ending.faults(postgres.url)
+        report.stopped_wrongly += len(found)
+        report.examples += found
     if workers:
         check_workers(report, rows, workers, postgres.url)
     return check(report, rows, readers, answers)
