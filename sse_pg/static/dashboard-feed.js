@@ -8,12 +8,9 @@ import { eventRow, markRow, spaced } from './rows.js'
 const ROWS = 400
 const WAITING = 2000
 const STORED = 20 // events that are shown of what begins to be followed
-const TYPES = 20
 
 export class Feed {
   channels = []
-  /** Event types that were seen lately. */
-  types = new Set()
   paused = false
   onState = () => {}
   onLost = () => {}
@@ -204,9 +201,6 @@ export class Feed {
   }
 
   #row (event, json) {
-    this.types.delete(event.eventType)
-    this.types.add(event.eventType)
-    if (this.types.size > TYPES) this.types.delete(this.types.values().next().value)
     return eventRow({ ...event, json })
   }
 

@@ -31,17 +31,11 @@ export function copier (textOf, shownIn) {
   return button
 }
 
-export function streamSnippets (channels, types, closed) {
-  const url = addressOf('api/events/stream', { channels: channels.join(',') })
-  const listened = types.length ? types : ['message']
+export function streamSnippets (channels, closed) {
+  const url = addressOf('api/events/stream', { channels: channels.join(','), envelope: true })
   return [
     { name: 'curl', text: curl(url, closed, '-N ') },
-    {
-      name: 'EventSource',
-      text: `const source = new EventSource(${JSON.stringify(url)});\n` +
-        `for (const type of ${JSON.stringify(listened)}) {\n` +
-        '  source.addEventListener(type, (event) => console.log(event.lastEventId, type, JSON.parse(event.data)));\n}'
-    }
+    { name: 'EventSource', text: `const source = new EventSource(${JSON.stringify(url)});\nsource.onmessage = ({ data }) => console.log(JSON.parse(data));` }
   ]
 }
 

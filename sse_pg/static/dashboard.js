@@ -156,7 +156,7 @@ $('copy-as').addEventListener('beforetoggle', ({ newState }) => {
   if (newState !== 'open') return
   showSnippets($('live').hidden
     ? historySnippets(history.parameters, session.closed)
-    : streamSnippets(feed.channels, [...feed.types], session.closed))
+    : streamSnippets(feed.channels, session.closed))
 })
 
 document.addEventListener('keydown', (event) => {
