@@ -94,11 +94,11 @@ def test_the_stream_s_description_is_asyncapi() -> None:
 
 def test_the_stream_s_examples_follow_their_schemas() -> None:
     described = json.loads((STATIC / "asyncapi.json").read_text())
-    checked = 0
-    for message in described["components"]["messages"].values():
+    messages = described["components"]["messages"].values()
+    assert len(messages) > 5
+    for message in messages:
+        assert message["examples"], message["name"]
         for example in message["examples"]:
             for part in ("headers", "payload"):
                 schema = {**message[part], "components": described["components"]}
                 assert list(Draft7Validator(schema).iter_errors(example[part])) == [], message["name"]
-                checked += 1
-    assert checked == 14
