@@ -13,10 +13,10 @@ export class Charts {
   cuts = []
   last = -Infinity
 
-  /** Add the seconds from `from` up to `to`, which is not over yet. The server leaves out seconds without events. */
+  /** Add the seconds from that of `from` up to that of `to`, which is not over yet. Seconds without events are left out. */
   add (recent, from, to) {
     const given = new Map(recent.map((second) => [second.at, second]))
-    for (let at = Math.max(Math.ceil(from), this.last + 1, Math.floor(to) - SPAN); at < Math.floor(to); at++) {
+    for (let at = Math.max(Math.floor(from), this.last + 1, Math.floor(to) - SPAN); at < Math.floor(to); at++) {
       this.seconds.set(at, given.get(at) ?? { events: 0, delayP50Ms: null, delayP99Ms: null })
       this.last = at
     }
