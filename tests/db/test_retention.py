@@ -313,7 +313,7 @@ def test_nobody_may_call_it_unless_granted(db: psycopg.Connection) -> None:
            AND EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0)"""
     # What a CHECK calls runs with the rights of whoever inserts; whoever looks at pg_locks needs the classes.
     for_all = {"id_limit", "check_channel", "check_event_type", "check_names", "lock_class", "partition_name"}
-    for_all |= {"check_key", "check_user"}
+    for_all |= {"check_key", "check_user", "may_write_end"}
     for_all |= {"payload_fits", "schema_version"}
     for_all |= {"cursor_ids", "cursor_text", "refuse_long_numbers", "refuse_pattern"}
     # The trigger of a published table runs with the rights of the table's owner.

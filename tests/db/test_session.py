@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from support.client import Client
 from support.doctor import report
+from support.locks import advisory_locks
 from support.pgbouncer import Pooler, needs_pgbouncer
 from support.server import Launcher, Server
 from support.waiting import eventually
@@ -167,7 +168,7 @@ async def test_a_transaction_pooler_under_listen_is_refused_before_anything_is_s
         status, body = await client.get("/readyz")
     assert (status, "SSE_PG_LISTEN_DATABASE_URL" in body["detail"]) == (503, True)
     assert db.execute("SELECT count(*) FROM sse_pg.servers").fetchone() == (0,)
-    assert db.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+    assert advisory_locks(db) == 0
     with psycopg.connect(url, autocommit=True, prepare_threshold=None) as conn:
         assert conn.execute("SHOW row_security").fetchone() == ("on",)
 

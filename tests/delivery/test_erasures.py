@@ -197,6 +197,7 @@ async def test_a_server_that_did_not_hear_of_it(launch: Launched, db: psycopg.Co
         db.execute(
             "SELECT pg_terminate_backend(l.pid) FROM pg_locks l"
             " WHERE l.locktype = 'advisory' AND l.classid = sse_pg.lock_class('server')"
+            "   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
         await eventually(lambda: server.bus.tail.meter.connections > connections)
     await eventually(lambda: server.bus.hub.ring.ids("a", 1, 10) == [1, 3])
@@ -337,6 +338,7 @@ class away:  # noqa: N801 - used like a function
         self._db.execute(
             "SELECT pg_terminate_backend(l.pid) FROM pg_locks l"
             " WHERE l.locktype = 'advisory' AND l.classid = sse_pg.lock_class('server')"
+            "   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
         await eventually(lambda: not self._tail.listening.is_set())
 

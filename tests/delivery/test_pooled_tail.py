@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from support.client import Client
+from support.locks import advisory_locks
 from support.pgbouncer import Pooler, needs_pgbouncer
 from support.server import Launcher, Server
 from support.waiting import eventually
@@ -61,7 +62,7 @@ async def test_events_arrive_in_whatever_order_they_commit(
     # What is settled is noted, for position().
     await eventually(lambda: db.execute("SELECT settled_to FROM sse_pg.log").fetchall() == [(first + 1,)])
     # Nothing of ours stays on the backends that others are given.
-    assert db.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+    assert advisory_locks(db) == 0
     assert db.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'").fetchone() == (0,)
     with psycopg.connect(pooled_url, autocommit=True, prepare_threshold=None) as conn:
         assert {conn.execute("SHOW row_security").fetchone() for _ in range(9)} == {("on",)}

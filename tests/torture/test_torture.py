@@ -68,20 +68,24 @@ def test_nothing_lost_nothing_doubled_behind_a_transaction_pooler(pooler: str) -
 
 @needs_pgbouncer
 def test_the_checker_sees_notifications_that_do_not_reach_a_server_that_polls() -> None:
-    plan = Plan(
-        1,
-        seconds=5,
-        fault_pause=1000,
-        database_faults=False,
-        erase_pause=0.1,
-        catch_up=3,
-        pooler="poll",
-        sabotage="CREATE OR REPLACE FUNCTION sse_pg.notify_servers(messages text[]) RETURNS void LANGUAGE sql AS $$"
-        " SELECT pg_notify('sse_pg_control', m) FROM unnest(messages) m $$",
-        postgres_bin=PROGRAMS,
-        keep=False,
+    """A run may be so slow that nothing is erased between a server's read and its delivery. So there are several."""
+    plans = (
+        Plan(
+            seed,
+            seconds=5,
+            fault_pause=1000,
+            database_faults=False,
+            erase_pause=0.1,
+            catch_up=3,
+            pooler="poll",
+            sabotage="CREATE OR REPLACE FUNCTION sse_pg.notify_servers(messages text[]) RETURNS void LANGUAGE sql AS $$"
+            " SELECT pg_notify('sse_pg_control', m) FROM unnest(messages) m $$",
+            postgres_bin=PROGRAMS,
+            keep=False,
+        )
+        for seed in range(8)
     )
-    assert asyncio.run(torture(plan)).served_late > 0
+    assert any(asyncio.run(torture(plan)).served_late for plan in plans)
 
 
 def test_nothing_lost_nothing_doubled_on_standbys_that_lag() -> None:
@@ -207,16 +211,20 @@ def test_what_is_erased_is_no_gap_and_what_is_no_longer_kept_is_one() -> None:
 
 
 def test_the_checker_sees_what_servers_do_not_forget() -> None:
-    plan = Plan(
-        1,
-        seconds=5,
-        fault_pause=1000,
-        database_faults=False,
-        erase_pause=0.1,
-        catch_up=3,
-        sabotage="CREATE OR REPLACE FUNCTION sse_pg.note_deletion("
-        "channel text, first_id bigint, last_id bigint, expired boolean) RETURNS void LANGUAGE sql AS ''",
-        postgres_bin=PROGRAMS,
-        keep=False,
+    """A run may be so slow that nothing is erased between a server's read and its delivery. So there are several."""
+    plans = (
+        Plan(
+            seed,
+            seconds=5,
+            fault_pause=1000,
+            database_faults=False,
+            erase_pause=0.1,
+            catch_up=3,
+            sabotage="CREATE OR REPLACE FUNCTION sse_pg.note_deletion("
+            "channel text, first_id bigint, last_id bigint, expired boolean) RETURNS void LANGUAGE sql AS ''",
+            postgres_bin=PROGRAMS,
+            keep=False,
+        )
+        for seed in range(8)
     )
-    assert asyncio.run(torture(plan)).served_late > 0
+    assert any(asyncio.run(torture(plan)).served_late for plan in plans)
