@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+from torture.erasures import KEPT
 from torture.readers import Reader
 from torture.writers import CHANNELS
 
@@ -22,7 +23,9 @@ class Beginning:
         rand = Random(f"{seed} beginning {number}")
         # With few channels or few events, a cursor has room for everything that the stream leaves out.
         count, latest = rand.choice(((1, 1), (1, 100), (2, 1), (2, 12), (6, 2)))
-        channels = tuple(rand.sample(CHANNELS, count))
+        # Without the channel whose events are deleted early: they may be gone before the reader begins, and the checker
+        # would take that for a loss.
+        channels = tuple(rand.sample([channel for channel in CHANNELS if channel != KEPT], count))
         self.reader = Reader(number, seed, urls, channels, None, latest=latest)
         self.before: dict[str, int] = {}
         """How many events of each channel there were before it began."""
