@@ -142,8 +142,9 @@ def _delivered(stack: Stack, server: Server, script: Path, clients: int, seconds
     """Run pgbench while a stream is open; return its rate and the delays of what the stream got."""
     before = stack.sql("SELECT coalesce(max(id), 0) FROM sse_pg.events")[0][0]
     recorder = Recorder(server)
+    # The backend that the log is read with. Those of the pool come and go, and have nothing to do here.
     pids = [server.process.pid, *(pid for (pid,) in stack.sql(
-        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'sse-pg%'"))]  # fmt: skip
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'sse-pg tail'"))]  # fmt: skip
     used = sum(map(cpu_seconds, pids))
     rate = pgbench(stack, None, script, clients, seconds)
     time.sleep(1.5)
