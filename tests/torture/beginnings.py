@@ -8,30 +8,33 @@ from typing import Any
 
 import psycopg
 
-from torture.erasures import KEPT
 from torture.readers import Reader
 from torture.writers import CHANNELS
 
 COUNTS = "SELECT channel, count(*) FROM sse_pg.events GROUP BY channel"
 NEWEST = "SELECT id, channel FROM sse_pg.events WHERE channel = ANY (%s) ORDER BY id DESC LIMIT 5000"
 
+GONE = """
+    SELECT c.id FROM copies c
+     WHERE c.channel = ANY (%s) AND NOT EXISTS (SELECT FROM sse_pg.events e WHERE e.id = c.id)"""
+
 
 class Beginning:
     """A late reader."""
 
-    def __init__(self, number: int, seed: int, urls: list[str], conninfo: str) -> None:
+    def __init__(self, number: int, seed: int, urls: list[str], conninfo: str, *, copies: bool) -> None:
+        """``copies``: events are deleted in this run, and copies of them are kept."""
         rand = Random(f"{seed} beginning {number}")
         # With few channels or few events, a cursor has room for everything that the stream leaves out.
         count, latest = rand.choice(((1, 1), (1, 100), (2, 1), (2, 12), (6, 2)))
-        # Without the channel whose events are deleted early: they may be gone before the reader begins, and the checker
-        # would take that for a loss.
-        channels = tuple(rand.sample([channel for channel in CHANNELS if channel != KEPT], count))
+        channels = tuple(rand.sample(CHANNELS, count))
         self.reader = Reader(number, seed, urls, channels, None, latest=latest)
         self.before: dict[str, int] = {}
         """How many events of each channel there were before it began."""
         self.after: list[tuple[int, str]] = []
         """The newest ids of its channels soon after it had begun."""
         self._conninfo = conninfo
+        self._copies = copies
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -40,6 +43,8 @@ class Beginning:
             group.create_task(self.reader.run())
             await self.reader.opened.wait()
             self.after = await self._ask(NEWEST, list(self.reader.channels))
+            if self._copies:
+                self.reader.gone = {number for (number,) in await self._ask(GONE, list(self.reader.channels))}
 
     async def _ask(self, statement: str, *params: object) -> list[Any]:
         while True:

@@ -184,7 +184,7 @@ def check(report: Report, rows: dict[int, Row], readers: list[Reader], answers: 
         expected = {mark for mark, row in rows.items() if reader.wants(row.id, row.channel)}
         counts = Counter(reader.marks)
         missing = expected - counts.keys()
-        missing = {mark for mark in missing if not _is_erased(report, rows[mark])}
+        missing = {m for m in missing if not _is_erased(report, rows[m]) and rows[m].id not in reader.gone}
         lost_to = max((row.id for row in rows.values() if row.channel == KEPT and row.id in report.deleted), default=0)
         announced = _announced(
             report,

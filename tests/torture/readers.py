@@ -48,6 +48,8 @@ class Reader:
         self.latest = latest
         self.began: Cursor | None = None
         """What a late reader was offered when it began."""
+        self.gone: set[int] = set()
+        """Ids that were deleted by then: they are not among the last events, and no gap event is due."""
         self._ignore_gaps = ignore_gaps
         self._random = Random(f"{seed} reader {number}")
         self.envelope = number % 3 == 1

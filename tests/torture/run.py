@@ -201,7 +201,8 @@ async def _run(plan: Plan, directory: Path, postgres: EmbeddedPostgres, standbys
             tasks.append(asyncio.create_task(reader.run()))
             for _ in range(2):
                 number = plan.readers + 100 + len(beginnings)
-                beginning = Beginning(number, plan.seed, urls, direct_url)
+                copies = bool(plan.keep_events or plan.erase_pause)
+                beginning = Beginning(number, plan.seed, urls, direct_url, copies=copies)
                 beginnings.append(beginning)
                 readers.append(beginning.reader)
                 tasks.append(asyncio.create_task(beginning.run()))
